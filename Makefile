@@ -1,0 +1,35 @@
+# make demo: attack the shipped example.  make test: run the tests.  Both install what they need into .venv first.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test weights lint help
+help:
+	@echo "make demo     attack the shipped examples with both representations (installs into $(VENV) first)"
+	@echo "make test     run the tests (installs into $(VENV) first)"
+	@echo "make weights  draw streets, train victim, shadow and attackers anew, write weights/ and examples/"
+	@echo "make lint     ruff"
+
+$(STAMP): requirements.txt requirements-dev.txt
+	@echo "== installing into $(VENV) (about 6 GB; once)"
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+demo: $(STAMP)
+	@echo "== attack with structured loss maps"
+	@$(RUN) attack.py --out runs/demo-loss
+	@echo "== attack with posterior and label concatenated"
+	@$(RUN) attack.py -resume weights/concate.pth.tar -input concate --out runs/demo-concate
+	@echo "== curves: runs/demo-loss/roc.png runs/demo-concate/roc.png (and precision-recall.png beside each)"
+
+test: $(STAMP)
+	@$(RUN) -m pytest
+
+lint: $(STAMP)
+	@$(VENV)/bin/ruff check .
+
+weights: $(STAMP)
+	@sh examples/make.sh $(RUN)

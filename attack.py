@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Membership inference on a segmentation model (algorithm 2): was it trained on these pictures?
+
+    python attack.py                                                     # structured loss map, on examples/
+    python attack.py -resume weights/concate.pth.tar -input concate      # posterior and label concatenated
+    python attack.py -gauss 0.1                                          # against a defense
+    python attack.py --victim runs/victim/last.pth.tar --root data/streets \\
+        --members splits/streets/victim_in.txt --non-members splits/streets/victim_out.txt
+
+Prints image-level and per-patch AUC and max-F with 95 % intervals, beside what guessing gives, and writes
+results.json, scores.csv, patches.npz and the curves into the run's folder.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import datasets
+import defenses
+from utils.cli import UserError, add_run_flags, flag, run
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag(flags, "resume", metavar="CHECKPOINT", default="weights/loss.pth.tar",
+         help="the attacker, ours or of the release (default: weights/loss.pth.tar)")
+    flag(flags, "input", choices=("loss", "concate"), help="representation (default: the attacker's own)")
+    flags.add_argument("--threshold", choices=("confidence", "loss"), help="a learning-free attack in place of the "
+                       "attacker, which then tells only patch size and stride")
+    flags.add_argument("--score", choices=("paper", "release"), default="paper",
+                       help="score of a picture: mean member probability, or sum of member logits (default: paper)")
+    flags.add_argument("--batch", type=int, default=64, help="patches that go through the attacker together")
+    flags.add_argument("-a", "-arch", "--arch", choices=("resnet50", "resnet18"), default="resnet50", dest="arch",
+         help="architecture of a release checkpoint, which does not tell its own (default: resnet50)")
+    flag(flags, "dilation", action="store_true", help="layer3 and layer4 of a release checkpoint are dilated")
+    patches = flags.add_argument_group("patches")
+    patches.add_argument("--select", choices=("random", "sliding", "rejection", "full"), default="random",
+                         help="where to look (default: random)")
+    flag(patches, "num-patch", type=int, default=6, metavar="N", help="patches of a picture (default: 6)")
+    flag(patches, "tau", type=float, help="rejection: patches with a higher mean true-class posterior are skipped "
+         "(default: the attacker's, chosen on held-out shadow data)")
+    patches.add_argument("--patch-size", type=int, help="of a release checkpoint (default: 90)")
+    where = flags.add_argument_group("posteriors on disk")
+    where.add_argument("--examples", metavar="TREE", default="examples",
+                       help="{train,val}/{label,pred_sgd}, as in the release (default: examples)")
+    live = flags.add_argument_group("a victim that is asked live")
+    live.add_argument("--victim", metavar="CHECKPOINT", help="V; then --members and --non-members name the pictures")
+    live.add_argument("--members", metavar="SPLIT", help="D_in^V")
+    live.add_argument("--non-members", metavar="SPLIT", help="D_out^V")
+    live.add_argument("--stride", type=int, help="pixels per position (default: the attacker's, 8 for the release's)")
+    datasets.add_flags(flags)
+    group = defenses.add_flags(flags)
+    flag(group, "dpsgd", action="store_true", help="attack the posteriors of the DPSGD victim, pred_dpsgd")
+    add_run_flags(flags, "attack")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    begun = time.monotonic()
+    import torch
+
+    from attacks.scoring import Selection, attack_patches, attack_threshold, meet
+    from datasets.posteriors import list_tree
+    from defenses.apply import Defense
+    from evaluation.report import table, write_report
+    from utils.device import choose_device
+    from utils.files import start_run
+    from utils.log import progress
+
+    check(args)
+    device = choose_device(args.gpu)
+    model, view, classes = load_attacker(args)
+    selection = Selection(args.select, args.num_patch, view.tau if args.tau is None else args.tau, args.seed)
+    if args.victim:
+        items = ask_live(args, view.stride or 8, classes, device)
+    else:
+        items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes)
+    examples = meet(progress(items, "attacking"), Defense(args.argmax, args.gauss, args.seed))
+    if args.threshold:
+        scores = attack_threshold(examples, args.threshold, view.size, selection, view.floor)
+    else:
+        model = model.to(device, memory_format=torch.channels_last)
+        scores = attack_patches(examples, model, view, selection, device, args.precision, args.score, args.batch)
+    scored = list(scores)
+    folder = start_run("attack", vars(args), args.out)
+    about = {"input": args.threshold or view.input, "select": args.select, "num_patch": args.num_patch,
+             "tau": selection.tau if args.select == "rejection" else None, "score": args.score,
+             "defense": next((f"{name} {value}" if name == "gauss" else name
+                              for name in ("argmax", "gauss", "dpsgd") if (value := getattr(args, name))), None)}
+    results = write_report(folder, scored, about, args.seed)
+    print(f"{about['input']}, {args.select} patches: {results['members']} members, {results['non_members']} "
+          f"non-members, {results['patches']} patches")
+    print(table(results))
+    print(f"{time.monotonic() - begun:.1f} s; figures, scores and plots: {folder}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict one another, before anything is loaded."""
+    if args.num_patch < 1 or args.batch < 1:
+        raise UserError("-num-patch and --batch are 1 or more")
+    if args.victim and not (args.members and args.non_members):
+        raise UserError("--victim needs --members SPLIT and --non-members SPLIT")
+    if args.victim and args.dpsgd:
+        raise UserError("-dpsgd picks stored posteriors; for a live victim give the DPSGD one as --victim")
+    if not args.victim and (args.members or args.non_members):
+        raise UserError("--members and --non-members go with --victim CHECKPOINT")
+    if args.threshold and args.select == "full":
+        raise UserError("a threshold always reads the full picture; --select says which patches its per-patch figures "
+                        "are of: random, sliding or rejection")
+
+
+def load_attacker(args: argparse.Namespace) -> tuple:
+    """A_P in eval mode, how it looks at posteriors, and the number of classes it knows (None: any).
+
+    A release checkpoint holds weights alone: its channels tell its input, the flags tell the rest.
+    """
+    from attacks.representation import FLOOR
+    from attacks.scoring import View
+    from models.attacker import Attacker
+    from utils.checkpoints import load_checkpoint, load_weights
+
+    checkpoint = load_checkpoint(args.resume)
+    spec = checkpoint.get("model")
+    if spec is None:
+        first = checkpoint["state_dict"].get("conv1.0.weight", checkpoint["state_dict"].get("module.conv1.0.weight"))
+        if first is None or first.ndim != 4:
+            raise UserError(f"{args.resume} is no attacker: it has no conv1.0.weight")
+        channels = first.shape[1]
+        kind, classes = ("loss", None) if channels == 1 else ("concate", channels // 2)
+        model = Attacker(args.arch, channels, dilated=args.dilation)
+        view = View(kind, args.patch_size or 90, FLOOR, argmax=args.argmax)
+    elif spec.get("name") != "attacker":
+        raise UserError(f"{args.resume} is no attacker but a {spec.get('name')}; ask it with --victim {args.resume}")
+    else:
+        model, view, classes = Attacker(**spec["arguments"]), View(**checkpoint["view"]), spec["classes"]
+        if args.patch_size not in (None, view.size):
+            raise UserError(f"{args.resume} was trained on patches of {view.size}; leave --patch-size out")
+    if args.input not in (None, view.input):
+        raise UserError(f"{args.resume} reads -input {view.input}; for -input {args.input} give another -resume")
+    load_weights(model, checkpoint["state_dict"], args.resume)
+    return model.eval(), view, classes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture that the victim is asked about when its turn comes."""
+
+    pair: "datasets.pairs.Pair"
+    member: bool
+    ask: Callable
+
+    @property
+    def name(self) -> str:
+        return self.pair.name
+
+    @property
+    def key(self) -> str:
+        return self.pair.key
+
+    @property
+    def group(self) -> str:
+        return self.pair.group
+
+    def load(self) -> tuple:
+        return self.ask(self.pair)
+
+
+def ask_live(args: argparse.Namespace, stride: int, classes: int | None, device: object) -> list[Asked]:
+    """Members and non-members, sorted by name, with the victim behind them; it must know `classes` classes."""
+    from datasets import find_dataset
+    from datasets.pairs import load_pair, read_split
+    from models import load_segmenter
+    from models.query import query
+
+    victim, checkpoint = load_segmenter(args.victim)
+    known = checkpoint["model"]["classes"]
+    if classes not in (None, known):
+        raise UserError(f"{args.victim} knows {known} classes; {args.resume} was trained for {classes}")
+    victim, dataset, step = victim.to(device), find_dataset(args.dataset), args.stride or stride
+    if len(dataset.CLASSES) != known:
+        raise UserError(f"{args.victim} knows {known} classes; {args.dataset} has {len(dataset.CLASSES)}: --dataset?")
+
+    def ask(pair):
+        image, label = load_pair(pair, dataset)
+        return query(victim, image, device, step, args.precision).numpy(), label[::step, ::step]
+
+    items = [Asked(pair, member, ask) for member, path in ((True, args.members), (False, args.non_members))
+             for pair in read_split(path, args.root, args.strip_prefix)]
+    both = {i.name for i in items if i.member} & {i.name for i in items if not i.member}
+    if both:
+        raise UserError(f"{min(both)} is in both {args.members} and {args.non_members}")
+    return sorted(items, key=lambda item: item.name)
+
+
+if __name__ == "__main__":
+    run(main, parser())

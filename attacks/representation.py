@@ -1,0 +1,58 @@
+"""What the attacker sees: the posterior laid against the label (section 2.1, "Data representation").
+
+A new representation is a function with the signature of `loss_map` and a line in `REPRESENTATIONS`.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from utils import VOID
+
+FLOOR = 1e-30  # of the release, below which a posterior is not let before the logarithm
+ARGMAX_SCALE = 50.0  # by which the release divides the loss map of a one-hot posterior: log(1e-30) is -69
+
+
+def true_class(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Posterior of the labelled class, (..., C, H, W) and (..., H, W) -> (..., H, W); 0 where void."""
+    known = label != VOID
+    index = torch.where(known, label, 0).long().unsqueeze(-3)
+    return posterior.gather(-3, index).squeeze(-3) * known
+
+
+def loss_map(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
+    """Structured loss map, SLM(i, j) = -log P(Y(i, j), i, j): (..., C, H, W) and (..., H, W) -> (..., 1, H, W).
+
+    Posteriors are clamped at `floor` from below; void positions hold 0.
+    """
+    loss = -true_class(posterior, label).clamp_min(floor).log()
+    return (loss * (label != VOID)).unsqueeze(-3)
+
+
+def concatenation(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
+    """Posterior and one-hot label (void = all zero): (..., C, H, W) and (..., H, W) -> (..., 2C, H, W)."""
+    classes = posterior.shape[-3]
+    one_hot = F.one_hot(torch.where(label == VOID, classes, label).long(), classes + 1)[..., :classes]
+    return torch.cat([posterior, one_hot.movedim(-1, -3).to(posterior.dtype)], dim=-3)
+
+
+REPRESENTATIONS = {"loss": loss_map, "concate": concatenation}
+
+
+def channels(kind: str, classes: int, void: str = "zero") -> int:
+    """Number of channels of a representation of `classes` classes."""
+    return {"loss": 1, "concate": 2 * classes}[kind] + (void == "mask")
+
+
+def represent(kind: str, posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR, void: str = "zero",
+              argmax: bool = False) -> torch.Tensor:
+    """The map an attacker of input `kind` sees: (C, H, W) and (H, W) -> (K, H, W) float32.
+
+    `void` = "mask" appends a channel that is 1 where the label is void; `argmax` says that the posterior is one-hot,
+    whose loss map the release divides by 50.
+    """
+    out = REPRESENTATIONS[kind](posterior, label, floor)
+    if argmax and kind == "loss":
+        out = out / ARGMAX_SCALE
+    if void == "mask":
+        out = torch.cat([out, (label == VOID).to(out.dtype).unsqueeze(-3)], dim=-3)
+    return out

@@ -1,0 +1,170 @@
+"""Algorithm 2: from a picture's posterior and label to its patches, their scores, and the score of the picture."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from attacks.patches import cut, patch_means, random_corners, rejection_corners, sliding_corners
+from attacks.representation import represent, true_class
+from attacks.thresholds import THRESHOLDS, mean_known
+from utils import VOID
+from utils.cli import UserError
+from utils.device import autocast
+from utils.randomness import stream
+
+SCORES = ("paper", "release")
+
+
+@dataclass(frozen=True)
+class View:
+    """How an attacker looks at a posterior; stored in its checkpoint.
+
+    `input`: representation; `size`: side of a patch in positions; `floor`: clamp of the loss; `void`: "zero" or "mask";
+    `stride`: pixels per position of the posteriors it was trained on (0 = not known); `argmax`: trained on one-hot
+    posteriors; `tau`: rejection threshold chosen on the held-out part of D^S.
+    """
+
+    input: str
+    size: int
+    floor: float
+    void: str = "zero"
+    stride: int = 0
+    argmax: bool = False
+    tau: float = 0.95
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which patches of a picture are scored: scheme, number, rejection threshold, and the seed of the locations."""
+
+    scheme: str = "random"
+    count: int = 10
+    tau: float = 0.95
+    seed: int = 0
+
+    def corners(self, posterior: torch.Tensor, label: torch.Tensor, size: int, key: str) -> np.ndarray:
+        """Corners (N, 2) on the map of one picture; posterior (C, H, W), label (H, W)."""
+        shape, rng = tuple(label.shape), stream(self.seed, "patches", key)
+        if min(shape) < size:
+            raise UserError(f"{key}: its {shape[0]} x {shape[1]} posterior is smaller than the attacker's "
+                            f"{size} x {size} patch; use --select full, or an attacker of smaller patches")
+        if self.scheme == "sliding":
+            return sliding_corners(shape, size, self.count)
+        if self.scheme == "random":
+            return random_corners(shape, size, self.count, rng)
+        return rejection_corners(true_class(posterior, label), label != VOID, size, self.count, self.tau, rng)
+
+
+@dataclass
+class Scored:
+    """One picture after the attack: corners (N, 2) int and the member score of each patch and of the picture."""
+
+    name: str
+    member: bool
+    group: str
+    corners: np.ndarray
+    patch_scores: np.ndarray
+    score: float
+
+
+@dataclass
+class Example:
+    """A picture as an attack meets it: posterior float32 (C, H, W), sums 1, and label (H, W) with 255 = void."""
+
+    name: str
+    key: str
+    member: bool
+    group: str
+    posterior: torch.Tensor
+    label: torch.Tensor
+
+
+class Item(Protocol):
+    """A picture whose posterior is stored or can be asked for: `load` gives arrays (C, H, W) and (H, W)."""
+
+    name: str
+    key: str
+    member: bool
+    group: str
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def meet(items: Iterable[Item], defense: Callable[[torch.Tensor, str], torch.Tensor]) -> Iterator[Example]:
+    """Load posteriors one by one, under `defense` (which normalises them).
+
+    Raises `UserError` when a label is all void.
+    """
+    for item in items:
+        posterior, label = item.load()
+        if (label == VOID).all():
+            raise UserError(f"{item.name}: its label is void everywhere, so there is nothing to compare; leave it out")
+        label = torch.from_numpy(np.ascontiguousarray(label))
+        posterior = defense(torch.from_numpy(np.ascontiguousarray(posterior)), item.key)
+        yield Example(item.name, item.key, item.member, item.group, posterior, label)
+
+
+@torch.inference_mode()
+def member_logits(model: torch.nn.Module, patches: torch.Tensor, device: torch.device, precision: str) -> np.ndarray:
+    """Logits float64 (N, 2) of patches (N, K, h, w); column 1 is the member's."""
+    patches = patches.to(device, memory_format=torch.channels_last)
+    with autocast(device, precision):
+        logits, _ = model(patches)
+    return logits.double().cpu().numpy()
+
+
+def member_probability(logits: np.ndarray) -> np.ndarray:
+    """Softmax of logits float64 (N, 2) at the member."""
+    return torch.from_numpy(logits[:, 1] - logits[:, 0]).sigmoid().numpy()
+
+
+def attack_patches(examples: Iterable[Example], model: torch.nn.Module, view: View, selection: Selection,
+                   device: torch.device, precision: str = "auto", score: str = "paper",
+                   batch: int = 64) -> Iterator[Scored]:
+    """Score pictures with a trained attacker, in order, with patches of many pictures in a batch.
+
+    `score` is "paper" (equation 1: mean member probability) or "release" (sum of the member logits). Memory holds one
+    batch, however many pictures there are.
+    """
+    waiting: list[tuple[Example, np.ndarray, torch.Tensor]] = []
+
+    def flush() -> Iterator[Scored]:
+        logits = member_logits(model, torch.cat([patches for _, _, patches in waiting]), device, precision)
+        values = member_probability(logits) if score == "paper" else logits[:, 1]
+        for example, corners, patches in waiting:
+            own, values = values[: len(patches)], values[len(patches) :]
+            total = float(own.mean() if score == "paper" else own.sum())
+            yield Scored(example.name, example.member, example.group, corners, own, total)
+        waiting.clear()
+
+    for example in examples:
+        if selection.scheme == "full":
+            corners = np.zeros((1, 2), np.int64)
+        else:
+            corners = selection.corners(example.posterior, example.label, view.size, example.key)
+        image = represent(view.input, example.posterior, example.label, view.floor, view.void, view.argmax)
+        patches = image[None] if selection.scheme == "full" else cut(image, corners, view.size)
+        full = sum(len(p) for _, _, p in waiting) + len(patches) > batch
+        if waiting and (full or patches.shape[1:] != waiting[0][2].shape[1:]):
+            yield from flush()
+        waiting.append((example, corners, patches))
+    if waiting:
+        yield from flush()
+
+
+def attack_threshold(examples: Iterable[Example], kind: str, size: int, selection: Selection,
+                     floor: float) -> Iterator[Scored]:
+    """Score pictures by the mean confidence or minus the mean loss over non-void positions, and patches alike.
+
+    The score of a picture is over all its positions, whatever the patches; those are only for the per-patch figures.
+    """
+    for example in examples:
+        values = THRESHOLDS[kind](example.posterior, example.label, floor)
+        known = example.label != VOID
+        corners = selection.corners(example.posterior, example.label, size, example.key)
+        means = patch_means(values, known, corners, size)
+        means = np.where(np.isfinite(means), means, 0.0)
+        yield Scored(example.name, example.member, example.group, corners, means, mean_known(values, example.label))

@@ -1,0 +1,70 @@
+"""Write the split files of a data set, and, if asked, a copy of it at another size.
+
+    python -m datasets streets
+    python -m datasets camvid --root CAMVID
+    python -m datasets camvid --root CAMVID --short-side 240 --copy data/camvid-240
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from datasets import DATASETS, find_dataset
+from utils.cli import UserError, run
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(prog="datasets", description=__doc__,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("name", choices=DATASETS, help="the data set")
+    flags.add_argument("--root", metavar="DIR", help="where it lies; streets are drawn there (default: data/NAME)")
+    flags.add_argument("--splits", metavar="DIR", help="where the split files go (default: splits/NAME)")
+    flags.add_argument("--seed", type=int, default=0, help="of the parts that are dealt at random (default: 0)")
+    flags.add_argument("--short-side", type=int, metavar="N", help="pixels of the shorter side of the copy's pictures")
+    flags.add_argument("--copy", metavar="DIR", help="write the copy here; the split files then name its pictures")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    from datasets.pairs import write_split
+
+    if bool(args.short_side) != bool(args.copy):
+        raise UserError("--short-side N and --copy DIR go together")
+    root, out = Path(args.root or f"data/{args.name}"), Path(args.splits or f"splits/{args.name}")
+    for name, pairs in find_dataset(args.name).splits(root, args.seed).items():
+        if args.copy:
+            pairs = resized(pairs, Path(args.copy), args.short_side, name)
+        path = out / f"{name}.txt"
+        write_split(path, pairs, f"{args.name}, seed {args.seed}: {len(pairs)} pictures")
+        print(f"{path}: {len(pairs)}")
+
+
+def resized(pairs: list, copy: Path, side: int, what: str) -> list:
+    """Write pairs under `copy` with shorter sides of `side` pixels (area mean; labels nearest), those not there yet."""
+    import cv2
+    import numpy as np
+    from PIL import Image
+
+    from utils.files import whole
+    from utils.log import progress
+
+    out = []
+    for pair in progress(pairs, f"resizing {what}"):
+        image = str(Path(pair.image).with_suffix(".png"))
+        group = image if pair.group == pair.image else pair.group
+        for source, target, how in ((pair.image, image, cv2.INTER_AREA), (pair.label, pair.label, cv2.INTER_NEAREST)):
+            if (copy / target).exists():
+                continue
+            with Image.open(pair.root / source) as opened:
+                array = np.asarray(opened)
+            height, width = array.shape[:2]
+            factor = side / min(height, width)
+            array = cv2.resize(array, (round(width * factor), round(height * factor)), interpolation=how)
+            with whole(copy / target) as file:
+                Image.fromarray(array).save(file, "PNG")
+        out.append(replace(pair, image=image, group=group, root=copy))
+    return out
+
+
+if __name__ == "__main__":
+    run(main, parser())

@@ -1,0 +1,42 @@
+"""LabelMeFacade (Fröhlich, Rodner, Denzler): images/NAME.jpg, labels/NAME.png in colour, merged into CamVid's classes.
+
+Building, door and window become building; `various` (black) and any other colour are void. Six of CamVid's eleven
+classes occur. Pictures that were enlarged from 256 x 256 are left out, and those of one shooting stay together.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from datasets.camvid import CLASSES
+from datasets.pairs import Pair, deal
+from utils import VOID
+from utils.cli import UserError
+
+COLOURS = {(128, 0, 0): "building", (128, 128, 0): "building", (0, 0, 128): "building", (128, 0, 128): "car",
+           (128, 128, 128): "pavement", (128, 64, 0): "road", (0, 128, 128): "sky", (0, 128, 0): "tree"}
+ENLARGED = "spatial_envelope_256x256"
+
+
+def decode(raw: np.ndarray, path: Path) -> np.ndarray:
+    """Colours (H, W, 3) to train ids (H, W) of CamVid."""
+    if raw.ndim != 3:
+        raise UserError(f"{path}: LabelMeFacade labels are colour pictures")
+    code = raw.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    label = np.full(code.shape, VOID, np.uint8)
+    for (red, green, blue), name in COLOURS.items():
+        label[code == 65536 * red + 256 * green + blue] = CLASSES.index(name)
+    return label
+
+
+def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
+    """`shadow_in` and `shadow_out`, halves by shooting (the part of the name before its last number)."""
+    names = sorted(path.stem for path in (root / "images").glob("*.jpg"))
+    if not names:
+        raise UserError(f"{root}/images holds no pictures; they come from github.com/cvjena/labelmefacade")
+    pairs = [Pair(f"images/{name}.jpg", f"labels/{name}.png", re.sub(r"[_\d]*[^_]*$", "", name) or name, root)
+             for name in names if not name.startswith(ENLARGED)]
+    part = deal([pair.group for pair in pairs], (1, 1), seed)
+    return {name: [pair for pair, p in zip(pairs, part, strict=True) if p == index]
+            for index, name in enumerate(("shadow_in", "shadow_out"))}

@@ -1,0 +1,142 @@
+"""Split files and the pairs of picture and label that they name."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from utils import VOID
+from utils.cli import UserError
+from utils.files import whole
+from utils.randomness import stream
+
+Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow warns past this and refuses past twice as much
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a split file: `image` and `label` as written there, and the block they belong to."""
+
+    image: str
+    label: str
+    group: str
+    root: Path = Path()
+
+    @property
+    def name(self) -> str:
+        """What the picture is called in results: its path in the split file, without suffix."""
+        return self.image.rpartition(".")[0].lstrip("/")
+
+    @property
+    def key(self) -> str:
+        """What the picture's random streams are derived from: its file name, wherever it lies."""
+        return Path(self.image).stem
+
+
+def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "") -> list[Pair]:
+    """Read lines `image label [group]`, `#` starting a comment, paths relative to `root`.
+
+    `strip_prefix` is cut from the front of both paths, and a leading slash is ignored, so that the lists of the
+    release read as they are. Without a third column each picture is a group of its own. Raises `UserError` for a
+    missing or empty file, a line of another form and a picture named twice.
+    """
+    path, root = Path(path), Path(root)
+    if not path.is_file():
+        raise UserError(f"{path}: no such split file; `python -m datasets NAME --root DIR` writes them")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text; a split file has lines `image label`") from None
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        fields = line.partition("#")[0].split()
+        if not fields:
+            continue
+        if len(fields) not in (2, 3):
+            raise UserError(f"{path}, line {number}: expected `image label [group]`, found {len(fields)} fields")
+        image, label = (field.removeprefix(strip_prefix).lstrip("/") for field in fields[:2])
+        pairs.append(Pair(image, label, fields[2] if len(fields) == 3 else image, root))
+    if not pairs:
+        raise UserError(f"{path} names no picture")
+    repeated = {p.image for p in pairs} if len({p.image for p in pairs}) < len(pairs) else ()
+    if repeated:
+        seen: set[str] = set()
+        twice = next(p.image for p in pairs if p.image in seen or seen.add(p.image))
+        raise UserError(f"{path} names {twice} twice")
+    return pairs
+
+
+def write_split(path: str | Path, pairs: Iterable[Pair], comment: str = "") -> None:
+    """Write `pairs` as a split file, with `comment` as its first line."""
+    lines = [f"# {comment}"] if comment else []
+    lines += [f"{p.image} {p.label}" + (f" {p.group}" if p.group != p.image else "") for p in pairs]
+    with whole(path, "w") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """Read a picture as uint8 RGB (H, W, 3). Raises `UserError` when it is missing or broken."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such picture; is --root right?") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture: {error}") from None
+
+
+def load_label(path: str | Path, dataset: ModuleType) -> np.ndarray:
+    """Read a label as uint8 train ids (H, W), 255 = void.
+
+    Raises `UserError` when the file is missing or broken, or holds an id outside the classes of `dataset`.
+    """
+    try:
+        with Image.open(path) as image:
+            raw = np.asarray(image if image.mode in ("L", "P", "RGB", "1") else image.convert("L"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such label; is --root right?") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a label: {error}") from None
+    return check_label(dataset.decode(raw, Path(path)), len(dataset.CLASSES), path)
+
+
+def check_label(label: np.ndarray, classes: int, path: str | Path) -> np.ndarray:
+    """Return `label` if it is (H, W) with ids 0..classes-1 or 255 only, else raise `UserError`."""
+    if label.ndim != 2:
+        raise UserError(f"{path}: expected one id a position, found an array of shape {label.shape}")
+    wrong = np.unique(label[(label >= classes) & (label != VOID)])
+    if wrong.size:
+        raise UserError(f"{path} holds id {wrong[0]}; the data set has classes 0..{classes - 1} and 255 = void")
+    return label.astype(np.uint8)
+
+
+def load_pair(pair: Pair, dataset: ModuleType) -> tuple[np.ndarray, np.ndarray]:
+    """Read picture (H, W, 3) and label (H, W) of a pair; `UserError` when their sizes differ."""
+    image = load_image(pair.root / pair.image)
+    label = load_label(pair.root / pair.label, dataset)
+    if image.shape[:2] != label.shape:
+        raise UserError(f"{pair.root / pair.label} is {label.shape[1]} x {label.shape[0]}, "
+                        f"its picture {image.shape[1]} x {image.shape[0]}")
+    return image, label
+
+
+def deal(groups: Sequence[str], shares: Sequence[float], seed: int, strata: Sequence[str] | None = None) -> np.ndarray:
+    """Deal whole groups to parts: an int array with the part of each item, sizes near `shares`.
+
+    Groups come in random order, one stratum after the other, each to the part that is least full for its share; so
+    every part gets its share of every stratum (a drive, a side). A group lies in one stratum.
+    """
+    names, first, member_of = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    sizes = np.bincount(member_of)
+    order = stream(seed, "deal").permutation(len(names))
+    if strata is not None:
+        order = order[np.argsort(np.asarray(strata)[first][order], kind="stable")]
+    shares, dealt = np.asarray(shares, float), np.zeros(len(shares))
+    part = np.empty(len(names), int)
+    for group in order:
+        part[group] = np.argmin((dealt + sizes[group]) / shares)
+        dealt[part[group]] += sizes[group]
+    return part[member_of]

@@ -1,0 +1,136 @@
+"""Posteriors laid against their labels, from disk: the tree of the release.
+
+    ROOT/{train,val}/img/NAME.png          the picture (not read by an attack)
+    ROOT/{train,val}/label/NAME.png        train ids (H, W), 255 = void
+    ROOT/{train,val}/pred_sgd/NAME.npy     posterior (C, ceil(H/s), ceil(W/s)), float16 or float32
+    ROOT/groups.txt                        optional: `NAME group` lines, the blocks of a bootstrap
+
+`train` holds members, `val` non-members.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.pairs import load_label
+from utils.cli import UserError
+from utils.files import whole
+
+SIDES = {"train": True, "val": False}
+TINY = 2.0**-24  # smallest positive float16: what a stored 0 stands for
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A posterior on disk and what is known about its picture. `load` reads it."""
+
+    name: str
+    member: bool
+    group: str
+    posterior: Path
+    label: Path
+    classes: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What the random streams of the picture are derived from."""
+        return Path(self.name).name
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior float32 (C, h, w) and label uint8 (h, w) on the same positions.
+
+        Raises `UserError` for a broken file, NaN, negative values, other than `classes` classes (None: any number),
+        or shapes that no stride connects.
+        """
+        posterior = read_posterior(self.posterior)
+        if self.classes not in (None, posterior.shape[0]):
+            raise UserError(f"{self.posterior} has {posterior.shape[0]} classes; the attacker was trained for "
+                            f"{self.classes}")
+        label = load_label(self.label, _TrainIds(posterior.shape[0]))
+        step = infer_stride(label.shape, posterior.shape[1:])
+        if not step:
+            raise UserError(f"{self.posterior} has {posterior.shape[1]} x {posterior.shape[2]} positions, which no "
+                            f"stride makes of its {label.shape[0]} x {label.shape[1]} label")
+        return posterior, label[::step, ::step]
+
+
+class _TrainIds:
+    """Stands for a data set whose labels already are train ids of `classes` classes."""
+
+    def __init__(self, classes: int):
+        self.CLASSES = range(classes)
+
+    @staticmethod
+    def decode(raw: np.ndarray, path: Path) -> np.ndarray:
+        return raw
+
+
+def infer_stride(label: tuple[int, int], positions: tuple[int, int]) -> int:
+    """Stride s with ceil(H/s), ceil(W/s) = positions, or 0 when there is none."""
+    guess = max(1, round(label[0] / positions[0])) if positions[0] else 0
+    fits = [s for s in range(max(1, guess - 1), guess + 2) if (-(-label[0] // s), -(-label[1] // s)) == positions]
+    return fits[0] if fits else 0
+
+
+def read_posterior(path: Path) -> np.ndarray:
+    """Read (C, H, W) class posteriors as float32; `UserError` when they are none."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such posterior") from None
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read as a .npy array: {error}") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f" or 0 in array.shape:
+        raise UserError(f"{path}: expected float posteriors (C, H, W)")
+    stored_half = array.dtype == np.float16
+    array = np.array(array, np.float32)
+    if not np.isfinite(array).all() or array.min() < 0:
+        raise UserError(f"{path} holds NaN, infinite or negative posteriors")
+    return np.maximum(array, TINY) if stored_half else array
+
+
+def list_tree(root: str | Path, folder: str = "pred_sgd", classes: int | None = None) -> list[Stored]:
+    """All posteriors `ROOT/{train,val}/FOLDER/*.npy`, sorted by side and name, to be of `classes` classes (None: any).
+
+    Raises `UserError` when a side has none: an attack is measured on both.
+    """
+    root = Path(root)
+    groups = _read_groups(root / "groups.txt")
+    found = []
+    for side, member in SIDES.items():
+        files = sorted((root / side / folder).glob("*.npy"))
+        if not files:
+            raise UserError(f"{root / side / folder} holds no .npy posteriors")
+        for file in files:
+            label = root / side / "label" / f"{file.stem}.png"
+            name = f"{side}/{file.stem}"
+            found.append(Stored(name, member, groups.get(name, name), file, label, classes))
+    return found
+
+
+def _read_groups(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    return dict(line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def write_posterior(root: Path, side: str, key: str, posterior: np.ndarray, label: np.ndarray,
+                    image: np.ndarray | None = None, folder: str = "pred_sgd") -> None:
+    """Write one picture into the tree: posterior as float16, full-size label and, if given, the picture."""
+    for kind, array in (("label", label), ("img", image)):
+        if array is not None:
+            with whole(root / side / kind / f"{key}.png") as file:
+                Image.fromarray(array).save(file, "PNG")
+    with whole(root / side / folder / f"{key}.npy") as file:
+        np.save(file, posterior.astype(np.float16))
+
+
+def write_groups(root: Path, groups: Sequence[tuple[str, str]]) -> None:
+    """Write the block of each picture, (`side/NAME`, group)."""
+    with whole(root / "groups.txt", "w") as file:
+        file.writelines(f"{name} {group}\n" for name, group in groups)
+
+

@@ -1,0 +1,1 @@
+"""Figures, intervals, plots and reports."""

@@ -1,0 +1,73 @@
+"""Bootstrap intervals: over pictures, or over the blocks that they come in."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from evaluation.metrics import FIGURES, Curves
+from utils.randomness import stream
+
+RESAMPLES = 2000
+CHUNK = 4_000_000  # weights held at a time
+
+
+def block_weights(group: Sequence[str], member: np.ndarray, resamples: int, seed: int) -> Callable[[], np.ndarray]:
+    """A function that gives the next chunk of weights (b, n): how often each item was drawn.
+
+    Blocks are drawn with replacement, those of members, of non-members and of both apart, so that no resample lacks a
+    side. Items that are a block of their own give the ordinary stratified bootstrap.
+    """
+    names, block = np.unique(np.asarray(group), return_inverse=True)
+    share = np.bincount(block, weights=np.asarray(member, float)) / np.bincount(block)
+    kind = np.where(share == 1, 0, np.where(share == 0, 1, 2))
+    rng = stream(seed, "bootstrap")
+    rows = max(1, min(resamples, CHUNK // len(block)))
+
+    def draw() -> np.ndarray:
+        weights = np.zeros((rows, len(names)))
+        for stratum in range(3):
+            own = np.flatnonzero(kind == stratum)
+            if own.size:
+                weights[:, own] = rng.multinomial(own.size, np.full(own.size, 1 / own.size), size=rows)
+        return weights[:, block]
+
+    return draw
+
+
+def bootstrap(scores: Sequence[np.ndarray], member: np.ndarray, group: Sequence[str], seed: int = 0,
+              resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
+    """Resampled figures: name -> (resamples, len(scores)).
+
+    scores: arrays (n,) of one or more attacks on the same items; one resample weighs all of them alike, so their
+    differences are paired. Resamples that lack a side are dropped.
+    """
+    draw = block_weights(group, member, resamples, seed)
+    curves = [Curves(score, member) for score in scores]
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in FIGURES}
+    done = 0
+    while done < resamples:
+        weights = draw()[: resamples - done]
+        done += len(weights)
+        sides = weights @ np.stack([member, ~np.asarray(member, bool)], axis=1).astype(float)
+        weights = weights[(sides > 0).all(axis=1)]
+        counts = [curve.counts(weights) for curve in curves]
+        for name, figure in FIGURES.items():
+            rows[name].append(np.stack([figure(*count) for count in counts], axis=1))
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def intervals(score: np.ndarray, member: np.ndarray, group: Sequence[str], seed: int = 0,
+              resamples: int = RESAMPLES) -> dict[str, list[float]]:
+    """95 % percentile intervals [low, high] of each figure of one attack."""
+    drawn = bootstrap([score], np.asarray(member, bool), group, seed, resamples)
+    return {name: [float(q) for q in np.quantile(values[:, 0], [0.025, 0.975])] for name, values in drawn.items()}
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray, member: np.ndarray, group: Sequence[str],
+                      figure: str = "auc", seed: int = 0) -> dict[str, object]:
+    """Figure of `first` minus that of `second` on the same items: {"difference", "interval": [low, high]}."""
+    member = np.asarray(member, bool)
+    both = [float(FIGURES[figure](*Curves(score, member).counts())[0]) for score in (first, second)]
+    drawn = bootstrap([first, second], member, group, seed)[figure]
+    low, high = np.quantile(drawn[:, 0] - drawn[:, 1], [0.025, 0.975])
+    return {"difference": both[0] - both[1], "interval": [float(low), float(high)]}

@@ -1,0 +1,74 @@
+"""What an attack leaves behind: results.json, scores.csv, patches.npz, plots, and a table on the screen."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from attacks.scoring import Scored
+from evaluation.intervals import intervals
+from evaluation.metrics import chance, figures
+from utils.files import whole, write_json
+
+PATCH_RESAMPLES = 500  # patches are many, and their blocks few
+
+
+def summarise(scored: Sequence[Scored], seed: int) -> dict:
+    """Figures of pictures and of patches with their 95 % intervals, and what guessing would give.
+
+    Patches are resampled with their picture's block, since those of one picture are not independent.
+    """
+    member = np.array([s.member for s in scored])
+    group = np.array([s.group for s in scored])
+    counts = np.array([len(s.patch_scores) for s in scored])
+    levels = {
+        "image": (np.array([s.score for s in scored]), member, group, {}),
+        "patch": (np.concatenate([s.patch_scores for s in scored]), np.repeat(member, counts),
+                  np.repeat(group, counts), {"resamples": PATCH_RESAMPLES}),
+    }
+    out: dict = {"chance": {}}
+    for name, (score, inside, blocks, options) in levels.items():
+        bounds = intervals(score, inside, blocks, seed, **options)
+        out[name] = figures(score, inside) | {f"{key}_interval": value for key, value in bounds.items()}
+        out["chance"][name] = chance(int(inside.sum()), int((~inside).sum()))
+    return out | {"members": int(member.sum()), "non_members": int((~member).sum()),
+                  "blocks": len(set(group.tolist())), "patches": int(counts.sum())}
+
+
+def write_scores(folder: Path, scored: Sequence[Scored]) -> None:
+    """Write scores.csv (`image,member,score`, sorted by image) and patches.npz (corners and scores of each patch)."""
+    ordered = sorted(scored, key=lambda s: s.name)
+    with whole(folder / "scores.csv", "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "member", "score"])
+        writer.writerows([s.name, int(s.member), repr(s.score)] for s in ordered)
+    with whole(folder / "patches.npz") as file:
+        np.savez_compressed(
+            file, image=np.repeat([s.name for s in ordered], [len(s.corners) for s in ordered]),
+            member=np.repeat([s.member for s in ordered], [len(s.corners) for s in ordered]),
+            corner=np.concatenate([s.corners for s in ordered]).astype(np.int32),
+            score=np.concatenate([s.patch_scores for s in ordered]))
+
+
+def table(results: dict) -> str:
+    """The figures as the lines that a run prints."""
+    lines = [f"{'':8}{'AUC':>7}  {'95 % interval':15}{'max-F':>7}  {'95 % interval':15}"
+             f"{'random F':>9}{'all-member F':>14}"]
+    for level in ("image", "patch"):
+        own, luck = results[level], results["chance"][level]
+        auc, f = (f"[{low:.3f}, {high:.3f}]" for low, high in (own["auc_interval"], own["max_f_interval"]))
+        lines.append(f"{level:8}{own['auc']:7.3f}  {auc:15}{own['max_f']:7.3f}  {f:15}"
+                     f"{luck['random_f']:9.3f}{luck['all_member_f']:14.3f}")
+    return "\n".join(lines)
+
+
+def write_report(folder: Path, scored: Sequence[Scored], about: dict, seed: int) -> dict:
+    """Write everything into `folder` and return the results."""
+    from evaluation.plots import plot_curves
+
+    results = summarise(scored, seed) | about
+    write_scores(folder, scored)
+    plot_curves(folder, scored, results)
+    write_json(folder / "results.json", results)
+    return results

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Make weights/ and examples/ anew, from nothing: draw streets, train victim, shadow and both attackers, store the
+# victim's posteriors on the first 60 members and the first 60 non-members. Usage: sh examples/make.sh [PYTHON]
+set -e
+cd "$(dirname "$0")/.."
+python=${1:-python3}
+runs=runs/demo
+$python -m datasets streets
+test -f $runs/victim/results.json || $python train_victim.py --out $runs/victim
+test -f $runs/shadow/results.json || $python train_shadow.py --victim $runs/victim/last.pth.tar --out $runs/shadow
+for input in loss concate; do
+    test -f $runs/$input/results.json || $python train_attacker.py --shadow $runs/shadow -input $input --out $runs/$input
+done
+$python -m examples.ship --runs $runs --count 60

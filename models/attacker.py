@@ -1,0 +1,90 @@
+"""The per-patch attacker A_P: a ResNet that reads a patch of a representation and says member or not."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+
+
+class _Block(nn.Module):
+    """Residual block: two 3x3 convolutions (expansion 1), or 1x1, 3x3, 1x1 (expansion 4)."""
+
+    def __init__(self, inputs: int, width: int, expansion: int, stride: int, dilation: int):
+        super().__init__()
+        outputs = width * expansion
+        shapes = ([(inputs, width, 3), (width, outputs, 3)] if expansion == 1
+                  else [(inputs, width, 1), (width, width, 3), (width, outputs, 1)])
+        moved = False
+        for index, (i, o, kernel) in enumerate(shapes, 1):
+            step = stride if kernel == 3 and not moved else 1
+            moved = moved or kernel == 3
+            pad = dilation if kernel == 3 else 0
+            self.add_module(f"conv{index}", nn.Conv2d(i, o, kernel, step, pad, dilation if pad else 1, bias=False))
+            self.add_module(f"bn{index}", nn.BatchNorm2d(o))
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.depth = len(shapes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x
+        for index in range(1, self.depth + 1):
+            out = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(out))
+            if index < self.depth:
+                out = self.relu(out)
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class Attacker(nn.Module):
+    """The release's attacker: deep stem, stride 2 in layer2, stride 1 in layer3 and layer4, average pool, 2 logits.
+
+    forward: patches (N, channels, h, w) -> (logits (N, 2), layer4 features (N, K, h', w') for activation maps).
+    Logit 1 is the member's. Any h, w of 16 or more. The fully connected layer computes in float32 under autocast, so
+    that bf16 rounds no two scores together.
+    """
+
+    def __init__(self, arch: str = "resnet50", channels: int = 1, width: float = 1.0, dilated: bool = False,
+                 dropout: float = 0.0):
+        super().__init__()
+        expansion = 4 if arch == "resnet50" else 1
+        base = max(8, round(64 * width))
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(channels, base, 3, 2, 1, bias=False), nn.BatchNorm2d(base), nn.ReLU(inplace=True),
+            nn.Conv2d(base, base, 3, 1, 1, bias=False), nn.BatchNorm2d(base), nn.ReLU(inplace=True),
+            nn.Conv2d(base, 2 * base, 3, 1, 1, bias=False),
+        )
+        self.bn1 = nn.BatchNorm2d(2 * base)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        inputs = 2 * base
+        plan = zip(DEPTHS[arch], (1, 2, 1, 1), ((1, 1), (1, 1), (1, 2), (2, 4)) if dilated else ((1, 1),) * 4,
+                   strict=True)
+        for stage, (blocks, stride, dilations) in enumerate(plan):
+            width_here = base * 2**stage
+            self.add_module(f"layer{stage + 1}", self._stage(inputs, width_here, expansion, blocks, stride, dilations))
+            inputs = width_here * expansion
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(inputs, 2)
+        self._initialise()
+
+    @staticmethod
+    def _stage(inputs: int, width: int, expansion: int, blocks: int, stride: int,
+               dilations: Sequence[int]) -> nn.Sequential:
+        first = _Block(inputs, width, expansion, stride, dilations[0])
+        rest = (_Block(width * expansion, width, expansion, 1, dilations[1]) for _ in range(blocks - 1))
+        return nn.Sequential(first, *rest)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(patches))))
+        features = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.fc(self.dropout(features.float().mean(dim=(2, 3))))
+        return logits, features

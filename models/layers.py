@@ -1,0 +1,68 @@
+"""What the segmentation heads have in common."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.backbones import Backbone
+
+BINS = (1, 2, 3, 6)
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
+    """Convolution of the same size without bias, BatchNorm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class PyramidPooling(nn.Module):
+    """Pyramid of pooled contexts beside the features (Zhao et al., PSPNet, section 3.2).
+
+    forward: (N, inputs, H, W) -> (N, inputs + len(BINS) * width, H, W). `after` puts the 1x1 convolution behind the
+    resizing, as UperNet does, instead of before it.
+    """
+
+    def __init__(self, inputs: int, width: int, align_corners: bool, after: bool = False):
+        super().__init__()
+        self.branches = nn.ModuleList(conv_norm(inputs, width) for _ in BINS)
+        self.align_corners, self.after = align_corners, after
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        out, size = [features], features.shape[-2:]
+        for bins, branch in zip(BINS, self.branches, strict=True):
+            pooled = F.adaptive_avg_pool2d(features, bins)
+            pooled = pooled if self.after else branch(pooled)
+            pooled = F.interpolate(pooled, size, mode="bilinear", align_corners=self.align_corners)
+            out.append(branch(pooled) if self.after else pooled)
+        return torch.cat(out, dim=1)
+
+
+class Segmenter(nn.Module):
+    """A backbone and its head.
+
+    forward: pictures (N, 3, H, W) in 0..1 -> logits (N, C, H, W), bilinear from the head's resolution; in training,
+    with an auxiliary head, the pair (logits, auxiliary logits). The auxiliary head reads the last stage but one.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None, align_corners: bool):
+        super().__init__()
+        self.backbone, self.head, self.auxiliary = backbone, head, auxiliary
+        self.align_corners = align_corners
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        features = self.backbone(images)
+        logits = self._full_size(self.head(features), images)
+        if self.training and self.auxiliary is not None:
+            return logits, self._full_size(self.auxiliary(features[-2]), images)
+        return logits
+
+    def _full_size(self, logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(logits.float(), images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+
+
+def auxiliary_head(inputs: int, classes: int, dropout: float) -> nn.Sequential:
+    """3x3 convolution to a quarter of the channels, dropout, classifier."""
+    return nn.Sequential(conv_norm(inputs, inputs // 4, 3), nn.Dropout2d(dropout), nn.Conv2d(inputs // 4, classes, 1))

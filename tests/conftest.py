@@ -1,0 +1,97 @@
+"""A small world for the tests of the scripts: drawn pictures, a victim, a shadow and attackers, trained in seconds."""
+
+import contextlib
+import io
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import streets
+from datasets.pairs import Pair, write_split
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--width", "16", "--stages", "2", "--epochs", "2", "--batch", "4", "--workers", "0", "--crop", "64", "128",
+         "--precision", "fp32"]
+
+
+def script(name, *args, cwd=ROOT):
+    """Run a script as `python NAME ARGS` would, but in this process, which has the imports behind it."""
+    out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
+    sys.argv = [str(ROOT / name), *map(str, args)]
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            sys.argv = argv
+    return subprocess.CompletedProcess([name, *args], code, out.getvalue(), err.getvalue())
+
+
+def must(result):
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def small_scene(index):
+    image, label = streets.draw(index)
+    return image[::2, ::2], label[::2, ::2]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Folder with data/, splits, runs of victim and shadow, and attackers `loss` and `concate` of 12 x 12 patches."""
+    from PIL import Image
+
+    world = tmp_path_factory.mktemp("world")
+    parts = {"victim_in": range(8), "victim_out": range(100, 108), "shadow": range(200, 224)}
+    for part, indices in parts.items():
+        pairs = [Pair(f"img/{i}.png", f"label/{i}.png", f"img/{i}.png") for i in indices]
+        write_split(world / f"{part}.txt", pairs)
+        for pair, index in zip(pairs, indices, strict=True):
+            for path, array in zip((pair.image, pair.label), small_scene(index), strict=True):
+                (world / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(world / "data" / path)
+    where = ["--root", world / "data"]
+    must(script("train_victim.py", *where, "--train", world / "victim_in.txt", "--test", world / "victim_out.txt",
+                "--out", world / "victim", *SMALL))
+    must(script("train_shadow.py", *where, "--split", world / "shadow.txt", "--victim",
+                world / "victim" / "last.pth.tar", "--out", world / "shadow", *SMALL))
+    for kind in ("loss", "concate"):
+        must(script("train_attacker.py", "--shadow", world / "shadow", "-input", kind, "--patch-size", 12,
+                    "--width", 0.125, "--epochs", 2, "--out", world / kind, "--precision", "fp32"))
+    return world
+
+
+@pytest.fixture(scope="session")
+def live(world):
+    """Flags of attack.py that ask the small victim about its members and non-members."""
+    return ["--victim", world / "victim" / "last.pth.tar", "--root", world / "data", "--members",
+            world / "victim_in.txt", "--non-members", world / "victim_out.txt", "--precision", "fp32"]
+
+
+def write_tree(root, classes=19, size=(64, 128), stride=4, names=("a", "b", "c"), dtype=np.float32, folder="pred_sgd",
+               seed=0):
+    """A tree in the release's layout with random posteriors that know members a little better."""
+    from datasets.posteriors import SIDES
+
+    rng = np.random.default_rng(seed)
+    for side, member in SIDES.items():
+        for kind in ("label", folder):
+            (root / side / kind).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            from PIL import Image
+
+            label = rng.integers(0, classes, size, np.uint8)
+            label[: size[0] // 8] = 255
+            Image.fromarray(label).save(root / side / "label" / f"{name}.png")
+            small = torch.from_numpy(np.where(label == 255, 0, label)[::stride, ::stride].astype(np.int64))
+            logits = rng.normal(0, 1, (classes, *small.shape))
+            logits += (2.5 if member else 1.5) * torch.nn.functional.one_hot(small, classes).permute(2, 0, 1).numpy()
+            np.save(root / side / folder / f"{name}.npy", torch.from_numpy(logits).softmax(0).numpy().astype(dtype))
+    return root

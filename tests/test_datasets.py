@@ -1,0 +1,215 @@
+"""Split files, labels, and the drawn scenes."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
+
+from datasets import DATASETS, camvid, cityscapes, find_dataset, labelmefacade, mapillary, streets
+from datasets.pairs import Pair, deal, load_label, load_pair, read_split, write_split
+from datasets.transforms import Augmented, augment
+from utils.cli import UserError
+from utils.randomness import stream
+
+AUTHORS = Path(__file__).resolve().parents[2] / "shared" / "authors-splits"
+
+
+def test_split_file_round_trip(tmp_path):
+    pairs = [Pair("a/1.png", "b/1.png", "a/1.png", Path("r")), Pair("a/2.png", "b/2.png", "block", Path("r"))]
+    write_split(tmp_path / "s.txt", pairs, "a comment")
+    assert read_split(tmp_path / "s.txt", "r") == pairs
+
+
+def test_split_file_forms(tmp_path):
+    (tmp_path / "s.txt").write_text("# head\n\n/pre/data/1.png /pre/label/1.png # tail\n")
+    (pair,) = read_split(tmp_path / "s.txt", tmp_path, strip_prefix="/pre/")
+    assert (pair.image, pair.label, pair.name, pair.key) == ("data/1.png", "label/1.png", "data/1", "1")
+
+
+@pytest.mark.parametrize("text, message", [("# nothing\n", "names no picture"), ("a.png\n", "found 1 fields"),
+                                           ("a b\na b\n", "twice"), ("a b c d\n", "line 1")])
+def test_bad_split_files(tmp_path, text, message):
+    (tmp_path / "s.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_split(tmp_path / "s.txt")
+
+
+@pytest.mark.skipif(not AUTHORS.is_dir(), reason="the authors' split lists are not here")
+@pytest.mark.parametrize("name, count", [
+    ("dependent/cityscapes_membership_victim", 1488), ("dependent/cityscapes_non_membership_victim", 912),
+    ("dependent/cityscapes_membership_shadow", 555), ("dependent/cityscapes_non_membership_shadow", 520),
+    ("independent/bdd100k_membership_shadow", 4000), ("independent/bdd100k_non_membership_shadow", 4000),
+    ("independent/mapillary_membership_shadow", 10000), ("independent/mapillary_non_membership_shadow", 10000)])
+def test_authors_lists_read_unchanged(tmp_path, name, count):
+    path = tmp_path / "list.txt"
+    path.write_bytes(gzip.decompress((AUTHORS / f"{name}.txt.gz").read_bytes()))
+    pairs = read_split(path, tmp_path, strip_prefix="/BS/")
+    assert len(pairs) == count and not pairs[0].image.startswith(("/", "BS"))
+
+
+def test_deal_keeps_groups_whole_and_strata_alike():
+    groups = [f"{s}{i // 5}" for s in "ab" for i in range(50)]
+    part = deal(groups, (1, 1), 0, [g[0] for g in groups])
+    assert all(len({p for p, g in zip(part, groups, strict=True) if g == name}) == 1 for name in groups)
+    assert [np.sum(part[:50] == 0), np.sum(part[50:] == 0)] == [25, 25]
+    assert deal(groups, (3, 1), 1).mean() == pytest.approx(0.25, abs=0.05)
+
+
+def test_every_data_set_offers_the_same():
+    for name in DATASETS:
+        module = find_dataset(name)
+        assert len(module.CLASSES) in (11, 19) and callable(module.decode) and callable(module.splits)
+
+
+def test_label_ids_become_train_ids():
+    raw = np.array([[7, 33, 0, 255]], np.uint8)
+    assert cityscapes.decode(raw, Path("x_gtFine_labelIds.png")).tolist() == [[0, 18, 255, 255]]
+    assert cityscapes.decode(raw, Path("x_train_id.png")).tolist() == raw.tolist()
+    assert mapillary.decode(np.array([[13, 41, 24, 22, 52, 0]], np.uint8), Path("labels/x.png")).tolist() \
+        == [[0, 0, 0, 12, 18, 255]]
+    assert camvid.decode(np.array([[0, 10, 11]], np.uint8), Path("x.png")).tolist() == [[0, 10, 255]]
+    colours = np.array([[(128, 0, 0), (0, 0, 128), (0, 128, 128), (0, 0, 0), (1, 2, 3)]], np.uint8)
+    assert labelmefacade.decode(colours, Path("x.png")).tolist() == [[1, 1, 0, 255, 255]]
+
+
+def test_paper_splits_of_cityscapes(tmp_path):
+    for side, count in (("train", 2975), ("val", 500)):
+        for city in "ab":
+            folder = tmp_path / "leftImg8bit" / side / city
+            folder.mkdir(parents=True)
+            for index in range(count // 2 + (city == "a") * (count % 2)):
+                (folder / f"{city}_{index:06d}_leftImg8bit.png").touch()
+    sizes = {name: len(pairs) for name, pairs in cityscapes.splits(tmp_path).items()}
+    assert sizes == {"dependent/victim_in": 1488, "dependent/victim_out": 912, "dependent/shadow": 1075,
+                     "independent/victim_in": 2975, "independent/victim_out": 500}
+
+
+def test_camvid_splits_are_disjoint_blocks(tmp_path):
+    for drive, count in (("0001TP", 124), ("0006R0", 101)):
+        for index in range(count):
+            side = "train" if index % 2 else "test"
+            (tmp_path / side).mkdir(exist_ok=True)
+            (tmp_path / side / f"{drive}_{index * 30:06d}.jpg").touch()
+    parts = camvid.splits(tmp_path)
+    for name in ("block", "random"):
+        seen = [p.image for part in camvid.PARTS for p in parts[f"{name}/{part}"]]
+        assert len(seen) == len(set(seen))
+    blocks = [{p.group for p in parts[f"block/{part}"]} for part in camvid.PARTS]
+    assert sum(map(len, blocks)) == len(set.union(*blocks)), "a block lies in two parts"
+    frames = sorted(int(p.image[-10:-4]) // 30 for p in parts["block/shadow"] if p.image.split("/")[1][:4] == "0001")
+    assert not {i for i in frames if i % 15 in (0, 14)}, "border frames are dropped"
+
+
+def test_copy_at_another_size(tmp_path):
+    from conftest import must, script
+
+    for side in ("train", "trainannot"):
+        (tmp_path / "in" / side).mkdir(parents=True)
+    for index in range(40):
+        Image.fromarray(np.full((36, 48, 3), index, np.uint8)).save(tmp_path / f"in/train/d_{index:03d}.png")
+        Image.fromarray(np.full((36, 48), index % 12, np.uint8)).save(tmp_path / f"in/trainannot/d_{index:03d}.png")
+    must(script("datasets/__main__.py", "camvid", "--root", tmp_path / "in", "--short-side", 18, "--copy",
+                tmp_path / "out", "--splits", tmp_path / "splits"))
+    for pair in read_split(tmp_path / "splits/random/victim_in.txt", tmp_path / "out"):
+        image, label = load_pair(pair, camvid)
+        index = int(pair.key[-3:])
+        assert label.shape == (18, 24) and np.unique(image) == [index]
+        assert np.unique(label) == [255 if index % 12 == 11 else index % 12]
+
+
+def test_streets_are_a_function_of_domain_index_and_seed():
+    image, label = streets.draw(3)
+    again, label_again = streets.draw(3)
+    np.testing.assert_array_equal(image, again)
+    np.testing.assert_array_equal(label, label_again)
+    assert not np.array_equal(image, streets.draw(3, seed=1)[0]) and not np.array_equal(image, streets.draw(4)[0])
+
+
+def test_streets_have_all_classes_and_three_domains():
+    drawn = {domain: [streets.draw(i, domain) for i in range(60)] for domain in streets.DOMAINS}
+    for scenes in drawn.values():
+        ids = set(np.unique(np.concatenate([label.ravel() for _, label in scenes])).tolist())
+        assert ids >= set(range(19)) - {16} and ids <= {*range(19), 255}
+    light = {domain: np.mean([image.mean() for image, _ in scenes]) for domain, scenes in drawn.items()}
+    assert light["rain"] < 0.6 * light["clear"]
+    assert len({image.shape for image, _ in drawn["wide"]}) == 3
+
+
+def test_members_and_non_members_of_streets_cannot_be_told_apart_without_a_model():
+    """A forest on colours, textures, class shares and label edges of both sides stays at chance."""
+    def describe(index):
+        image, label = streets.draw(index)
+        colours = np.concatenate([np.histogram(image[..., c], 8, (0, 256))[0] for c in range(3)])
+        edges = [np.abs(np.diff(label.astype(int), axis=a)).astype(bool).mean() for a in (0, 1)]
+        texture = [np.abs(np.diff(image.astype(float), axis=a)).mean() for a in (0, 1)]
+        return [*colours, *np.bincount(label.ravel(), minlength=256)[[*range(19), 255]], *edges, *texture]
+
+    (_, first_in, _), (_, first_out, _) = streets.PARTS["victim_in"], streets.PARTS["victim_out"]
+    features = np.array([describe(first + i) for i in range(120) for first in (first_in, first_out)])
+    member = np.tile([True, False], 120)
+    half = len(member) // 2
+    forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=0).fit(features[:half], member[:half])
+    auc = roc_auc_score(member[half:], forest.predict_proba(features[half:])[:, 1])
+    assert abs(auc - 0.5) < 0.14  # 2.6 standard errors of 60 + 60
+
+
+def test_shipped_splits_are_those_that_are_drawn():
+    for part, (domain, first, count) in streets.PARTS.items():
+        pairs = read_split(Path(__file__).parents[1] / "splits" / "streets" / f"{part}.txt")
+        assert [p.image for p in pairs] == [f"{domain}/img/{i:05d}.png" for i in range(first, first + count)]
+
+
+def scene(tmp_path, label=None, size=(20, 30)):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (*size, 3), np.uint8)
+    label = rng.integers(0, 19, size, np.uint8) if label is None else label
+    Image.fromarray(image).save(tmp_path / "i.png")
+    Image.fromarray(label).save(tmp_path / "l.png")
+    return Pair("i.png", "l.png", "i.png", tmp_path)
+
+
+def test_pair_of_different_sizes(tmp_path):
+    with pytest.raises(UserError, match="is 8 x 9, its picture 30 x 20"):
+        load_pair(scene(tmp_path, np.zeros((9, 8), np.uint8)), streets)
+
+
+def test_label_outside_the_classes(tmp_path):
+    scene(tmp_path, np.full((20, 30), 19, np.uint8))
+    with pytest.raises(UserError, match="holds id 19"):
+        load_label(tmp_path / "l.png", streets)
+
+
+@pytest.mark.parametrize("keep", [10, 60])
+def test_truncated_picture(tmp_path, keep):
+    pair = scene(tmp_path)
+    content = (tmp_path / "i.png").read_bytes()
+    (tmp_path / "i.png").write_bytes(content[: len(content) * keep // 100])
+    with pytest.raises(UserError, match=r"i\.png cannot be read"):
+        load_pair(pair, streets)
+
+
+def test_augment_keeps_picture_and_label_together():
+    label = np.zeros((120, 180), np.uint8)
+    label[30:90, 60:150] = 7
+    image = np.repeat(label[..., None] * 30, 3, axis=2)
+    for index in range(30):
+        out, moved = augment(image, label, stream(index), (130, 150), (210, 210, 210), (0.7, 1.5), 10)
+        assert out.shape == (130, 150, 3) and moved.shape == (130, 150)
+        assert set(np.unique(moved)) <= {0, 7, 255}
+        inside, outside = out[moved == 7], out[moved == 0]
+        assert inside.size == 0 or np.mean(np.abs(inside.astype(int) - 210) < 40) > 0.8
+        assert outside.size == 0 or np.mean(outside < 40) > 0.8
+
+
+def test_augmentation_depends_on_seed_epoch_and_picture_only(tmp_path):
+    pair = scene(tmp_path)
+    other = Pair("i.png", "l.png", "g", tmp_path)
+    how = ((16, 16), (0, 0, 0), (0.5, 2.0), 10.0)
+    one, two = Augmented([pair], streets, 0, *how), Augmented([other, pair], streets, 0, *how)
+    assert one[0][0].equal(two[1][0])
+    two.set_epoch(1)
+    assert not one[0][0].equal(two[1][0])

@@ -1,0 +1,105 @@
+"""Architectures: parameters at the paper's scale, shapes, and the attacker of the release."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import SEGMENTERS, build_segmenter
+from models.attacker import Attacker
+from models.backbones import Backbone
+from models.query import query
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"backbone": "resnet10t", "stages": 3, "width": 16, "classes": 5, "output_stride": 16}
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameters_at_the_papers_scale():
+    with torch.device("meta"):
+        psp = build_segmenter({"name": "pspnet"})
+        assert (parameters(psp), parameters(psp) - parameters(psp.auxiliary)) == (68_072_166, 65_707_475)
+        assert parameters(build_segmenter({"name": "upernet"})) == 83_147_219
+        assert parameters(build_segmenter({"name": "upernet", "width": 256})) == 60_856_019
+        assert parameters(build_segmenter({"name": "deeplabv3plus"})) == pytest.approx(43.5e6, rel=0.01)
+        assert parameters(build_segmenter({"name": "dpc"})) == pytest.approx(41.6e6, rel=0.01)
+        assert [parameters(Attacker(channels=c)) for c in (1, 38)] == [23_634_754, 23_656_066]
+
+
+def test_pspnet_dilates_the_first_blocks_too():
+    with torch.device("meta"):
+        body = Backbone("resnet101s", 8).body
+    assert [body.layer3[0].conv2.dilation, body.layer4[0].conv2.dilation] == [(2, 2), (4, 4)]
+    assert [body.layer3[0].conv2.padding, body.layer4[0].conv2.padding] == [(2, 2), (4, 4)]
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_learn_and_answer_at_full_size(name):
+    torch.manual_seed(0)
+    model = build_segmenter({"name": name, **SMALL, "auxiliary": True})
+    images = torch.rand(2, 3, 50, 71)
+    logits, auxiliary = model(images)
+    assert logits.shape == auxiliary.shape == (2, 5, 50, 71)
+    (logits.mean() + auxiliary.mean()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.eval()(images).shape == (2, 5, 50, 71)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_query_position_belongs_to_the_strided_pixel(stride):
+    model = build_segmenter({"name": "pspnet", **SMALL}).eval()
+    image = np.random.default_rng(0).integers(0, 255, (50, 71, 3), np.uint8)
+    posterior = query(model, image, torch.device("cpu"), stride, "fp32")
+    assert posterior.shape == (5, -(-50 // stride), -(-71 // stride))
+    full = query(model, image, torch.device("cpu"), 1, "fp32")
+    torch.testing.assert_close(posterior, full[:, ::stride, ::stride])
+    torch.testing.assert_close(posterior.sum(0), torch.ones(posterior.shape[1:]))
+
+
+def test_imagenet_weights_without_a_network():
+    plain, loaded = (Backbone("efficientnet_lite0", 16, pretrained=p).eval() for p in (False, True))
+    first = [body.body.conv_stem.weight for body in (plain, loaded)]
+    assert not torch.equal(*first) and loaded.mean == (0.5, 0.5, 0.5)
+    with torch.inference_mode():
+        spread = [f.std().item() for f in loaded(torch.rand(1, 3, 64, 64))]
+    assert all(0.05 < s < 20 for s in spread), "features of trained weights neither vanish nor explode"
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_attacker_gives_logits_and_features(arch):
+    model = Attacker(arch, 3, width=0.25).eval()
+    logits, features = model(torch.rand(2, 3, 90, 90))
+    assert logits.shape == (2, 2) and features.shape[:1] + features.shape[2:] == (2, 12, 12)
+    assert model(torch.rand(1, 3, 33, 57))[0].shape == (1, 2)
+
+
+def test_attacker_has_the_tensors_of_the_release():
+    keys = set(Attacker().state_dict())
+    assert {f"conv1.{i}.weight" for i in (0, 1, 3, 4, 6)} | {"bn1.weight", "fc.weight"} <= keys
+    assert {"layer1.0.downsample.0.weight", "layer4.2.conv3.weight", "layer3.5.bn2.running_mean"} <= keys
+    with torch.device("meta"):
+        model, dilated = Attacker(), Attacker(dilated=True)
+    assert [getattr(model, f"layer{i}")[0].conv2.stride[0] for i in (1, 2, 3, 4)] == [1, 2, 1, 1]
+    assert [[block.conv2.dilation[0] for block in (layer[0], layer[1])] for layer in (dilated.layer3, dilated.layer4)] \
+        == [[1, 2], [2, 4]]
+
+
+def test_logits_do_not_tie_under_bf16():
+    model = Attacker("resnet18", 1, width=0.125).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, _ = model(torch.rand(16, 1, 24, 24))
+    assert logits.dtype == torch.float32 and len(set(logits[:, 1].tolist())) == 16
+
+
+def test_nothing_outside_picks_up_our_folders():
+    """timm tries `import datasets` where it reads data; ours must not be loaded by it, nor break it."""
+    code = ("import sys, timm, timm.data, torchvision\n"
+            "print([m for m in ('datasets', 'models', 'utils') if m in sys.modules])")
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

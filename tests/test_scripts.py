@@ -1,0 +1,153 @@
+"""The four scripts as a user types them."""
+
+import csv
+import importlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMALL, must, script, write_tree
+
+from datasets.pairs import read_split
+from models.attacker import Attacker
+from utils.checkpoints import save_checkpoint
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def scores(folder):
+    with open(folder / "scores.csv") as file:
+        return {row["image"]: (int(row["member"]), float(row["score"])) for row in csv.DictReader(file)}
+
+
+def test_victim_and_shadow_leave_a_whole_run(world):
+    for run in ("victim", "shadow"):
+        assert {"args.json", "log.jsonl", "last.pth.tar", "results.json", "events"} <= {
+            p.name for p in (world / run).iterdir()}
+        assert 0 < results(world / run)["miou_in"] < 1
+    inside, outside = (read_split(world / "shadow" / f"{side}.txt") for side in ("in", "out"))
+    assert len(inside) == len(outside) == 12 and not {p.image for p in inside} & {p.image for p in outside}
+
+
+def test_shadow_takes_what_the_victim_is_confident_about(world):
+    from attacks.thresholds import confidence
+    from datasets import streets
+    from datasets.pairs import load_pair
+    from models import load_segmenter
+    from models.query import query
+
+    victim, _ = load_segmenter(world / "victim" / "last.pth.tar")
+    means = {}
+    for side in ("in", "out"):
+        for pair in read_split(world / "shadow" / f"{side}.txt", world / "data"):
+            image, label = load_pair(pair, streets)
+            values = confidence(query(victim, image, torch.device("cpu"), precision="fp32")).numpy()
+            means.setdefault(side, []).append(values[label != 255].mean())
+    assert min(means["in"]) > max(means["out"])
+
+
+def test_attacker_holds_out_a_fifth_and_keeps_posteriors(world):
+    figures = results(world / "loss")
+    assert figures["held_out"] in (4, 5, 6) and 0 < figures["held_out_members"] < figures["held_out"]
+    assert len(list((world / "shadow" / "posteriors-s4").rglob("*.npy"))) == 24
+    checkpoint = torch.load(world / "loss" / "best.pth.tar", weights_only=True)
+    assert checkpoint["view"]["size"] == 12 and checkpoint["view"]["tau"] == figures["tau"]
+
+
+@pytest.mark.parametrize("kind", ["loss", "concate"])
+@pytest.mark.parametrize("select", ["random", "sliding", "rejection", "full"])
+def test_attack_with_every_selection(world, live, tmp_path, kind, select):
+    out = must(script("attack.py", "-resume", world / kind / "best.pth.tar", "-input", kind, "--select", select,
+                      "-num-patch", 4, *live, "--out", tmp_path)).stdout
+    found = results(tmp_path)
+    assert found["members"] == found["non_members"] == 8 and "all-member F" in out
+    assert set(found) >= {"image", "patch", "chance"} and 0 <= found["image"]["auc"] <= 1
+    low, high = found["image"]["auc_interval"]
+    assert low <= found["image"]["auc"] <= high
+    assert len(scores(tmp_path)) == 16
+    with np.load(tmp_path / "patches.npz") as patches:
+        assert len(patches["score"]) == found["patches"] == 16 * {"full": 1, "sliding": 6}.get(select, 4)
+    assert (tmp_path / "roc.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("flags", [["-argmax"], ["-gauss", 0.3], ["--threshold", "loss"], ["--threshold", "confidence"],
+                                   ["--score", "release"]])
+def test_attack_variants_change_the_scores(world, live, tmp_path, flags):
+    base = ["-resume", world / "loss" / "best.pth.tar", *live]
+    must(script("attack.py", *base, "--out", tmp_path / "a"))
+    must(script("attack.py", *base, *flags, "--out", tmp_path / "b"))
+    plain, other = scores(tmp_path / "a"), scores(tmp_path / "b")
+    assert plain.keys() == other.keys() and plain != other
+    with np.load(tmp_path / "a" / "patches.npz") as one, np.load(tmp_path / "b" / "patches.npz") as two:
+        np.testing.assert_array_equal(one["corner"], two["corner"], "the same locations serve every defense")
+
+
+def test_same_seed_same_bytes_whatever_the_order_and_the_batch(world, live, tmp_path):
+    base = ["-resume", world / "loss" / "best.pth.tar", *live]
+    must(script("attack.py", *base, "--out", tmp_path / "a"))
+    shuffled = tmp_path / "members.txt"
+    shuffled.write_text("\n".join(reversed((world / "victim_in.txt").read_text().splitlines())) + "\n")
+    must(script("attack.py", *base, "--members", shuffled, "--out", tmp_path / "b"))
+    assert (tmp_path / "a" / "scores.csv").read_bytes() == (tmp_path / "b" / "scores.csv").read_bytes()
+    must(script("attack.py", *base, "--batch", 7, "--out", tmp_path / "c"))
+    with np.load(tmp_path / "a" / "patches.npz") as one, np.load(tmp_path / "c" / "patches.npz") as two:
+        np.testing.assert_array_equal(one["corner"], two["corner"])
+        np.testing.assert_allclose(one["score"], two["score"], atol=1e-5)
+    must(script("attack.py", *base, "--seed", 1, "--out", tmp_path / "d"))
+    assert (tmp_path / "a" / "scores.csv").read_bytes() != (tmp_path / "d" / "scores.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["train_victim.py", "train_attacker.py"])
+def test_training_continues_to_the_same_weights(world, tmp_path, monkeypatch, name):
+    if name == "train_victim.py":
+        args = ["--root", world / "data", "--train", world / "victim_in.txt", "--test", world / "victim_out.txt",
+                *SMALL]
+    else:
+        args = ["--shadow", world / "shadow", "--patch-size", 12, "--width", 0.125, "--epochs", 2]
+    must(script(name, *args, "--out", tmp_path / "whole"))
+    module = importlib.import_module("training.segmentation" if "victim" in name else "training.attacker")
+
+    def stop_after_one_epoch(path, *rest, **more):
+        save_checkpoint(path, *rest, **more)
+        if path.name == "last.pth.tar":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", stop_after_one_epoch)
+        stopped = script(name, *args, "--out", tmp_path / "cut")
+    assert stopped.returncode == 130 and not (tmp_path / "cut" / "results.json").exists(), stopped.stderr
+    must(script(name, "--continue", tmp_path / "cut"))
+    one, two = (torch.load(tmp_path / run / "last.pth.tar", weights_only=True) for run in ("whole", "cut"))
+    assert one["epoch"] == two["epoch"] == 2
+    for key, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][key]), key
+
+
+def test_release_files_work_unpacked_in_place(tmp_path):
+    """A tree and checkpoints of the release's form: ResNet-50, 19 x 128 x 256 float32, old-style pickle stream."""
+    write_tree(tmp_path / "examples", size=(1024, 2048), stride=8, names=("a", "b"))
+    write_tree(tmp_path / "examples", size=(1024, 2048), stride=8, names=("a", "b"), folder="pred_dpsgd", seed=1)
+    (tmp_path / "weights").mkdir()
+    for kind, channels in (("loss", 1), ("concate", 38)):
+        torch.manual_seed(0)
+        state = {"state_dict": {f"module.{k}": v for k, v in Attacker(channels=channels).state_dict().items()}}
+        torch.save(state, tmp_path / "weights" / f"{kind}.pth.tar", _use_new_zipfile_serialization=False)
+    for flags in ([], ["-resume", "weights/concate.pth.tar", "-input", "concate", "-argmax"], ["-gauss", "0.1"],
+                  ["-num-patch", "1", "-dilation"], ["-dpsgd", "-num-patch", "1"]):
+        out = tmp_path / ("run" + "".join(flags).replace("/", ""))
+        must(script("attack.py", *flags, "-num-patch", 2, "-gpu", 0, "--out", out, cwd=tmp_path))
+        found = results(out)
+        assert found["members"] == found["non_members"] == 2 and found["patches"] == 8
+
+
+@pytest.mark.parametrize("name", ["attack.py", "train_victim.py", "train_shadow.py", "train_attacker.py"])
+def test_help_names_every_flag_without_importing_torch(name):
+    code = (f"import runpy, sys\nmodule = runpy.run_path('{name}', run_name='x')\n"
+            "print(module['parser']().format_help())\nassert 'torch' not in sys.modules")
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--seed" in out and "default" in out

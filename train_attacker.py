@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Train the per-patch attacker A_P on a shadow's posteriors (algorithm 1, lines 4 to 14).
+
+    python train_attacker.py --shadow runs/shadow                                   # structured loss maps
+    python train_attacker.py --shadow runs/shadow -input concate                    # posterior and one-hot label
+    python train_attacker.py --posteriors TREE                                      # a shadow's posteriors from disk
+
+The shadow is asked once about each picture of D^S; its posteriors stay in RUN/posteriors-sN, in the release's layout,
+and serve every attacker. A fifth of D^S is held out, by blocks, to choose the epoch and tau. Writes best.pth.tar
+(highest validation AUC), last.pth.tar, log.jsonl, TensorBoard events and results.json.
+"""
+
+import argparse
+from pathlib import Path
+
+import defenses
+from utils.cli import UserError, add_run_flags, flag, run
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = flags.add_mutually_exclusive_group()
+    source.add_argument("--shadow", metavar="DIR", default="runs/shadow", help="run of train_shadow.py "
+                        "(default: runs/shadow)")
+    source.add_argument("--posteriors", metavar="TREE", help="posteriors of a shadow on disk; train/ = D_in^S")
+    flag(flags, "input", choices=("loss", "concate"), default="loss", help="representation (default: loss)")
+    flags.add_argument("--patch-size", type=int, default=24, help="side in positions (default: 24; the paper's 90)")
+    flags.add_argument("--stride", type=int, default=4, help="pixels per position (default: 4; the paper's 8)")
+    flags.add_argument("--void", choices=("zero", "mask"), default="zero",
+                       help="void positions hold 0, or an extra channel tells of them (default: zero)")
+    flags.add_argument("-a", "-arch", "--arch", choices=("resnet18", "resnet50"), default="resnet18",
+         help="architecture (default: resnet18; the paper's resnet50)")
+    flags.add_argument("--width", type=float, default=0.25, help="times the usual channels (default: 0.25; paper 1)")
+    flags.add_argument("--dropout", type=float, default=0.0, help="before the last layer (default: 0)")
+    flags.add_argument("--epochs", type=int, default=40, help="(default: 40)")
+    flags.add_argument("--patches-per-epoch", type=int, default=4, metavar="N", help="of each picture (default: 4)")
+    flags.add_argument("--batch", type=int, default=32, help="patches in a step (default: 32)")
+    flags.add_argument("--lr", type=float, default=1e-3, help="of AdamW, cosine schedule (default: 1e-3)")
+    flags.add_argument("--weight-decay", type=float, default=1e-2, help="(default: 1e-2)")
+    flags.add_argument("--continue", dest="continue_", metavar="DIR",
+                       help="go on with the run in DIR, with the arguments it was started with")
+    defenses.add_flags(flags)
+    add_run_flags(flags, "attacker")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    from attacks.representation import channels
+    from attacks.scoring import View
+    from datasets.posteriors import TINY, list_tree
+    from defenses.apply import Defense
+    from training.attacker import train_attacker
+    from utils.checkpoints import resume_arguments
+    from utils.device import choose_device
+    from utils.files import start_run, write_json
+
+    args, folder = resume_arguments(args) if args.continue_ else (args, None)
+    device = choose_device(args.gpu)
+    tree = Path(args.posteriors) if args.posteriors else ask_shadow(args, device)
+    items = list_tree(tree)
+    classes = items[0].load()[0].shape[0]
+    view = View(args.input, args.patch_size, TINY, args.void, args.stride, args.argmax)
+    spec = {"name": "attacker", "classes": classes, "arguments": {
+        "arch": args.arch, "channels": channels(args.input, classes, args.void), "width": args.width,
+        "dropout": args.dropout}}
+    folder = folder or start_run("attacker", vars(args), args.out)
+    defense = Defense(args.argmax, args.gauss, args.seed)
+    results = train_attacker(args, items, spec, view, defense, folder, device)
+    write_json(folder / "results.json", {"input": args.input, **results})
+    print(f"A_P ({args.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} pictures, epoch "
+          f"{results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
+
+
+def ask_shadow(args: argparse.Namespace, device: object) -> Path:
+    """The folder of the shadow's posteriors on D^S; pictures that are not there yet are asked for now."""
+    from datasets import find_dataset
+    from datasets.pairs import load_pair, read_split
+    from datasets.posteriors import write_groups, write_posterior
+    from models import load_segmenter
+    from models.query import query
+    from utils.log import progress
+
+    folder = Path(args.shadow)
+    if not (folder / "in.txt").is_file():
+        raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give --shadow DIR")
+    shadow, checkpoint = load_segmenter(folder / "last.pth.tar")
+    shadow, dataset, root = shadow.to(device), find_dataset(checkpoint["dataset"]), checkpoint["args"]["root"]
+    tree, groups = folder / f"posteriors-s{args.stride}", []
+    for side, name in (("train", "in.txt"), ("val", "out.txt")):
+        for pair in progress(read_split(folder / name, root), f"asking S about {name}"):
+            key = pair.name.replace("/", "__")
+            groups.append((f"{side}/{key}", pair.group))
+            if not (tree / side / "pred_sgd" / f"{key}.npy").exists():
+                image, label = load_pair(pair, dataset)
+                write_posterior(tree, side, key, query(shadow, image, device, args.stride, args.precision).numpy(),
+                                label)
+    write_groups(tree, groups)
+    return tree
+
+
+if __name__ == "__main__":
+    run(main, parser())

@@ -1,0 +1,25 @@
+"""Fitting the models: one loop for victims and shadows, one for attackers."""
+
+import argparse
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the training of V and S; the defaults suit pictures of 128 x 256 on a CPU."""
+    train = parser.add_argument_group("training")
+    train.add_argument("--epochs", type=int, default=50, help="(default: 50)")
+    train.add_argument("--batch", type=int, default=4, help="pictures in a step (default: 4)")
+    train.add_argument("--lr", type=float, default=0.01, help="learning rate of the backbone (default: 0.01)")
+    train.add_argument("--head-factor", type=float, default=1.0,
+                       help="times which the heads learn faster; PSPNet from ImageNet weights: 10 (default: 1)")
+    train.add_argument("--weight-decay", type=float, default=1e-4, help="(default: 1e-4)")
+    train.add_argument("--aux-weight", type=float, default=0.4, help="of the auxiliary loss; 0 = no such head "
+                       "(default: 0.4)")
+    train.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=(128, 256),
+                       help="of a training picture (default: 128 256)")
+    train.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), default=(0.85, 1.4),
+                       help="random scaling; the paper's: 0.5 2 (default: 0.85 1.4)")
+    train.add_argument("--rotate", type=float, default=0.0,
+                       help="largest angle in degrees; the paper's: 10 (default: 0)")
+    train.add_argument("--workers", type=int, default=1, help="processes that prepare pictures (default: 1)")
+    train.add_argument("--continue", dest="continue_", metavar="DIR",
+                       help="go on with the run in DIR, with the arguments it was started with")

@@ -1,0 +1,171 @@
+"""Training the per-patch attacker A_P on a shadow's posteriors (algorithm 1, lines 4 to 14)."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from attacks.patches import patch_means, random_corners
+from attacks.representation import represent, true_class
+from attacks.scoring import Example, Selection, View, attack_patches, meet
+from datasets.pairs import deal
+from datasets.posteriors import Stored
+from defenses.apply import Defense
+from evaluation.metrics import figures
+from models.attacker import Attacker
+from utils import VOID
+from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from utils.cli import UserError
+from utils.device import autocast
+from utils.log import RunLog, progress
+from utils.randomness import stream
+
+HELD_OUT = 0.2  # of D^S, for every choice: epoch, tau, patch size, capacity
+VALIDATION_PATCHES = 10
+TAU_QUANTILES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # of patch confidence on the held-out part
+
+
+def hold_out(items: Sequence[Stored], seed: int) -> tuple[list[Stored], list[Stored]]:
+    """Part `HELD_OUT` of D^S from the rest, whole blocks, members and non-members alike."""
+    sides: dict[str, str] = {}
+    for item in items:
+        side = str(item.member)
+        sides[item.group] = side if sides.get(item.group, side) == side else "mixed"
+    part = deal([item.group for item in items], (1 - HELD_OUT, HELD_OUT), seed, [sides[item.group] for item in items])
+    rest, held = ([item for item, p in zip(items, part, strict=True) if p == side] for side in (0, 1))
+    for name, chosen in (("training", rest), ("held-out", held)):
+        if len({item.member for item in chosen}) < 2:
+            raise UserError(f"the {name} part of D^S lacks members or non-members: {len(items)} pictures are too few")
+    return rest, held
+
+
+class Patches(Dataset):
+    """One random patch of each picture an epoch, `repeat` times: posterior (C, s, s), label (s, s), member.
+
+    The patch depends on (seed, epoch, turn, picture) only. Half of the patches are mirrored, labels alike.
+    """
+
+    def __init__(self, items: Sequence[Stored], size: int, seed: int, repeat: int, defense: Defense):
+        self.items, self.size, self.seed, self.repeat, self.defense = items, size, seed, repeat, defense
+        self.epoch = 0
+        self.loaded = [self._compact(item) for item in progress(items, "reading posteriors")]
+
+    def _compact(self, item: Stored) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior, label = item.load()
+        if min(label.shape) < self.size:
+            raise UserError(f"{item.posterior} has {label.shape[0]} x {label.shape[1]} positions, fewer than "
+                            f"--patch-size {self.size}")
+        posterior = self.defense(torch.from_numpy(posterior), item.key)
+        return posterior.half(), torch.from_numpy(np.ascontiguousarray(label))
+
+    def __len__(self) -> int:
+        return len(self.items) * self.repeat
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        turn, which = divmod(index, len(self.items))
+        item, (posterior, label) = self.items[which], self.loaded[which]
+        rng = stream(self.seed, "attacker", self.epoch, turn, item.name)
+        (y, x), size = random_corners(tuple(label.shape), self.size, 1, rng)[0], self.size
+        posterior, label = posterior[:, y : y + size, x : x + size].float(), label[y : y + size, x : x + size]
+        if rng.random() < 0.5:
+            posterior, label = posterior.flip(-1), label.flip(-1)
+        return posterior, label, int(item.member)
+
+
+def train_attacker(args: argparse.Namespace, items: Sequence[Stored], spec: dict, view: View, defense: Defense,
+                   folder: Path, device: torch.device) -> dict:
+    """Train A_P; write best.pth.tar (validation AUC) and last.pth.tar; return the figures of the held-out part.
+
+    Continues from last.pth.tar where there is one. tau is chosen on the held-out part at the end.
+    """
+    rest, held = hold_out(items, args.seed)
+    torch.manual_seed(args.seed)
+    model = Attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    last, best = folder / "last.pth.tar", folder / "best.pth.tar"
+    start, best_auc = 0, -1.0
+    if last.exists():
+        checkpoint = load_checkpoint(last)
+        load_weights(model, checkpoint["state_dict"], last)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        start, best_auc = checkpoint["epoch"], checkpoint["best_auc"]
+    data = Patches(rest, view.size, args.seed, args.patches_per_epoch, defense)
+    validation = list(meet(held, defense))
+    with RunLog(folder) as log:
+        for epoch in progress(range(start, args.epochs), f"training A_P ({view.input})", initial=start,
+                              total=args.epochs):
+            loss = _one_epoch(model, optimizer, data, args, view, epoch, device)
+            scored = list(attack_patches(validation, model.eval(), view, Selection("random", VALIDATION_PATCHES,
+                                                                                   seed=args.seed), device,
+                                         args.precision))
+            auc = figures([s.score for s in scored], [s.member for s in scored])["auc"]
+            log.add(epoch + 1, loss=loss, validation_auc=auc)
+            state = {"epoch": epoch + 1, "validation_auc": auc, "best_auc": max(auc, best_auc), "view": asdict(view),
+                     "args": vars(args)}
+            if auc > best_auc:
+                best_auc = auc
+                save_checkpoint(best, spec, model.state_dict(), **state)
+            save_checkpoint(last, spec, model.state_dict(), optimizer=optimizer.state_dict(), **state)
+    return _choose_tau(best, model, validation, args, device)
+
+
+def _one_epoch(model: Attacker, optimizer: torch.optim.Optimizer, data: Patches, args: argparse.Namespace, view: View,
+               epoch: int, device: torch.device) -> float:
+    torch.manual_seed(int(stream(args.seed, "dropout", epoch).integers(2**62)))
+    data.epoch = epoch
+    order = stream(args.seed, "order", epoch).permutation(len(data))
+    steps = max(1, len(order) // args.batch)
+    batches = [chunk.tolist() for chunk in np.array_split(order, steps)]
+    model.train()
+    total = 0.0
+    for step, (posterior, label, member) in enumerate(DataLoader(data, batch_sampler=batches)):
+        for group in optimizer.param_groups:
+            done = (epoch * steps + step) / (args.epochs * steps)
+            group["lr"] = args.lr * (1 + math.cos(math.pi * done)) / 2
+        posterior, label, member = posterior.to(device), label.to(device), member.to(device)
+        inputs = represent(view.input, posterior, label, view.floor, view.void, view.argmax)
+        with autocast(device, args.precision):
+            logits, _ = model(inputs.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, member)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(f"the loss became {value} in epoch {epoch + 1}; try a smaller --lr")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += value
+    return total / steps
+
+
+def _choose_tau(best: Path, model: Attacker, validation: Sequence[Example], args: argparse.Namespace,
+                device: torch.device) -> dict:
+    """Choose tau among quantiles of the held-out patches' confidence, by held-out AUC; store it in best.pth.tar."""
+    checkpoint = load_checkpoint(best)
+    load_weights(model, checkpoint["state_dict"], best)
+    view = View(**checkpoint["view"])
+    seen = []
+    for example in validation:
+        corners = random_corners(tuple(example.label.shape), view.size, 50, stream(args.seed, "tau", example.key))
+        means = patch_means(true_class(example.posterior, example.label), example.label != VOID, corners, view.size)
+        seen.append(means[np.isfinite(means)])
+    taus = np.quantile(np.concatenate(seen), TAU_QUANTILES)
+    members = [example.member for example in validation]
+    tried = []
+    for tau in taus:
+        selection = Selection("rejection", VALIDATION_PATCHES, float(tau), args.seed)
+        scored = attack_patches(validation, model.eval(), view, selection, device, args.precision)
+        tried.append(figures([s.score for s in scored], members)["auc"])
+    view = replace(view, tau=float(taus[int(np.argmax(tried))]))
+    checkpoint["view"] = asdict(view)
+    checkpoint.pop("format")
+    save_checkpoint(best, checkpoint.pop("model"), checkpoint.pop("state_dict"), **checkpoint)
+    return {"epoch": checkpoint["epoch"], "validation_auc": checkpoint["validation_auc"], "tau": view.tau,
+            "tau_quantiles": {str(q): {"tau": float(t), "validation_auc": a}
+                              for q, t, a in zip(TAU_QUANTILES, taus, tried, strict=True)},
+            "held_out": len(validation), "held_out_members": int(sum(members))}

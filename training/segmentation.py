@@ -1,0 +1,153 @@
+"""The training loop of victims and shadows, and their utility."""
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from datasets import find_dataset
+from datasets.pairs import Pair, load_pair
+from datasets.transforms import Augmented
+from evaluation.metrics import confusion, mean_iou
+from models import build_segmenter
+from models.query import query
+from utils import VOID
+from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from utils.cli import UserError
+from utils.device import autocast
+from utils.files import write_json
+from utils.log import RunLog, progress
+from utils.randomness import stream
+
+POLY = 0.9  # power of the learning-rate schedule, per iteration
+
+
+def spec_of(args: argparse.Namespace, classes: int) -> dict:
+    """The dict that rebuilds the model which the flags ask for."""
+    return {"name": args.model, "backbone": args.backbone, "classes": classes, "output_stride": args.output_stride,
+            "stages": args.stages, "width": args.width, "dropout": args.dropout, "auxiliary": args.aux_weight > 0}
+
+
+def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Path,
+                    device: torch.device) -> torch.nn.Module:
+    """Train the model of `args` on `pairs` (SGD, momentum 0.9, poly schedule) and leave it in folder/last.pth.tar.
+
+    A checkpoint is written after every epoch; where one lies in `folder`, training goes on from it and ends with the
+    weights that an unbroken run would have. Raises `UserError` when the loss is no number any more.
+    """
+    dataset = find_dataset(args.dataset)
+    spec = spec_of(args, len(dataset.CLASSES))
+    torch.manual_seed(args.seed)
+    last = folder / "last.pth.tar"
+    model = build_segmenter(spec, pretrained=args.pretrained and not last.exists())
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = _optimizer(model, args)
+    start = _restore(last, model, optimizer) if last.exists() else 0
+    data = Augmented(pairs, dataset, args.seed, tuple(args.crop), [255 * m for m in model.backbone.mean],
+                     tuple(args.scale), args.rotate)
+    steps = max(1, len(pairs) // args.batch)
+    with RunLog(folder) as log:
+        for epoch in range(start, args.epochs):
+            loss = _one_epoch(model, optimizer, data, args, epoch, steps, device)
+            log.add(epoch + 1, loss=loss, lr=optimizer.param_groups[0]["lr"])
+            save_checkpoint(last, spec, model.state_dict(), epoch=epoch + 1, optimizer=optimizer.state_dict(),
+                            classes=list(dataset.CLASSES), dataset=args.dataset, args=vars(args))
+    return model.eval()
+
+
+def _optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    heads = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    groups = [{"params": list(model.backbone.parameters()), "factor": 1.0},
+              {"params": heads, "factor": args.head_factor}]
+    return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
+
+
+def _restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    checkpoint = load_checkpoint(path)
+    load_weights(model, checkpoint["state_dict"], path)
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    return checkpoint["epoch"]
+
+
+def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Augmented, args: argparse.Namespace,
+               epoch: int, steps: int, device: torch.device) -> float:
+    """One pass over the data in the order of (seed, epoch); the mean loss."""
+    torch.manual_seed(int(stream(args.seed, "dropout", epoch).integers(2**62)))
+    data.set_epoch(epoch)
+    order = stream(args.seed, "order", epoch).permutation(len(data))[: steps * args.batch]
+    batches = [order[i : i + args.batch].tolist() for i in range(0, len(order), args.batch)]
+    loader = DataLoader(data, batch_sampler=batches, num_workers=args.workers, worker_init_fn=_one_thread,
+                        pin_memory=device.type == "cuda")
+    model.train()
+    total = 0.0
+    for step, (images, labels) in enumerate(progress(loader, f"epoch {epoch + 1}/{args.epochs}", total=steps)):
+        rate = args.lr * (1 - (epoch * steps + step) / (args.epochs * steps)) ** POLY
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        with autocast(device, args.precision):
+            outputs = model(images)
+        loss = _loss(outputs, labels, args.aux_weight)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(f"the loss became {value} in epoch {epoch + 1}; try a smaller --lr")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += value
+    return total / steps
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def _loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
+          aux_weight: float) -> torch.Tensor:
+    """Cross-entropy over the labelled positions of the batch, plus that of the auxiliary head."""
+    labels_known = (labels != VOID).sum().clamp_min(1)
+
+    def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum") / labels_known
+
+    if isinstance(outputs, tuple):
+        return cross_entropy(outputs[0]) + aux_weight * cross_entropy(outputs[1])
+    return cross_entropy(outputs)
+
+
+def utility(model: torch.nn.Module, pairs: Sequence[Pair], dataset: ModuleType, device: torch.device,
+            precision: str, what: str) -> float:
+    """mIoU in 0..1 of a model on pictures, at full size, over the classes that occur."""
+    classes = len(dataset.CLASSES)
+    matrix = np.zeros((classes, classes), np.int64)
+    for pair in progress(pairs, f"mIoU {what}"):
+        image, label = load_pair(pair, dataset)
+        predicted = query(model, image, device, precision=precision).argmax(dim=0).numpy()
+        matrix += confusion(predicted, label, classes)
+    return mean_iou(matrix)
+
+
+def train_and_report(args: argparse.Namespace, inside: Sequence[Pair], outside: Sequence[Pair], folder: Path,
+                     device: torch.device) -> torch.nn.Module:
+    """Train on `inside`, measure mIoU on both sides, write results.json and say where everything is."""
+    dataset = find_dataset(args.dataset)
+    print(f"training {args.model} ({args.backbone}) on {len(inside)} pictures -> {folder}")
+    begun = time.monotonic()
+    model = train_segmenter(args, inside, folder, device)
+    minutes = (time.monotonic() - begun) / 60
+    scores = {f"miou_{side}": utility(model, pairs, dataset, device, args.precision, side)
+              for side, pairs in (("in", inside), ("out", outside))}
+    write_json(folder / "results.json", {**scores, "in": len(inside), "out": len(outside), "epochs": args.epochs,
+                                         "minutes": round(minutes, 1)})
+    print(f"mIoU {100 * scores['miou_in']:.1f} in, {100 * scores['miou_out']:.1f} out; {minutes:.1f} minutes; "
+          f"{folder / 'last.pth.tar'}")
+    return model

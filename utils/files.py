@@ -1,0 +1,73 @@
+"""Files that are whole or absent, and the folder of a run."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from utils.cli import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextmanager
+def whole(path: str | Path, mode: str = "wb") -> Iterator:
+    """Open a file that appears under `path` only once it is written, synced and closed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write `value` as indented JSON; NaN and infinity raise `ValueError`."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with whole(path, "w") as file:
+        file.write(text)
+
+
+def start_run(stage: str, args: dict, out: str | None = None) -> Path:
+    """Make the folder of a run and record there the effective arguments, versions and commit.
+
+    Without `out` it is the next free `runs/STAGE-N`. Raises `UserError` when the place is a file.
+    """
+    folder = Path(out) if out else _next_free(Path("runs"), stage)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give --out a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    packages = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "scikit-learn")
+    write_json(folder / "args.json", {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "args": args,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "commit": _commit(),
+    })
+    return folder
+
+
+def _next_free(parent: Path, stage: str) -> Path:
+    taken = [int(p.name.rpartition("-")[2]) for p in parent.glob(f"{stage}-*") if p.name.rpartition("-")[2].isdigit()]
+    return parent / f"{stage}-{max(taken, default=0) + 1}"
+
+
+def _commit() -> str:
+    """Short hash of the checkout, `+` when it has changes, `unknown` outside one."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if dirty.stdout else "")

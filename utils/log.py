@@ -1,0 +1,37 @@
+"""The record of a run: a progress bar to watch, log.jsonl to keep, TensorBoard events to plot."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class RunLog:
+    """Appends figures of a run to DIR/log.jsonl and to TensorBoard; a context manager."""
+
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._board = SummaryWriter(str(folder / "events"))
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+    def add(self, step: int, **figures: float) -> None:
+        """Record `figures` at `step` (an epoch, counted from 1)."""
+        print(json.dumps({"step": step, **figures}), file=self._file, flush=True)
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+
+
+def progress(items: Iterable, what: str, total: int | None = None, **options: object) -> tqdm:
+    """A progress bar on stderr, silent where nobody watches."""
+    return tqdm(items, desc=what, total=total, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False,
+                dynamic_ncols=True, **options)
