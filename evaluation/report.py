@@ -37,16 +37,18 @@ def summarise(scored: Sequence[Scored], seed: int) -> dict:
 
 
 def write_scores(folder: Path, scored: Sequence[Scored]) -> None:
-    """Write scores.csv (`image,member,score`, sorted by image) and patches.npz (corners and scores of each patch)."""
+    """Write scores.csv (`image,member,score`, by image) and patches.npz (corner, score, picture and block of each)."""
     ordered = sorted(scored, key=lambda s: s.name)
     with whole(folder / "scores.csv", "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "member", "score"])
         writer.writerows([s.name, int(s.member), repr(s.score)] for s in ordered)
     with whole(folder / "patches.npz") as file:
+        counts = [len(s.corners) for s in ordered]
         np.savez_compressed(
-            file, image=np.repeat([s.name for s in ordered], [len(s.corners) for s in ordered]),
-            member=np.repeat([s.member for s in ordered], [len(s.corners) for s in ordered]),
+            file, image=np.repeat([s.name for s in ordered], counts),
+            member=np.repeat([s.member for s in ordered], counts),
+            group=np.repeat([s.group for s in ordered], counts),
             corner=np.concatenate([s.corners for s in ordered]).astype(np.int32),
             score=np.concatenate([s.patch_scores for s in ordered]))
 

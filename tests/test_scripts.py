@@ -151,3 +151,13 @@ def test_help_names_every_flag_without_importing_torch(name):
             "print(module['parser']().format_help())\nassert 'torch' not in sys.modules")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "--seed" in out and "default" in out
+
+
+def test_compare_is_paired(world, live, tmp_path):
+    for kind in ("loss", "concate"):
+        must(script("attack.py", "-resume", world / kind / "best.pth.tar", *live, "--out", tmp_path / kind))
+    out = must(script("evaluation/compare.py", tmp_path / "loss", tmp_path / "loss", tmp_path / "concate")).stdout
+    first, same, other = out.splitlines()
+    assert same.endswith("+0.000 [+0.000, +0.000]") and "[" not in first and "[" in other
+    result = script("evaluation/compare.py", tmp_path)
+    assert result.returncode == 2 and "no scores.csv" in result.stderr

@@ -19,6 +19,7 @@ from datasets.posteriors import Stored
 from defenses.apply import Defense
 from evaluation.metrics import figures
 from models.attacker import Attacker
+from training.step import descend
 from utils import VOID
 from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from utils.cli import UserError
@@ -132,14 +133,7 @@ def _one_epoch(model: Attacker, optimizer: torch.optim.Optimizer, data: Patches,
         inputs = represent(view.input, posterior, label, view.floor, view.void, view.argmax)
         with autocast(device, args.precision):
             logits, _ = model(inputs.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, member)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise UserError(f"the loss became {value} in epoch {epoch + 1}; try a smaller --lr")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += value
+        total += descend(optimizer, F.cross_entropy(logits, member), epoch)
     return total / steps
 
 

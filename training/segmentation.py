@@ -1,7 +1,6 @@
 """The training loop of victims and shadows, and their utility."""
 
 import argparse
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from datasets.transforms import Augmented
 from evaluation.metrics import confusion, mean_iou
 from models import build_segmenter
 from models.query import query
+from training.step import descend
 from utils import VOID
 from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from utils.cli import UserError
@@ -41,8 +41,11 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     """Train the model of `args` on `pairs` (SGD, momentum 0.9, poly schedule) and leave it in folder/last.pth.tar.
 
     A checkpoint is written after every epoch; where one lies in `folder`, training goes on from it and ends with the
-    weights that an unbroken run would have. Raises `UserError` when the loss is no number any more.
+    weights that an unbroken run would have. Raises `UserError` for fewer than two pictures, and when the loss is no
+    number any more.
     """
+    if min(args.batch, len(pairs)) < 2:
+        raise UserError("a step needs two pictures or more: batch norm learns from their differences")
     dataset = find_dataset(args.dataset)
     spec = spec_of(args, len(dataset.CLASSES))
     torch.manual_seed(args.seed)
@@ -96,14 +99,7 @@ def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: A
         labels = labels.to(device, non_blocking=True)
         with autocast(device, args.precision):
             outputs = model(images)
-        loss = _loss(outputs, labels, args.aux_weight)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise UserError(f"the loss became {value} in epoch {epoch + 1}; try a smaller --lr")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += value
+        total += descend(optimizer, _loss(outputs, labels, args.aux_weight), epoch)
     return total / steps
 
 
@@ -114,10 +110,10 @@ def _one_thread(_: int) -> None:
 def _loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
           aux_weight: float) -> torch.Tensor:
     """Cross-entropy over the labelled positions of the batch, plus that of the auxiliary head."""
-    labels_known = (labels != VOID).sum().clamp_min(1)
+    known = (labels != VOID).sum().clamp_min(1)
 
     def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum") / labels_known
+        return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum") / known
 
     if isinstance(outputs, tuple):
         return cross_entropy(outputs[0]) + aux_weight * cross_entropy(outputs[1])

@@ -1,0 +1,60 @@
+"""Compare attacks on the same pictures, paired: python -m evaluation.compare RUN RUN [RUN ...].
+
+Prints the AUC and max-F of each run of attack.py and its difference to the first, with a 95 % interval from one
+bootstrap that draws the same blocks for all of them.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+from utils.cli import UserError, run
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(prog="evaluation.compare", description=__doc__,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("runs", nargs="+", metavar="RUN", help="folders of attack.py, the first the yardstick")
+    flags.add_argument("--figure", choices=("auc", "max_f", "tpr_at_5_fpr"), default="auc", help="(default: auc)")
+    flags.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from evaluation.intervals import paired_difference
+    from evaluation.metrics import figures
+
+    tables = [read_scores(Path(name)) for name in args.runs]
+    names = sorted(tables[0])
+    for run_name, scores in zip(args.runs, tables, strict=True):
+        if sorted(scores) != names:
+            raise UserError(f"{run_name} scored other pictures than {args.runs[0]}; only the same can be compared")
+    member = np.array([tables[0][name][0] for name in names])
+    group = [tables[0][name][1] for name in names]
+    columns = [np.array([scores[name][2] for name in names]) for scores in tables]
+    for run_name, column in zip(args.runs, columns, strict=True):
+        line = f"{run_name}: {args.figure} {figures(column, member)[args.figure]:.3f}"
+        if column is not columns[0]:
+            both = paired_difference(column, columns[0], member, group, args.figure, args.seed)
+            low, high = both["interval"]
+            line += f", {both['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        print(line)
+
+
+def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:
+    """Picture -> (member, block, score), from scores.csv and patches.npz of a run."""
+    import numpy as np
+
+    if not (folder / "scores.csv").is_file():
+        raise UserError(f"{folder} holds no scores.csv; give folders that attack.py wrote")
+    with np.load(folder / "patches.npz", allow_pickle=False) as patches:
+        group = dict(zip(patches["image"].tolist(), patches["group"].tolist(), strict=True))
+    with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
+        return {row["image"]: (row["member"] == "1", group[row["image"]], float(row["score"]))
+                for row in csv.DictReader(file)}
+
+
+if __name__ == "__main__":
+    run(main, parser())

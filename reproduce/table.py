@@ -1,0 +1,103 @@
+"""Collect the results of one setting, and print settings as a table beside the paper's.
+
+    python -m reproduce.table --collect RUNS --victim RUN --shadow RUN --into reproduce/results/NAME.json
+    python -m reproduce.table reproduce/results/*.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from utils.cli import UserError, run
+
+# Max-F / AUC in %, paper's table 2, PSP -> PSP, dependent.
+PAPER = {"threshold-confidence": "77.4 / 62.0", "threshold-loss": "82.2 / 74.9", "concate-full": "80.6 / 81.2",
+         "loss-full": "84.2 / 82.6", "concate-sliding": "", "loss-sliding": "", "concate-random": "83.4 / 82.7",
+         "loss-random": "84.8 / 84.6", "concate-rejection": "83.3 / 83.0", "loss-rejection": "86.7 / 87.1"}
+TITLES = {"threshold-confidence": "confidence threshold (Salem)", "threshold-loss": "loss threshold (Sablayrolles)",
+          "concate": "C+GT", "loss": "Loss"}
+KEPT = ("image", "patch", "chance", "members", "non_members", "blocks", "tau")
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(prog="reproduce.table", description=__doc__,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("settings", nargs="*", metavar="JSON", help="collected settings to print")
+    flags.add_argument("--collect", metavar="RUNS", help="folder with the attacks of one setting")
+    flags.add_argument("--victim", metavar="RUN", help="its victim, for the mIoU")
+    flags.add_argument("--shadow", metavar="RUN", help="its shadow, for the mIoU")
+    flags.add_argument("--into", metavar="JSON", help="where the collected setting goes")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.collect:
+        if not (args.victim and args.shadow and args.into):
+            raise UserError("--collect needs --victim, --shadow and --into")
+        collect(Path(args.collect), Path(args.victim), Path(args.shadow), Path(args.into))
+    for path in args.settings:
+        print(as_markdown(Path(path).stem, read(Path(path))))
+
+
+def read(path: Path) -> dict:
+    """A JSON file; `UserError` when it is missing or none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def collect(runs: Path, victim: Path, shadow: Path, into: Path) -> None:
+    """Gather results.json of every run of one setting, with the commit that made it, into one file."""
+    from utils.files import write_json
+
+    attacks, attackers = {}, {}
+    for path in sorted(runs.glob("*/results.json")):
+        found = read(path)
+        if path.parent.name.startswith("attacker-"):
+            attackers[path.parent.name] = found
+        else:
+            attacks[path.parent.name] = {key: found[key] for key in KEPT if key in found}
+    commits = sorted({read(path)["commit"] for path in [*runs.glob("*/args.json"), victim / "args.json",
+                                                        shadow / "args.json"]})
+    write_json(into, {"victim": read(victim / "results.json"), "shadow": read(shadow / "results.json"),
+                      "attackers": attackers, "attacks": attacks, "commits": commits})
+
+
+def as_markdown(name: str, setting: dict) -> str:
+    """One setting as a table: mean over attacker seeds, their range, and the interval of the first seed, in %."""
+    victim, shadow = setting["victim"], setting["shadow"]
+    any_attack = next(iter(setting["attacks"].values()))
+    luck = any_attack["chance"]["image"]
+    lines = [f"### {name}", "",
+             f"Victim mIoU {victim['miou_in']:.1%} in ({victim['in']} pictures), {victim['miou_out']:.1%} out "
+             f"({victim['out']}); shadow {shadow['miou_in']:.1%} in ({shadow['in']}), {shadow['miou_out']:.1%} out "
+             f"({shadow['out']}); training {victim['minutes']} + {shadow['minutes']} minutes; {any_attack['blocks']} "
+             f"blocks. Random F {luck['random_f']:.1%}, all-member F {luck['all_member_f']:.1%}. "
+             f"Commits {', '.join(setting['commits'])}.", "",
+             "| attack | AUC | seeds | 95 % interval | max-F | TPR at 5 % FPR | per-patch AUC | paper, F / AUC |",
+             "|---|---|---|---|---|---|---|---|"]
+    for method, paper in PAPER.items():
+        seeds = [value for key, value in setting["attacks"].items() if key.rpartition("-")[0] == method]
+        if not seeds:
+            continue
+        kind, _, select = method.partition("-")
+        title = TITLES.get(method) or f"{TITLES[kind]}, {select}"
+        lines.append(_row(title, seeds, paper))
+    return "\n".join(lines) + "\n"
+
+
+def _row(title: str, seeds: list[dict], paper: str) -> str:
+    def mean(level: str, figure: str) -> float:
+        return 100 * sum(seed[level][figure] for seed in seeds) / len(seeds)
+
+    aucs = [100 * seed["image"]["auc"] for seed in seeds]
+    spread = f"{min(aucs):.1f}-{max(aucs):.1f}" if len(seeds) > 1 else ""
+    low, high = (100 * bound for bound in seeds[0]["image"]["auc_interval"])
+    cells = [title, f"{mean('image', 'auc'):.1f}", spread, f"{low:.1f}-{high:.1f}", f"{mean('image', 'max_f'):.1f}",
+             f"{mean('image', 'tpr_at_5_fpr'):.1f}", f"{mean('patch', 'auc'):.1f}", paper]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    run(main, parser())

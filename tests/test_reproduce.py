@@ -1,0 +1,33 @@
+"""Collecting results and printing tables."""
+
+import json
+
+from conftest import must, script
+
+from reproduce.table import as_markdown
+
+
+def figure(auc):
+    return {"auc": auc, "max_f": 0.8, "tpr_at_5_fpr": 0.2, "auc_interval": [auc - 0.1, auc + 0.1]}
+
+
+def result(auc):
+    return {"image": figure(auc), "patch": figure(auc - 0.1), "members": 5, "non_members": 4, "blocks": 3,
+            "chance": {"image": {"random_f": 0.5, "all_member_f": 0.7}, "patch": {}}, "tau": None}
+
+
+def test_collect_and_print(tmp_path):
+    model = {"miou_in": 0.5, "miou_out": 0.4, "in": 5, "out": 4, "minutes": 1.0}
+    contents = {"victim": model, "shadow": model, "s/loss-random-0": result(0.7), "s/loss-random-1": result(0.8),
+                "s/threshold-loss-0": result(0.6), "s/attacker-loss-0": {"validation_auc": 0.9}}
+    for run, content in contents.items():
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "results.json").write_text(json.dumps(content))
+        (tmp_path / run / "args.json").write_text(json.dumps({"commit": "abc"}))
+    into = tmp_path / "setting.json"
+    must(script("reproduce/table.py", "--collect", tmp_path / "s", "--victim", tmp_path / "victim", "--shadow",
+                tmp_path / "shadow", "--into", into))
+    table = as_markdown("setting", json.loads(into.read_text()))
+    assert "| Loss, random | 75.0 | 70.0-80.0 | 60.0-80.0 | 80.0 | 20.0 | 65.0 | 84.8 / 84.6 |" in table
+    assert "50.0% in (5 pictures)" in table and "Commits abc." in table and "C+GT" not in table
+    assert script("reproduce/table.py", tmp_path / "none.json").returncode == 2
