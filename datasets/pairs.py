@@ -36,12 +36,14 @@ class Pair:
         return Path(self.image).stem
 
 
-def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "") -> list[Pair]:
+def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
+               must_exist: bool = True) -> list[Pair]:
     """Read lines `image label [group]`, `#` starting a comment, paths relative to `root`.
 
     `strip_prefix` is cut from the front of both paths, and a leading slash is ignored, so that the lists of the
     release read as they are. Without a third column each picture is a group of its own. Raises `UserError` for a
-    missing or empty file, a line of another form and a picture named twice.
+    missing or empty file, a line of another form, a picture named twice, and, unless
+    `must_exist` is false, a picture or label that is not there.
     """
     path, root = Path(path), Path(root)
     if not path.is_file():
@@ -66,6 +68,9 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "")
         seen: set[str] = set()
         twice = next(p.image for p in pairs if p.image in seen or seen.add(p.image))
         raise UserError(f"{path} names {twice} twice")
+    missing = (root / p for pair in pairs for p in (pair.image, pair.label) if must_exist and not (root / p).is_file())
+    if gone := next(missing, None):
+        raise UserError(f"{path} names {gone}, which is not there; is --root right?")
     return pairs
 
 

@@ -21,17 +21,17 @@ AUTHORS = Path(__file__).resolve().parents[2] / "shared" / "authors-splits"
 def test_split_file_round_trip(tmp_path):
     pairs = [Pair("a/1.png", "b/1.png", "a/1.png", Path("r")), Pair("a/2.png", "b/2.png", "block", Path("r"))]
     write_split(tmp_path / "s.txt", pairs, "a comment")
-    assert read_split(tmp_path / "s.txt", "r") == pairs
+    assert read_split(tmp_path / "s.txt", "r", must_exist=False) == pairs
 
 
 def test_split_file_forms(tmp_path):
     (tmp_path / "s.txt").write_text("# head\n\n/pre/data/1.png /pre/label/1.png # tail\n")
-    (pair,) = read_split(tmp_path / "s.txt", tmp_path, strip_prefix="/pre/")
+    (pair,) = read_split(tmp_path / "s.txt", tmp_path, strip_prefix="/pre/", must_exist=False)
     assert (pair.image, pair.label, pair.name, pair.key) == ("data/1.png", "label/1.png", "data/1", "1")
 
 
 @pytest.mark.parametrize("text, message", [("# nothing\n", "names no picture"), ("a.png\n", "found 1 fields"),
-                                           ("a b\na b\n", "twice"), ("a b c d\n", "line 1")])
+                                           ("a b\na b\n", "twice"), ("a b\n", "is not there"), ("a b c d\n", "line 1")])
 def test_bad_split_files(tmp_path, text, message):
     (tmp_path / "s.txt").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -47,7 +47,7 @@ def test_bad_split_files(tmp_path, text, message):
 def test_authors_lists_read_unchanged(tmp_path, name, count):
     path = tmp_path / "list.txt"
     path.write_bytes(gzip.decompress((AUTHORS / f"{name}.txt.gz").read_bytes()))
-    pairs = read_split(path, tmp_path, strip_prefix="/BS/")
+    pairs = read_split(path, tmp_path, strip_prefix="/BS/", must_exist=False)
     assert len(pairs) == count and not pairs[0].image.startswith(("/", "BS"))
 
 
@@ -159,7 +159,8 @@ def test_members_and_non_members_of_streets_cannot_be_told_apart_without_a_model
 
 def test_shipped_splits_are_those_that_are_drawn():
     for part, (domain, first, count) in streets.PARTS.items():
-        pairs = read_split(Path(__file__).parents[1] / "splits" / "streets" / f"{part}.txt")
+        path = Path(__file__).parents[1] / "splits" / "streets" / f"{part}.txt"
+        pairs = read_split(path, must_exist=False)
         assert [p.image for p in pairs] == [f"{domain}/img/{i:05d}.png" for i in range(first, first + count)]
 
 

@@ -30,7 +30,7 @@ def test_victim_and_shadow_leave_a_whole_run(world):
         assert {"args.json", "log.jsonl", "last.pth.tar", "results.json", "events"} <= {
             p.name for p in (world / run).iterdir()}
         assert 0 < results(world / run)["miou_in"] < 1
-    inside, outside = (read_split(world / "shadow" / f"{side}.txt") for side in ("in", "out"))
+    inside, outside = (read_split(world / "shadow" / f"{side}.txt", world / "data") for side in ("in", "out"))
     assert len(inside) == len(outside) == 12 and not {p.image for p in inside} & {p.image for p in outside}
 
 
