@@ -14,7 +14,7 @@ results.json, scores.csv, patches.npz and the curves into the run's folder.
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import defenses
@@ -129,7 +129,7 @@ def load_attacker(args: argparse.Namespace) -> tuple:
         channels = first.shape[1]
         kind, classes = ("loss", None) if channels == 1 else ("concate", channels // 2)
         model = Attacker(args.arch, channels, dilated=args.dilation)
-        view = View(kind, args.patch_size or 90, FLOOR, argmax=args.argmax)
+        view = View(kind, args.patch_size or 90, FLOOR)
     elif spec.get("name") != "attacker":
         raise UserError(f"{args.resume} is no attacker but a {spec.get('name')}; ask it with --victim {args.resume}")
     else:
@@ -139,7 +139,7 @@ def load_attacker(args: argparse.Namespace) -> tuple:
     if args.input not in (None, view.input):
         raise UserError(f"{args.resume} reads -input {view.input}; for -input {args.input} give another -resume")
     load_weights(model, checkpoint["state_dict"], args.resume)
-    return model.eval(), view, classes
+    return model.eval(), replace(view, argmax=args.argmax), classes
 
 
 @dataclass(frozen=True)

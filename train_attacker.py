@@ -3,6 +3,7 @@
 
     python train_attacker.py --shadow runs/shadow                                   # structured loss maps
     python train_attacker.py --shadow runs/shadow -input concate                    # posterior and one-hot label
+    python train_attacker.py --shadow runs/shadow runs/shadow-swapped               # more shadows, more to learn from
     python train_attacker.py --posteriors TREE                                      # a shadow's posteriors from disk
 
 The shadow is asked once about each picture of D^S; its posteriors stay in RUN/posteriors-sN, in the release's layout,
@@ -11,6 +12,7 @@ and serve every attacker. A fifth of D^S is held out, by blocks, to choose the e
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import defenses
@@ -20,8 +22,8 @@ from utils.cli import UserError, add_run_flags, flag, run
 def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = flags.add_mutually_exclusive_group()
-    source.add_argument("--shadow", metavar="DIR", default="runs/shadow", help="run of train_shadow.py "
-                        "(default: runs/shadow)")
+    source.add_argument("--shadow", metavar="DIR", nargs="+", default=["runs/shadow"],
+                        help="runs of train_shadow.py, one or more (default: runs/shadow)")
     source.add_argument("--posteriors", metavar="TREE", help="posteriors of a shadow on disk; train/ = D_in^S")
     flag(flags, "input", choices=("loss", "concate"), default="loss", help="representation (default: loss)")
     flags.add_argument("--patch-size", type=int, default=24, help="side in positions (default: 24; the paper's 90)")
@@ -56,8 +58,9 @@ def main(args: argparse.Namespace) -> None:
 
     args, folder = resume_arguments(args) if args.continue_ else (args, None)
     device = choose_device(args.gpu)
-    tree = Path(args.posteriors) if args.posteriors else ask_shadow(args, device)
-    items = list_tree(tree)
+    trees = [Path(args.posteriors)] if args.posteriors else [ask_shadow(Path(run), args, device) for run in args.shadow]
+    items = [replace(item, name=f"{number}/{item.name}" if number else item.name)
+             for number, tree in enumerate(trees) for item in list_tree(tree)]
     classes = items[0].load()[0].shape[0]
     view = View(args.input, args.patch_size, TINY, args.void, args.stride, args.argmax)
     spec = {"name": "attacker", "classes": classes, "arguments": {
@@ -71,8 +74,8 @@ def main(args: argparse.Namespace) -> None:
           f"{results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
 
 
-def ask_shadow(args: argparse.Namespace, device: object) -> Path:
-    """The folder of the shadow's posteriors on D^S; pictures that are not there yet are asked for now."""
+def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
+    """The folder of a shadow's posteriors on D^S; pictures that are not there yet are asked for now."""
     from datasets import find_dataset
     from datasets.pairs import load_pair, read_split
     from datasets.posteriors import write_groups, write_posterior
@@ -80,9 +83,10 @@ def ask_shadow(args: argparse.Namespace, device: object) -> Path:
     from models.query import query
     from utils.log import progress
 
-    folder = Path(args.shadow)
     if not (folder / "in.txt").is_file():
         raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give --shadow DIR")
+    if not (folder / "results.json").is_file():
+        raise UserError(f"{folder} is not trained to its end; go on with train_shadow.py --continue {folder}")
     shadow, checkpoint = load_segmenter(folder / "last.pth.tar")
     shadow, dataset, root = shadow.to(device), find_dataset(checkpoint["dataset"]), checkpoint["args"]["root"]
     tree, groups = folder / f"posteriors-s{args.stride}", []

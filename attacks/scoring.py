@@ -23,8 +23,8 @@ class View:
     """How an attacker looks at a posterior; stored in its checkpoint.
 
     `input`: representation; `size`: side of a patch in positions; `floor`: clamp of the loss; `void`: "zero" or "mask";
-    `stride`: pixels per position of the posteriors it was trained on (0 = not known); `argmax`: trained on one-hot
-    posteriors; `tau`: rejection threshold chosen on the held-out part of D^S.
+    `stride`: pixels per position of the posteriors it was trained on (0 = not known); `argmax`: the posteriors are
+    one-hot; `tau`: rejection threshold chosen on the held-out part of D^S.
     """
 
     input: str
