@@ -75,8 +75,8 @@ def main(args: argparse.Namespace) -> None:
     if args.victim:
         items = ask_live(args, view.stride or 8, classes, device)
     else:
-        items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes)
-    examples = meet(progress(items, "attacking"), Defense(args.argmax, args.gauss, args.seed))
+        items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes, view.stride or None)
+    examples = meet(progress(items, "attacking"), Defense(args.argmax, args.gauss, args.seed, args.gauss_floor))
     if args.threshold:
         scores = attack_threshold(examples, args.threshold, view.size, selection, view.floor)
     else:

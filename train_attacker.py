@@ -12,11 +12,12 @@ and serve every attacker. A fifth of D^S is held out, by blocks, to choose the e
 """
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import defenses
-from utils.cli import UserError, add_run_flags, flag, run
+from utils.cli import UserError, add_run_flags, flag, positive, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,17 +27,19 @@ def parser() -> argparse.ArgumentParser:
                         help="runs of train_shadow.py, one or more (default: runs/shadow)")
     source.add_argument("--posteriors", metavar="TREE", help="posteriors of a shadow on disk; train/ = D_in^S")
     flag(flags, "input", choices=("loss", "concate"), default="loss", help="representation (default: loss)")
-    flags.add_argument("--patch-size", type=int, default=24, help="side in positions (default: 24; the paper's 90)")
-    flags.add_argument("--stride", type=int, default=4, help="pixels per position (default: 4; the paper's 8)")
+    flags.add_argument("--patch-size", type=positive, default=24,
+                       help="side in positions (default: 24; the paper's 90)")
+    flags.add_argument("--stride", type=positive, default=4, help="pixels per position (default: 4; the paper's 8)")
     flags.add_argument("--void", choices=("zero", "mask"), default="zero",
                        help="void positions hold 0, or an extra channel tells of them (default: zero)")
     flags.add_argument("-a", "-arch", "--arch", choices=("resnet18", "resnet50"), default="resnet18",
          help="architecture (default: resnet18; the paper's resnet50)")
     flags.add_argument("--width", type=float, default=0.25, help="times the usual channels (default: 0.25; paper 1)")
     flags.add_argument("--dropout", type=float, default=0.0, help="before the last layer (default: 0)")
-    flags.add_argument("--epochs", type=int, default=40, help="(default: 40)")
-    flags.add_argument("--patches-per-epoch", type=int, default=4, metavar="N", help="of each picture (default: 4)")
-    flags.add_argument("--batch", type=int, default=32, help="patches in a step (default: 32)")
+    flags.add_argument("--epochs", type=positive, default=40, help="(default: 40)")
+    flags.add_argument("--patches-per-epoch", type=positive, default=4, metavar="N",
+                       help="of each picture (default: 4)")
+    flags.add_argument("--batch", type=positive, default=32, help="patches in a step (default: 32)")
     flags.add_argument("--lr", type=float, default=1e-3, help="of AdamW, cosine schedule (default: 1e-3)")
     flags.add_argument("--weight-decay", type=float, default=1e-2, help="(default: 1e-2)")
     flags.add_argument("--continue", dest="continue_", metavar="DIR",
@@ -51,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     from attacks.scoring import View
     from datasets.posteriors import TINY, list_tree
     from defenses.apply import Defense
-    from training.attacker import train_attacker
+    from training.attacker import prepare, train_attacker
     from utils.checkpoints import resume_arguments
     from utils.device import choose_device
     from utils.files import start_run, write_json
@@ -61,14 +64,16 @@ def main(args: argparse.Namespace) -> None:
     trees = [Path(args.posteriors)] if args.posteriors else [ask_shadow(Path(run), args, device) for run in args.shadow]
     items = [replace(item, name=f"{number}/{item.name}" if number else item.name)
              for number, tree in enumerate(trees) for item in list_tree(tree)]
-    classes = items[0].load()[0].shape[0]
-    view = View(args.input, args.patch_size, TINY, args.void, args.stride, args.argmax)
+    classes, stride = items[0].classes_and_stride()
+    items = [replace(item, classes=classes, stride=stride) for item in items]
+    view = View(args.input, args.patch_size, TINY, args.void, stride, args.argmax)
     spec = {"name": "attacker", "classes": classes, "arguments": {
         "arch": args.arch, "channels": channels(args.input, classes, args.void), "width": args.width,
         "dropout": args.dropout}}
+    defense = Defense(args.argmax, args.gauss, args.seed, args.gauss_floor)
+    data, validation = prepare(args, items, view.size, defense)
     folder = folder or start_run("attacker", vars(args), args.out)
-    defense = Defense(args.argmax, args.gauss, args.seed)
-    results = train_attacker(args, items, spec, view, defense, folder, device)
+    results = train_attacker(args, data, validation, spec, view, folder, device)
     write_json(folder / "results.json", {"input": args.input, **results})
     print(f"A_P ({args.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} pictures, epoch "
           f"{results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
@@ -81,6 +86,7 @@ def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
     from datasets.posteriors import write_groups, write_posterior
     from models import load_segmenter
     from models.query import query
+    from utils.files import fingerprint, whole
     from utils.log import progress
 
     if not (folder / "in.txt").is_file():
@@ -90,6 +96,11 @@ def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
     shadow, checkpoint = load_segmenter(folder / "last.pth.tar")
     shadow, dataset, root = shadow.to(device), find_dataset(checkpoint["dataset"]), checkpoint["args"]["root"]
     tree, groups = folder / f"posteriors-s{args.stride}", []
+    stamp = fingerprint([folder / name for name in ("last.pth.tar", "in.txt", "out.txt")], args.precision)
+    if tree.exists() and (not (tree / "made-from").is_file() or (tree / "made-from").read_text() != stamp):
+        shutil.rmtree(tree)  # of another training or split
+    with whole(tree / "made-from", "w") as file:
+        file.write(stamp)
     for side, name in (("train", "in.txt"), ("val", "out.txt")):
         for pair in progress(read_split(folder / name, root), f"asking S about {name}"):
             key = pair.name.replace("/", "__")

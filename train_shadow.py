@@ -59,22 +59,22 @@ def main(args: argparse.Namespace) -> None:
 
 
 def partition(args: argparse.Namespace, pairs: list, device: object) -> tuple[list, list]:
-    """D^S in two halves: by the victim's mean confidence over labelled positions (section 2.2), or at random."""
+    """D^S in two halves: by the victim's mean confidence over labelled positions (section 2.2), or at random,
+    whole blocks at a time."""
     import numpy as np
     import torch
 
     from attacks.thresholds import confidence, mean_known
     from datasets import find_dataset
-    from datasets.pairs import load_pair
+    from datasets.pairs import deal, load_pair
     from models import load_segmenter
     from models.query import query
     from utils.log import progress
-    from utils.randomness import stream
 
     if len(pairs) < 2:
         raise UserError(f"{args.split} names one picture; D^S needs two or more")
     if args.partition == "random":
-        rank = stream(args.seed, "partition").permutation(len(pairs))
+        inside = deal([pair.group for pair in pairs], (1, 1), args.seed) == 0
     else:
         victim, dataset = load_segmenter(args.victim)[0].to(device), find_dataset(args.dataset)
         values = []
@@ -82,9 +82,8 @@ def partition(args: argparse.Namespace, pairs: list, device: object) -> tuple[li
             image, label = load_pair(pair, dataset)
             posterior = query(victim, image, device, precision=args.precision)
             values.append(mean_known(confidence(posterior), torch.from_numpy(label)))
-        rank = np.argsort(-np.array(values), kind="stable")
-    half = set(rank[: (len(pairs) + 1) // 2].tolist())
-    return ([p for i, p in enumerate(pairs) if i in half], [p for i, p in enumerate(pairs) if i not in half])
+        inside = np.argsort(np.argsort(-np.array(values), kind="stable")) < (len(pairs) + 1) // 2
+    return tuple([pair for pair, chosen in zip(pairs, inside, strict=True) if chosen == side] for side in (True, False))
 
 
 if __name__ == "__main__":

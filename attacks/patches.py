@@ -7,7 +7,6 @@ belongs to the picture; rejection walks the same stream, so it keeps the random 
 import numpy as np
 import torch
 
-SELECTIONS = ("random", "sliding", "rejection", "full")
 TRIES = 50  # candidates per patch after which rejection takes the least confident it saw
 
 

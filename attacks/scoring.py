@@ -15,8 +15,6 @@ from utils.cli import UserError
 from utils.device import autocast
 from utils.randomness import stream
 
-SCORES = ("paper", "release")
-
 
 @dataclass(frozen=True)
 class View:
@@ -96,7 +94,7 @@ class Item(Protocol):
 def meet(items: Iterable[Item], defense: Callable[[torch.Tensor, str], torch.Tensor]) -> Iterator[Example]:
     """Load posteriors one by one, under `defense` (which normalises them).
 
-    Raises `UserError` when a label is all void.
+    Raises `UserError` when a label is all void or a posterior is not finite.
     """
     for item in items:
         posterior, label = item.load()
@@ -104,6 +102,8 @@ def meet(items: Iterable[Item], defense: Callable[[torch.Tensor, str], torch.Ten
             raise UserError(f"{item.name}: its label is void everywhere, so there is nothing to compare; leave it out")
         label = torch.from_numpy(np.ascontiguousarray(label))
         posterior = defense(torch.from_numpy(np.ascontiguousarray(posterior)), item.key)
+        if not posterior.isfinite().all():
+            raise UserError(f"{item.name}: the model's posterior is not finite")
         yield Example(item.name, item.key, item.member, item.group, posterior, label)
 
 
@@ -132,7 +132,8 @@ def attack_patches(examples: Iterable[Example], model: torch.nn.Module, view: Vi
     waiting: list[tuple[Example, np.ndarray, torch.Tensor]] = []
 
     def flush() -> Iterator[Scored]:
-        logits = member_logits(model, torch.cat([patches for _, _, patches in waiting]), device, precision)
+        together = torch.cat([patches for _, _, patches in waiting])
+        logits = np.concatenate([member_logits(model, part, device, precision) for part in together.split(batch)])
         values = member_probability(logits) if score == "paper" else logits[:, 1]
         for example, corners, patches in waiting:
             own, values = values[: len(patches)], values[len(patches) :]
@@ -166,5 +167,6 @@ def attack_threshold(examples: Iterable[Example], kind: str, size: int, selectio
         known = example.label != VOID
         corners = selection.corners(example.posterior, example.label, size, example.key)
         means = patch_means(values, known, corners, size)
-        means = np.where(np.isfinite(means), means, 0.0)
-        yield Scored(example.name, example.member, example.group, corners, means, mean_known(values, example.label))
+        score = mean_known(values, example.label)
+        means = np.where(np.isfinite(means), means, score)  # a patch that is all void tells no more than its picture
+        yield Scored(example.name, example.member, example.group, corners, means, score)

@@ -52,8 +52,12 @@ def resized(pairs: list, copy: Path, side: int, what: str) -> list:
     for pair in progress(pairs, f"resizing {what}"):
         image = str(Path(pair.image).with_suffix(".png"))
         group = image if pair.group == pair.image else pair.group
-        for source, target, how in ((pair.image, image, cv2.INTER_AREA), (pair.label, pair.label, cv2.INTER_NEAREST)):
+        for source, target, how in ((pair.image, image, cv2.INTER_AREA),
+                                    (pair.label, pair.label, cv2.INTER_NEAREST_EXACT)):
             if (copy / target).exists():
+                with Image.open(copy / target) as there:
+                    if min(there.size) != side:
+                        raise UserError(f"{copy} holds pictures of another size; give --copy another folder")
                 continue
             with Image.open(pair.root / source) as opened:
                 array = np.asarray(opened)

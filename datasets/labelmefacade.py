@@ -4,7 +4,6 @@ Building, door and window become building; `various` (black) and any other colou
 classes occur. Pictures that were enlarged from 256 x 256 are left out, and those of one shooting stay together.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +30,11 @@ def decode(raw: np.ndarray, path: Path) -> np.ndarray:
 
 
 def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
-    """`shadow_in` and `shadow_out`, halves by shooting (the part of the name before its last number)."""
+    """`shadow_in` and `shadow_out`, halves by shooting (the folder, which the name tells before `__`)."""
     names = sorted(path.stem for path in (root / "images").glob("*.jpg"))
     if not names:
         raise UserError(f"{root}/images holds no pictures; they come from github.com/cvjena/labelmefacade")
-    pairs = [Pair(f"images/{name}.jpg", f"labels/{name}.png", re.sub(r"[_\d]*[^_]*$", "", name) or name, root)
+    pairs = [Pair(f"images/{name}.jpg", f"labels/{name}.png", name.partition("__")[0], root)
              for name in names if not name.startswith(ENLARGED)]
     part = deal([pair.group for pair in pairs], (1, 1), seed)
     return {name: [pair for pair, p in zip(pairs, part, strict=True) if p == index]

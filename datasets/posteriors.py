@@ -33,6 +33,7 @@ class Stored:
     posterior: Path
     label: Path
     classes: int | None = None
+    stride: int | None = None
 
     @property
     def key(self) -> str:
@@ -43,18 +44,26 @@ class Stored:
         """Posterior float32 (C, h, w) and label uint8 (h, w) on the same positions.
 
         Raises `UserError` for a broken file, NaN, negative values, other than `classes` classes (None: any number),
-        or shapes that no stride connects.
+        or shapes that no stride, or another than `stride` (None: any), connects.
         """
         posterior = read_posterior(self.posterior)
         if self.classes not in (None, posterior.shape[0]):
             raise UserError(f"{self.posterior} has {posterior.shape[0]} classes; the attacker was trained for "
                             f"{self.classes}")
         label = load_label(self.label, _TrainIds(posterior.shape[0]))
-        step = infer_stride(label.shape, posterior.shape[1:])
-        if not step:
-            raise UserError(f"{self.posterior} has {posterior.shape[1]} x {posterior.shape[2]} positions, which no "
-                            f"stride makes of its {label.shape[0]} x {label.shape[1]} label")
-        return posterior, label[::step, ::step]
+        step = self.stride or infer_stride(label.shape, posterior.shape[1:])
+        label_here = label[::step, ::step]
+        if label_here.shape != posterior.shape[1:]:
+            raise UserError(f"{self.posterior} has {posterior.shape[1]} x {posterior.shape[2]} positions, its label "
+                            f"{label.shape[0]} x {label.shape[1]} pixels; "
+                            + (f"the attacker was trained at stride {step}" if self.stride else "no stride fits"))
+        return posterior, label_here
+
+    def classes_and_stride(self) -> tuple[int, int]:
+        """Number of classes and pixels per position, both as found."""
+        posterior, label = self.load()
+        with Image.open(self.label) as whole_label:
+            return posterior.shape[0], infer_stride(whole_label.size[::-1], label.shape)
 
 
 class _TrainIds:
@@ -69,10 +78,9 @@ class _TrainIds:
 
 
 def infer_stride(label: tuple[int, int], positions: tuple[int, int]) -> int:
-    """Stride s with ceil(H/s), ceil(W/s) = positions, or 0 when there is none."""
-    guess = max(1, round(label[0] / positions[0])) if positions[0] else 0
-    fits = [s for s in range(max(1, guess - 1), guess + 2) if (-(-label[0] // s), -(-label[1] // s)) == positions]
-    return fits[0] if fits else 0
+    """Stride s with ceil(H/s), ceil(W/s) = positions; 1 when none or more than one fits, so that shapes differ."""
+    fits = [s for s in range(1, max(label) + 1) if (-(-label[0] // s), -(-label[1] // s)) == tuple(positions)]
+    return fits[0] if len(fits) == 1 else 1
 
 
 def read_posterior(path: Path) -> np.ndarray:
@@ -87,13 +95,14 @@ def read_posterior(path: Path) -> np.ndarray:
         raise UserError(f"{path}: expected float posteriors (C, H, W)")
     stored_half = array.dtype == np.float16
     array = np.array(array, np.float32)
-    if not np.isfinite(array).all() or array.min() < 0:
-        raise UserError(f"{path} holds NaN, infinite or negative posteriors")
+    if not np.isfinite(array).all() or array.min() < 0 or not array.any(axis=0).all():
+        raise UserError(f"{path} holds NaN, infinite or negative posteriors, or a position where all are 0")
     return np.maximum(array, TINY) if stored_half else array
 
 
-def list_tree(root: str | Path, folder: str = "pred_sgd", classes: int | None = None) -> list[Stored]:
-    """All posteriors `ROOT/{train,val}/FOLDER/*.npy`, sorted by side and name, to be of `classes` classes (None: any).
+def list_tree(root: str | Path, folder: str = "pred_sgd", classes: int | None = None,
+              stride: int | None = None) -> list[Stored]:
+    """All posteriors `ROOT/{train,val}/FOLDER/*.npy`, by side and name, to be of `classes` and `stride` (None: any).
 
     Raises `UserError` when a side has none: an attack is measured on both.
     """
@@ -107,7 +116,7 @@ def list_tree(root: str | Path, folder: str = "pred_sgd", classes: int | None = 
         for file in files:
             label = root / side / "label" / f"{file.stem}.png"
             name = f"{side}/{file.stem}"
-            found.append(Stored(name, member, groups.get(name, name), file, label, classes))
+            found.append(Stored(name, member, groups.get(name, name), file, label, classes, stride))
     return found
 
 

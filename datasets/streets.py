@@ -416,7 +416,8 @@ def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
 
 
 def _written(root: Path, domain: str, index: int, seed: int) -> Pair:
-    image, label = f"{domain}/img/{index:05d}.png", f"{domain}/label/{index:05d}.png"
+    folder = domain if seed == 0 else f"{domain}-{seed}"
+    image, label = f"{folder}/img/{index:05d}.png", f"{folder}/label/{index:05d}.png"
     if not (root / label).exists():
         for path, array in zip((image, label), draw(index, domain, seed), strict=True):
             with whole(root / path) as file:

@@ -1,13 +1,13 @@
 """Joint random transforms of picture and label for training a segmentation model."""
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from datasets import find_dataset
 from datasets.pairs import Pair, load_pair
 from utils import VOID
 from utils.randomness import stream
@@ -30,7 +30,7 @@ def augment(
     """
     factor = float(np.exp(rng.uniform(*np.log(scale))))
     image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
-    label = cv2.resize(label, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    label = cv2.resize(label, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST_EXACT)
     angle, turned, blurred, flipped = rng.uniform(-rotate, rotate), *(rng.random(3) < 0.5)
     if turned and rotate:
         height, width = label.shape
@@ -68,8 +68,9 @@ class Augmented(Dataset):
     What a picture looks like in an epoch depends on (seed, epoch, picture) only; call `set_epoch` first.
     """
 
-    def __init__(self, pairs: Sequence[Pair], dataset: ModuleType, seed: int, crop, fill, scale, rotate):
-        self.pairs, self.dataset, self.seed, self.epoch = pairs, dataset, seed, 0
+    def __init__(self, pairs: Sequence[Pair], dataset: str, seed: int, crop, fill, scale, rotate):
+        self.pairs, self.seed, self.epoch = pairs, seed, 0
+        self.dataset = dataset  # by name, since a worker may have to unpickle it
         self.how = {"crop": crop, "fill": fill, "scale": scale, "rotate": rotate}
 
     def set_epoch(self, epoch: int) -> None:
@@ -81,5 +82,5 @@ class Augmented(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         pair = self.pairs[index]
         rng = stream(self.seed, "augment", self.epoch, pair.name)
-        image, label = augment(*load_pair(pair, self.dataset), rng, **self.how)
+        image, label = augment(*load_pair(pair, find_dataset(self.dataset)), rng, **self.how)
         return to_tensor(image), torch.from_numpy(label.astype(np.int64))

@@ -11,4 +11,6 @@ def add_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGro
     flag(group, "argmax", action="store_true", help="only the predicted label leaves the victim")
     flag(group, "gauss", metavar="STD", type=float, help="Gaussian noise of this standard deviation on the posteriors "
          "(the paper quotes the variance, STD squared)")
+    parser.add_argument("--gauss-floor", type=float, default=1e-6, metavar="P", help="clamp noisy posteriors at this "
+                        "from below: 1e-6 as in the release (default), 0 as in the paper")
     return group

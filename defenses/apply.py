@@ -22,6 +22,8 @@ class Defense:
     def __post_init__(self) -> None:
         if self.gauss is not None and not 0 <= self.gauss < float("inf"):
             raise UserError(f"-gauss {self.gauss}: a standard deviation is 0 or more")
+        if not 0 <= self.floor < 1:
+            raise UserError(f"--gauss-floor {self.floor}: a posterior lies between 0 and 1")
 
     def __call__(self, posterior: torch.Tensor, key: str) -> torch.Tensor:
         posterior = normalise(posterior)

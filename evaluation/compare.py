@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     tables = [read_scores(Path(name)) for name in args.runs]
     names = sorted(tables[0])
     for run_name, scores in zip(args.runs, tables, strict=True):
-        if sorted(scores) != names:
+        if {name: row[:2] for name, row in scores.items()} != {name: row[:2] for name, row in tables[0].items()}:
             raise UserError(f"{run_name} scored other pictures than {args.runs[0]}; only the same can be compared")
     member = np.array([tables[0][name][0] for name in names])
     group = [tables[0][name][1] for name in names]

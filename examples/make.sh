@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make weights/ and examples/ anew, from nothing: draw streets, train victim, shadow and both attackers, store the
+# Make weights/ and examples/ from nothing (runs that are finished in runs/demo are kept): draw streets, train victim, shadow and both attackers, store the
 # victim's posteriors on the first 60 members and the first 60 non-members. Usage: sh examples/make.sh [PYTHON]
 set -e
 cd "$(dirname "$0")/.."

@@ -8,7 +8,7 @@ import argparse
 import importlib
 from typing import TYPE_CHECKING
 
-from utils.cli import UserError
+from utils.cli import UserError, positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,8 +41,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", choices=SEGMENTERS, default="pspnet", help="segmentation head (default: pspnet)")
     model.add_argument("--backbone", default="resnet10t", help="timm backbone, e.g. resnet18, resnet101s, xception71, "
                        "efficientnet_lite0 (default: resnet10t)")
-    model.add_argument("--output-stride", type=int, default=8, help="of the backbone: 8, 16 or 32 (default: 8)")
-    model.add_argument("--stages", type=int, default=3, help="how many stages of the backbone are used (default: 3)")
-    model.add_argument("--width", type=int, default=128, help="channels of the head (default: 128; the paper's 512)")
+    model.add_argument("--output-stride", type=positive, default=8, help="of the backbone: 8, 16 or 32 (default: 8)")
+    model.add_argument("--stages", type=positive, default=3, help="stages of the backbone that are used (default: 3)")
+    model.add_argument("--width", type=positive, default=128,
+                       help="channels of the head (default: 128; the paper's 512)")
     model.add_argument("--dropout", type=float, default=0.1, help="before the classifier (default: 0.1)")
     model.add_argument("--pretrained", action="store_true", help="start from ImageNet weights")

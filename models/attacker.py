@@ -42,7 +42,7 @@ class Attacker(nn.Module):
     """The release's attacker: deep stem, stride 2 in layer2, stride 1 in layer3 and layer4, average pool, 2 logits.
 
     forward: patches (N, channels, h, w) -> (logits (N, 2), layer4 features (N, K, h', w') for activation maps).
-    Logit 1 is the member's. Any h, w of 16 or more. The fully connected layer computes in float32 under autocast, so
+    Logit 1 is the member's. Any h, w of 8 or more. The fully connected layer computes in float32 under autocast, so
     that bf16 rounds no two scores together.
     """
 

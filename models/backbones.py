@@ -30,6 +30,8 @@ class Backbone(nn.Module):
             self.body = timm.create_model(timm_name, features_only=True, output_stride=output_stride,
                                           out_indices=tuple(range(1, stages + 1)),
                                           pretrained=pretrained and offline is None)
+        except (AssertionError, IndexError, NotImplementedError):
+            raise UserError(f"{name} has no {stages} stages at output stride {output_stride}") from None
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise

@@ -92,3 +92,14 @@ def auc(score, member):
     inside = [s for s, m in zip(score, member, strict=True) if m]
     outside = [s for s, m in zip(score, member, strict=True) if not m]
     return sum((a > b) + (a == b) / 2 for a in inside for b in outside) / (len(inside) * len(outside))
+
+
+def tpr_at(score, member, rate):
+    """Best true positive rate of any threshold whose false positive rate is `rate` or less."""
+    best = 0.0
+    for threshold in [*score, max(score) + 1]:
+        false = sum(not m and s >= threshold for s, m in zip(score, member, strict=True))
+        true = sum(m and s >= threshold for s, m in zip(score, member, strict=True))
+        if false <= rate * (len(score) - sum(member)):
+            best = max(best, true / sum(member))
+    return best

@@ -1,11 +1,12 @@
 """What a user can get wrong ends in one line, exit code 2, and nothing half-written."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import script, write_tree
+from conftest import SMALL, script, write_tree
 from PIL import Image
 
 from models.attacker import Attacker
@@ -57,7 +58,7 @@ def with_nan(array):
     ("NaN", with_nan),
     ("NaN", lambda a: -a),
     ("trained for 19", lambda a: a[:11] / a[:11].sum(0)),
-    ("no stride", lambda a: a[:, :, :-3]),
+    ("trained at stride 4", lambda a: a[:, :, :-3]),
     ("(C, H, W)", lambda a: a[0]),
     ("(C, H, W)", lambda a: a.astype(int)),
     ("cannot be read", lambda a: np.array([{"a": 1}], dtype=object)),
@@ -181,8 +182,42 @@ def test_training_on_a_missing_picture(world, tmp_path):
 
 
 def test_too_few_pictures_to_hold_out(place):
-    result = script("train_attacker.py", "--posteriors", place / "examples", "--patch-size", 12, "--out",
-                    place / "run", "--epochs", 1)
-    assert result.returncode in (0, 2)
-    if result.returncode:
-        assert "too few" in result.stderr
+    result = script("train_attacker.py", "--posteriors", place / "examples", "--patch-size", 12, "--out", place / "run")
+    assert result.returncode == 2 and "too few" in result.stderr and not (place / "run").exists()
+
+
+def test_a_run_is_not_overwritten(world):
+    result = script("train_victim.py", "--root", world / "data", "--train", world / "victim_in.txt", "--test",
+                    world / "victim_out.txt", "--out", world / "victim")
+    assert result.returncode == 2 and "holds a run already" in result.stderr
+
+
+def test_broken_picture_in_a_worker_is_one_line(world, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(world / "data", data)
+    victim = next(iter((world / "victim_in.txt").read_text().splitlines())).split()[0]
+    (data / victim).write_bytes((data / victim).read_bytes()[:2000])
+    result = script("train_victim.py", "--root", data, "--train", world / "victim_in.txt", "--test",
+                    world / "victim_out.txt", *SMALL, "--workers", 1, "--out", tmp_path / "run")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    assert "cannot be read as a picture" in result.stderr
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--output-stride", 4], "has no 2 stages at output stride 4"), (["--backbone", "resnet19"], "no timm backbone"),
+    (["--batch", 1], "two pictures"),
+])
+def test_models_that_cannot_be(world, tmp_path, flags, message):
+    result = script("train_victim.py", "--root", world / "data", "--train", world / "victim_in.txt", "--test",
+                    world / "victim_out.txt", *SMALL, *flags, "--out", tmp_path / "run")
+    assert result.returncode == 2 and message in result.stderr
+
+
+def test_attacker_of_another_stride(place):
+    write_tree(place / "examples", stride=2)
+    fails(place, "trained at stride 4")
+
+
+def test_position_without_a_posterior(place):
+    corrupt_posterior(place, array=lambda a: a * (np.arange(a[0].size).reshape(a[0].shape) != 5))
+    fails(place, "all are 0")

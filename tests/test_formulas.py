@@ -90,6 +90,7 @@ def test_figures(items):
     got = figures(score, member)
     assert got["auc"] == pytest.approx(slow.auc(score, member)) == pytest.approx(roc_auc_score(member, score))
     assert got["max_f"] == pytest.approx(slow.max_f(score, member))
+    assert got["tpr_at_5_fpr"] == pytest.approx(slow.tpr_at(score, member, 0.05))
 
 
 def test_chance_figures_of_the_paper():
@@ -120,7 +121,9 @@ def test_mask_tells_of_void(pair):
 def test_argmax_loss_map_is_divided_by_50():
     posterior = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
     label = torch.zeros((1, 2), dtype=torch.uint8)
-    assert represent("loss", posterior, label, argmax=True)[0, 0].tolist() == pytest.approx([0, 69.0776 / 50], rel=1e-4)
+    for floor in (1e-30, 2.0**-24):
+        mapped = represent("loss", posterior, label, floor, argmax=True)
+        assert mapped[0, 0].tolist() == pytest.approx([0, 69.0776 / 50], rel=1e-4)
 
 
 def test_normalise_divides_by_the_sum():

@@ -2,12 +2,14 @@
 
 import argparse
 
+from utils.cli import positive
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the training of V and S; the defaults suit pictures of 128 x 256 on a CPU."""
     train = parser.add_argument_group("training")
-    train.add_argument("--epochs", type=int, default=50, help="(default: 50)")
-    train.add_argument("--batch", type=int, default=4, help="pictures in a step (default: 4)")
+    train.add_argument("--epochs", type=positive, default=50, help="(default: 50)")
+    train.add_argument("--batch", type=positive, default=4, help="pictures in a step (default: 4)")
     train.add_argument("--lr", type=float, default=0.01, help="learning rate of the backbone (default: 0.01)")
     train.add_argument("--head-factor", type=float, default=1.0,
                        help="times which the heads learn faster; PSPNet from ImageNet weights: 10 (default: 1)")

@@ -38,8 +38,11 @@ def hold_out(items: Sequence[Stored], seed: int) -> tuple[list[Stored], list[Sto
     for item in items:
         side = str(item.member)
         sides[item.group] = side if sides.get(item.group, side) == side else "mixed"
-    part = deal([item.group for item in items], (1 - HELD_OUT, HELD_OUT), seed, [sides[item.group] for item in items])
-    rest, held = ([item for item, p in zip(items, part, strict=True) if p == side] for side in (0, 1))
+    rest, held = [], []
+    for side in sorted(set(sides.values())):
+        own = [item for item in items if sides[item.group] == side]
+        for item, part in zip(own, deal([item.group for item in own], (1 - HELD_OUT, HELD_OUT), seed), strict=True):
+            (held if part else rest).append(item)
     for name, chosen in (("training", rest), ("held-out", held)):
         if len({item.member for item in chosen}) < 2:
             raise UserError(f"the {name} part of D^S lacks members or non-members: {len(items)} pictures are too few")
@@ -79,13 +82,19 @@ class Patches(Dataset):
         return posterior, label, int(item.member)
 
 
-def train_attacker(args: argparse.Namespace, items: Sequence[Stored], spec: dict, view: View, defense: Defense,
+def prepare(args: argparse.Namespace, items: Sequence[Stored], size: int,
+            defense: Defense) -> tuple[Patches, list[Example]]:
+    """Training patches of side `size` and the held-out pictures. Raises `UserError` before anything is written."""
+    rest, held = hold_out(items, args.seed)
+    return Patches(rest, size, args.seed, args.patches_per_epoch, defense), list(meet(held, defense))
+
+
+def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence[Example], spec: dict, view: View,
                    folder: Path, device: torch.device) -> dict:
     """Train A_P; write best.pth.tar (validation AUC) and last.pth.tar; return the figures of the held-out part.
 
     Continues from last.pth.tar where there is one. tau is chosen on the held-out part at the end.
     """
-    rest, held = hold_out(items, args.seed)
     torch.manual_seed(args.seed)
     model = Attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
@@ -96,8 +105,6 @@ def train_attacker(args: argparse.Namespace, items: Sequence[Stored], spec: dict
         load_weights(model, checkpoint["state_dict"], last)
         optimizer.load_state_dict(checkpoint["optimizer"])
         start, best_auc = checkpoint["epoch"], checkpoint["best_auc"]
-    data = Patches(rest, view.size, args.seed, args.patches_per_epoch, defense)
-    validation = list(meet(held, defense))
     with RunLog(folder) as log:
         for epoch in progress(range(start, args.epochs), f"training A_P ({view.input})", initial=start,
                               total=args.epochs):

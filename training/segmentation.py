@@ -37,9 +37,10 @@ def spec_of(args: argparse.Namespace, classes: int) -> dict:
 
 
 def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Path,
-                    device: torch.device) -> torch.nn.Module:
+                    device: torch.device) -> tuple[torch.nn.Module, float]:
     """Train the model of `args` on `pairs` (SGD, momentum 0.9, poly schedule) and leave it in folder/last.pth.tar.
 
+    Returns the model and the minutes its training took in all.
     A checkpoint is written after every epoch; where one lies in `folder`, training goes on from it and ends with the
     weights that an unbroken run would have. Raises `UserError` for fewer than two pictures, and when the loss is no
     number any more.
@@ -53,17 +54,19 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     model = build_segmenter(spec, pretrained=args.pretrained and not last.exists())
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = _optimizer(model, args)
-    start = _restore(last, model, optimizer) if last.exists() else 0
-    data = Augmented(pairs, dataset, args.seed, tuple(args.crop), [255 * m for m in model.backbone.mean],
+    start, minutes = _restore(last, model, optimizer) if last.exists() else (0, 0.0)
+    begun = time.monotonic() - 60 * minutes
+    data = Augmented(pairs, args.dataset, args.seed, tuple(args.crop), [255 * m for m in model.backbone.mean],
                      tuple(args.scale), args.rotate)
     steps = max(1, len(pairs) // args.batch)
     with RunLog(folder) as log:
         for epoch in range(start, args.epochs):
             loss = _one_epoch(model, optimizer, data, args, epoch, steps, device)
             log.add(epoch + 1, loss=loss, lr=optimizer.param_groups[0]["lr"])
+            minutes = (time.monotonic() - begun) / 60
             save_checkpoint(last, spec, model.state_dict(), epoch=epoch + 1, optimizer=optimizer.state_dict(),
-                            classes=list(dataset.CLASSES), dataset=args.dataset, args=vars(args))
-    return model.eval()
+                            minutes=minutes, classes=list(dataset.CLASSES), dataset=args.dataset, args=vars(args))
+    return model.eval(), minutes
 
 
 def _optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -73,11 +76,11 @@ def _optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.
     return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
 
 
-def _restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
     checkpoint = load_checkpoint(path)
     load_weights(model, checkpoint["state_dict"], path)
     optimizer.load_state_dict(checkpoint["optimizer"])
-    return checkpoint["epoch"]
+    return checkpoint["epoch"], checkpoint["minutes"]
 
 
 def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Augmented, args: argparse.Namespace,
@@ -137,9 +140,7 @@ def train_and_report(args: argparse.Namespace, inside: Sequence[Pair], outside: 
     """Train on `inside`, measure mIoU on both sides, write results.json and say where everything is."""
     dataset = find_dataset(args.dataset)
     print(f"training {args.model} ({args.backbone}) on {len(inside)} pictures -> {folder}")
-    begun = time.monotonic()
-    model = train_segmenter(args, inside, folder, device)
-    minutes = (time.monotonic() - begun) / 60
+    model, minutes = train_segmenter(args, inside, folder, device)
     scores = {f"miou_{side}": utility(model, pairs, dataset, device, args.precision, side)
               for side, pairs in (("in", inside), ("out", outside))}
     write_json(folder / "results.json", {**scores, "in": len(inside), "out": len(outside), "epochs": args.epochs,

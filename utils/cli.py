@@ -16,6 +16,14 @@ def flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
     parser.add_argument(f"-{name}", f"--{name}", **options)
 
 
+def positive(text: str) -> int:
+    """Argument type: a whole number of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
 def add_run_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     """Flags of every script that computes something: device, precision, seed and where the run is written."""
     flag(parser, "gpu", metavar="ID", type=int, help="CUDA device (default: the first one, else the CPU)")
@@ -32,7 +40,10 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     try:
         main(args)
     except UserError as error:
-        sys.exit(_fail(parser.prog, " ".join(str(error).split()), 2))
+        # An error in a worker of a DataLoader comes with its traceback; its last line is ours.
+        lines = str(error).strip().splitlines()
+        text = lines[-1].removeprefix("utils.cli.UserError: ") if "Traceback" in str(error) else " ".join(lines)
+        sys.exit(_fail(parser.prog, text, 2))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         sys.exit(_fail(parser.prog, f"{error.strerror or error}{where}", 2))

@@ -36,8 +36,9 @@ def main(args: argparse.Namespace) -> None:
     if missing := [name for name in ARCHIVES if not (folder / name).is_file()]:
         fetch(folder, missing)
     for name in ARCHIVES:
-        verify(folder / name)
+        digest = verify(folder / name)
         unpack(folder / name, folder)
+        record(folder / name, digest)
     print(f"done; try: python attack.py -resume {folder}/weights/loss.pth.tar --examples {folder}/examples")
 
 
@@ -62,16 +63,27 @@ def fetch(folder: Path, names: list[str]) -> None:
                         "and call this again") from None
 
 
-def verify(archive: Path) -> None:
-    """Compare the archive's SHA-256 with SHA256SUMS beside it, or record it there when it is new."""
+def recorded(folder: Path) -> dict[str, str]:
+    """Archive -> SHA-256 in SHA256SUMS of the folder."""
+    sums = folder / "SHA256SUMS"
+    return dict(reversed(line.split()) for line in sums.read_text().splitlines()) if sums.exists() else {}
+
+
+def verify(archive: Path) -> str:
+    """The archive's SHA-256; `UserError` when another one was recorded."""
     with open(archive, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    record = archive.parent / "SHA256SUMS"
-    known = dict(reversed(line.split()) for line in record.read_text().splitlines()) if record.exists() else {}
-    if known.setdefault(archive.name, digest) != digest:
+    known = recorded(archive.parent).get(archive.name, digest)
+    if known != digest:
         raise UserError(f"{archive} is not the file that was first downloaded (SHA-256 {digest[:12]}..., recorded "
-                        f"{known[archive.name][:12]}...); delete it to fetch it anew, or {record} if it was replaced")
-    with whole(record, "w") as file:
+                        f"{known[:12]}...); delete it to fetch it anew, or SHA256SUMS beside it if it was replaced")
+    return digest
+
+
+def record(archive: Path, digest: str) -> None:
+    """Note the SHA-256 of an archive that was whole."""
+    known = recorded(archive.parent) | {archive.name: digest}
+    with whole(archive.parent / "SHA256SUMS", "w") as file:
         file.writelines(f"{value} {name}\n" for name, value in sorted(known.items()))
 
 

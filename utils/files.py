@@ -1,5 +1,6 @@
 """Files that are whole or absent, and the folder of a run."""
 
+import hashlib
 import json
 import os
 import platform
@@ -38,15 +39,26 @@ def write_json(path: str | Path, value: object) -> None:
         file.write(text)
 
 
+def fingerprint(paths: list[Path], *rest: object) -> str:
+    """SHA-256, in hex, of the contents of files and of `rest`."""
+    digest = hashlib.sha256(repr(rest).encode())
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def start_run(stage: str, args: dict, out: str | None = None) -> Path:
     """Make the folder of a run and record there the effective arguments, versions and commit.
 
-    Without `out` it is the next free `runs/STAGE-N`. Raises `UserError` when the place is a file.
+    Without `out` it is the next free `runs/STAGE-N`. Raises `UserError` when the place is a file or
+    holds the checkpoint of another run.
     """
     folder = Path(out) if out else _next_free(Path("runs"), stage)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give --out a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "last.pth.tar").exists():
+        raise UserError(f"{folder} holds a run already; go on with it by --continue {folder}, or give another --out")
+    folder.mkdir(parents=True, exist_ok=bool(out))
     packages = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "scikit-learn")
     write_json(folder / "args.json", {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
