@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.intervals import bootstrap, intervals, paired_difference
+from evaluation.intervals import block_weights, bootstrap, intervals, paired_difference
 from evaluation.metrics import FIGURES, Curves, figures
 
 
@@ -59,10 +59,13 @@ def test_paired_difference_is_narrower_than_apart():
 
 
 def test_mixed_blocks_keep_both_sides():
-    score, member, _ = sample(0, 40, 1, 1.0)
-    group = [f"g{i % 4}" for i in range(40)]
-    low, high = intervals(score, member, group)["auc"]
-    assert 0 <= low <= high <= 1
+    member = np.arange(40) % 3 == 0
+    group = np.array([f"g{i % 4}" for i in range(40)])
+    weights = block_weights(group, member, 50, seed=0)()
+    assert weights.shape == (50, 40) and (weights.sum(axis=1) == 40).all() and len(np.unique(weights)) > 2
+    for name in np.unique(group):
+        own = weights[:, group == name]
+        assert (own == own[:, :1]).all(), "a block is drawn whole, members and non-members together"
 
 
 @pytest.mark.parametrize("score", [[0.1, np.nan], [0.1, np.inf]])

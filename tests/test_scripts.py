@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -161,3 +162,27 @@ def test_compare_is_paired(world, live, tmp_path):
     assert same.endswith("+0.000 [+0.000, +0.000]") and "[" not in first and "[" in other
     result = script("evaluation/compare.py", tmp_path)
     assert result.returncode == 2 and "no scores.csv" in result.stderr
+
+
+def test_shadow_continues_and_stale_posteriors_are_asked_anew(world, tmp_path):
+    shadow = tmp_path / "shadow"
+    shutil.copytree(world / "shadow", shadow)
+    file = next((shadow / "posteriors-s4").rglob("*.npy"))
+    fresh = file.read_bytes()
+    file.write_bytes(b"stale")
+    (shadow / "posteriors-s4" / "made-from").write_text("another training")
+    args = ["--patch-size", 12, "--width", 0.125, "--epochs", 1, "--precision", "fp32"]
+    must(script("train_attacker.py", "--shadow", shadow, *args, "--out", tmp_path / "one"))
+    assert file.read_bytes() == fresh
+    must(script("train_shadow.py", "--continue", shadow))
+    assert results(shadow)["miou_in"] == results(world / "shadow")["miou_in"]
+
+
+def test_attacker_learns_from_several_shadows(world, tmp_path):
+    args = ["--patch-size", 12, "--width", 0.125, "--epochs", 1]
+    swapped = ["--root", world / "data", "--train", world / "shadow" / "out.txt", "--test", world / "shadow" / "in.txt"]
+    must(script("train_shadow.py", *swapped, *SMALL, "--out", tmp_path / "swapped"))
+    must(script("train_attacker.py", "--shadow", world / "shadow", tmp_path / "swapped", *args, "--out",
+                tmp_path / "two"))
+    found = results(tmp_path / "two")
+    assert found["held_out_members"] * 2 == found["held_out"] >= 8  # each picture once in, once out, held out together

@@ -136,7 +136,7 @@ def utility(model: torch.nn.Module, pairs: Sequence[Pair], dataset: ModuleType, 
 
 
 def train_and_report(args: argparse.Namespace, inside: Sequence[Pair], outside: Sequence[Pair], folder: Path,
-                     device: torch.device) -> torch.nn.Module:
+                     device: torch.device) -> None:
     """Train on `inside`, measure mIoU on both sides, write results.json and say where everything is."""
     dataset = find_dataset(args.dataset)
     print(f"training {args.model} ({args.backbone}) on {len(inside)} pictures -> {folder}")
@@ -147,4 +147,3 @@ def train_and_report(args: argparse.Namespace, inside: Sequence[Pair], outside: 
                                          "minutes": round(minutes, 1)})
     print(f"mIoU {100 * scores['miou_in']:.1f} in, {100 * scores['miou_out']:.1f} out; {minutes:.1f} minutes; "
           f"{folder / 'last.pth.tar'}")
-    return model

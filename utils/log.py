@@ -14,19 +14,19 @@ class RunLog:
     def __init__(self, folder: Path):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._path = folder / "log.jsonl"
         self._board = SummaryWriter(str(folder / "events"))
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
         self._board.close()
 
     def add(self, step: int, **figures: float) -> None:
         """Record `figures` at `step` (an epoch, counted from 1)."""
-        print(json.dumps({"step": step, **figures}), file=self._file, flush=True)
+        with open(self._path, "a", encoding="utf-8") as file:
+            print(json.dumps({"step": step, **figures}), file=file)
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
 
