@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--members", metavar="SPLIT", help="D_in^V")
     live.add_argument("--non-members", metavar="SPLIT", help="D_out^V")
     live.add_argument("--stride", type=int, help="pixels per position (default: the attacker's, 8 for the release's)")
+    live.add_argument("--keep", metavar="TREE", help="keep V's posteriors there, float16, in the layout of "
+                      "examples/; calls that follow read them")
     datasets.add_flags(flags)
     group = defenses.add_flags(flags)
     flag(group, "dpsgd", action="store_true", help="attack the posteriors of the DPSGD victim, pred_dpsgd")
@@ -73,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     model, view, classes = load_attacker(args)
     selection = Selection(args.select, args.num_patch, view.tau if args.tau is None else args.tau, args.seed)
     if args.victim:
-        items = ask_live(args, view.stride or 8, classes, device)
+        items = ask_victim(args, view.stride or 8, classes, device)
     else:
         items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes, view.stride or None)
     examples = meet(progress(items, "attacking"), Defense(args.argmax, args.gauss, args.seed, args.gauss_floor))
@@ -103,8 +105,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--victim needs --members SPLIT and --non-members SPLIT")
     if args.victim and args.dpsgd:
         raise UserError("-dpsgd picks stored posteriors; for a live victim give the DPSGD one as --victim")
-    if not args.victim and (args.members or args.non_members):
-        raise UserError("--members and --non-members go with --victim CHECKPOINT")
+    if not args.victim and (args.members or args.non_members or args.keep):
+        raise UserError("--members, --non-members and --keep go with --victim CHECKPOINT")
     if args.threshold and args.select == "full":
         raise UserError("a threshold always reads the full picture; --select says which patches its per-patch figures "
                         "are of: random, sliding or rejection")
@@ -166,12 +168,18 @@ class Asked:
         return self.ask(self.pair)
 
 
-def ask_live(args: argparse.Namespace, stride: int, classes: int | None, device: object) -> list[Asked]:
-    """Members and non-members, sorted by name, with the victim behind them; it must know `classes` classes."""
+def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, device: object) -> list:
+    """Members and non-members, sorted by name, with the victim or its kept posteriors behind them.
+
+    The victim must know `classes` classes (None: any number).
+    """
+    from pathlib import Path
+
     from datasets import find_dataset
     from datasets.pairs import load_pair, read_split
+    from datasets.posteriors import list_tree
     from models import load_segmenter
-    from models.query import query
+    from models.query import query, query_tree
 
     victim, checkpoint = load_segmenter(args.victim)
     known = checkpoint["model"]["classes"]
@@ -180,16 +188,21 @@ def ask_live(args: argparse.Namespace, stride: int, classes: int | None, device:
     victim, dataset, step = victim.to(device), find_dataset(args.dataset), args.stride or stride
     if len(dataset.CLASSES) != known:
         raise UserError(f"{args.victim} knows {known} classes; {args.dataset} has {len(dataset.CLASSES)}: --dataset?")
+    members, non_members = (read_split(path, args.root, args.strip_prefix) for path in (args.members, args.non_members))
+    both = {pair.name for pair in members} & {pair.name for pair in non_members}
+    if both:
+        raise UserError(f"{min(both)} is in both {args.members} and {args.non_members}")
+    if args.keep:
+        made_from = [Path(path) for path in (args.victim, args.members, args.non_members)]
+        tree = query_tree(Path(args.keep), victim, {"train": members, "val": non_members}, dataset, device, step,
+                          args.precision, made_from)
+        return list_tree(tree, classes=known, stride=step)
 
     def ask(pair):
         image, label = load_pair(pair, dataset)
         return query(victim, image, device, step, args.precision).numpy(), label[::step, ::step]
 
-    items = [Asked(pair, member, ask) for member, path in ((True, args.members), (False, args.non_members))
-             for pair in read_split(path, args.root, args.strip_prefix)]
-    both = {i.name for i in items if i.member} & {i.name for i in items if not i.member}
-    if both:
-        raise UserError(f"{min(both)} is in both {args.members} and {args.non_members}")
+    items = [Asked(pair, side is members, ask) for side in (members, non_members) for pair in side]
     return sorted(items, key=lambda item: item.name)
 
 

@@ -12,7 +12,6 @@ and serve every attacker. A fifth of D^S is held out, by blocks, to choose the e
 """
 
 import argparse
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,35 +81,20 @@ def main(args: argparse.Namespace) -> None:
 def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
     """The folder of a shadow's posteriors on D^S; pictures that are not there yet are asked for now."""
     from datasets import find_dataset
-    from datasets.pairs import load_pair, read_split
-    from datasets.posteriors import write_groups, write_posterior
+    from datasets.pairs import read_split
     from models import load_segmenter
-    from models.query import query
-    from utils.files import fingerprint, whole
-    from utils.log import progress
+    from models.query import query_tree
 
     if not (folder / "in.txt").is_file():
         raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give --shadow DIR")
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder} is not trained to its end; go on with train_shadow.py --continue {folder}")
     shadow, checkpoint = load_segmenter(folder / "last.pth.tar")
-    shadow, dataset, root = shadow.to(device), find_dataset(checkpoint["dataset"]), checkpoint["args"]["root"]
-    tree, groups = folder / f"posteriors-s{args.stride}", []
-    stamp = fingerprint([folder / name for name in ("last.pth.tar", "in.txt", "out.txt")], args.precision)
-    if tree.exists() and (not (tree / "made-from").is_file() or (tree / "made-from").read_text() != stamp):
-        shutil.rmtree(tree)  # of another training or split
-    with whole(tree / "made-from", "w") as file:
-        file.write(stamp)
-    for side, name in (("train", "in.txt"), ("val", "out.txt")):
-        for pair in progress(read_split(folder / name, root), f"asking S about {name}"):
-            key = pair.name.replace("/", "__")
-            groups.append((f"{side}/{key}", pair.group))
-            if not (tree / side / "pred_sgd" / f"{key}.npy").exists():
-                image, label = load_pair(pair, dataset)
-                write_posterior(tree, side, key, query(shadow, image, device, args.stride, args.precision).numpy(),
-                                label)
-    write_groups(tree, groups)
-    return tree
+    root = checkpoint["args"]["root"]
+    sides = {side: read_split(folder / f"{name}.txt", root) for side, name in (("train", "in"), ("val", "out"))}
+    return query_tree(folder / f"posteriors-s{args.stride}", shadow.to(device), sides,
+                      find_dataset(checkpoint["dataset"]), device, args.stride, args.precision,
+                      [folder / name for name in ("last.pth.tar", "in.txt", "out.txt")])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     ROOT/{train,val}/pred_sgd/NAME.npy     posterior (C, ceil(H/s), ceil(W/s)), float16 or float32
     ROOT/groups.txt                        optional: `NAME group` lines, the blocks of a bootstrap
 
-`train` holds members, `val` non-members.
+`train` holds members, `val` non-members. NAME may contain folders.
 """
 
 from collections.abc import Sequence
@@ -110,12 +110,13 @@ def list_tree(root: str | Path, folder: str = "pred_sgd", classes: int | None = 
     groups = _read_groups(root / "groups.txt")
     found = []
     for side, member in SIDES.items():
-        files = sorted((root / side / folder).glob("*.npy"))
+        files = sorted((root / side / folder).rglob("*.npy"))
         if not files:
             raise UserError(f"{root / side / folder} holds no .npy posteriors")
         for file in files:
-            label = root / side / "label" / f"{file.stem}.png"
-            name = f"{side}/{file.stem}"
+            own = file.relative_to(root / side / folder).with_suffix("")
+            name = f"{side}/{own.as_posix()}"
+            label = root / side / "label" / own.with_name(f"{own.name}.png")
             found.append(Stored(name, member, groups.get(name, name), file, label, classes, stride))
     return found
 
@@ -126,14 +127,14 @@ def _read_groups(path: Path) -> dict[str, str]:
     return dict(line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
-def write_posterior(root: Path, side: str, key: str, posterior: np.ndarray, label: np.ndarray,
+def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, label: np.ndarray,
                     image: np.ndarray | None = None, folder: str = "pred_sgd") -> None:
     """Write one picture into the tree: posterior as float16, full-size label and, if given, the picture."""
     for kind, array in (("label", label), ("img", image)):
         if array is not None:
-            with whole(root / side / kind / f"{key}.png") as file:
+            with whole(root / side / kind / f"{name}.png") as file:
                 Image.fromarray(array).save(file, "PNG")
-    with whole(root / side / folder / f"{key}.npy") as file:
+    with whole(root / side / folder / f"{name}.npy") as file:
         np.save(file, posterior.astype(np.float16))
 
 

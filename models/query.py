@@ -1,9 +1,19 @@
-"""P = V(X): asking a segmentation model about a picture."""
+"""P = V(X): asking a segmentation model about a picture, or once about many."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 
+from datasets.pairs import Pair, load_pair
+from datasets.posteriors import write_groups, write_posterior
+from utils.cli import UserError
 from utils.device import autocast
+from utils.files import fingerprint, whole
+from utils.log import progress
 
 
 @torch.inference_mode()
@@ -18,3 +28,28 @@ def query(model: torch.nn.Module, image: np.ndarray, device: torch.device, strid
     with autocast(device, precision):
         logits = model(batch)
     return logits[0, :, ::stride, ::stride].float().softmax(dim=0).cpu()
+
+
+def query_tree(tree: Path, model: torch.nn.Module, sides: Mapping[str, Sequence[Pair]], dataset: ModuleType,
+               device: torch.device, stride: int, precision: str, made_from: Sequence[Path]) -> Path:
+    """Keep the posteriors of `model` in `tree` (layout of `datasets.posteriors`); pictures already there stay.
+
+    sides: {"train": members, "val": non-members}. `made_from` are the files that the posteriors come from, checkpoint
+    and splits: a tree made from others is made anew. Returns `tree`; `UserError` when it holds something else.
+    """
+    groups, stamp, marker = [], fingerprint(list(made_from), precision, stride), tree / "made-from"
+    if tree.exists() and any(tree.iterdir()) and not marker.is_file():
+        raise UserError(f"{tree} holds something else than kept posteriors; name a new folder")
+    if marker.is_file() and marker.read_text() != stamp:
+        for side in sides:
+            shutil.rmtree(tree / side, ignore_errors=True)
+    with whole(marker, "w") as file:
+        file.write(stamp)
+    for side, pairs in sides.items():
+        for pair in progress(pairs, f"asking about {len(pairs)} pictures of {side}"):
+            groups.append((f"{side}/{pair.name}", pair.group))
+            if not (tree / side / "pred_sgd" / f"{pair.name}.npy").exists():
+                image, label = load_pair(pair, dataset)
+                write_posterior(tree, side, pair.name, query(model, image, device, stride, precision).numpy(), label)
+    write_groups(tree, groups)
+    return tree

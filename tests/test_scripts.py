@@ -164,6 +164,24 @@ def test_compare_is_paired(world, live, tmp_path):
     assert result.returncode == 2 and "no scores.csv" in result.stderr
 
 
+def test_kept_posteriors_serve_later_attacks(world, live, tmp_path):
+    attack = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live]
+    must(script(*attack, "--out", tmp_path / "live"))
+    must(script(*attack, "--keep", tmp_path / "tree", "--out", tmp_path / "first"))
+    files = sorted((tmp_path / "tree").rglob("*.npy"))
+    before = {file: file.stat().st_mtime_ns for file in files}
+    must(script(*attack, "--keep", tmp_path / "tree", "--out", tmp_path / "second"))
+    assert len(files) == 16 and before == {file: file.stat().st_mtime_ns for file in files}
+    fresh, again = scores(tmp_path / "live"), scores(tmp_path / "second")
+    assert again == scores(tmp_path / "first")
+    for name, (member, score) in fresh.items():
+        assert again[f"{'train' if member else 'val'}/{name}"] == (member, pytest.approx(score, abs=2e-3))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.png").touch()
+    result = script(*attack, "--keep", tmp_path / "mine", "--out", tmp_path / "third")
+    assert result.returncode == 2 and "something else" in result.stderr and (tmp_path / "mine/holiday.png").exists()
+
+
 def test_shadow_continues_and_stale_posteriors_are_asked_anew(world, tmp_path):
     shadow = tmp_path / "shadow"
     shutil.copytree(world / "shadow", shadow)
