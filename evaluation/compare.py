@@ -6,9 +6,14 @@ bootstrap that draws the same blocks for all of them.
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.cli import UserError, run
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,26 +26,34 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    import numpy as np
-
     from evaluation.intervals import paired_difference
     from evaluation.metrics import figures
 
-    tables = [read_scores(Path(name)) for name in args.runs]
-    names = sorted(tables[0])
-    for run_name, scores in zip(args.runs, tables, strict=True):
-        if {name: row[:2] for name, row in scores.items()} != {name: row[:2] for name, row in tables[0].items()}:
-            raise UserError(f"{run_name} scored other pictures than {args.runs[0]}; only the same can be compared")
-    member = np.array([tables[0][name][0] for name in names])
-    group = [tables[0][name][1] for name in names]
-    columns = [np.array([scores[name][2] for name in names]) for scores in tables]
+    columns, member, group = read_paired([Path(name) for name in args.runs])
     for run_name, column in zip(args.runs, columns, strict=True):
         line = f"{run_name}: {args.figure} {figures(column, member)[args.figure]:.3f}"
         if column is not columns[0]:
-            both = paired_difference(column, columns[0], member, group, args.figure, args.seed)
+            both = paired_difference([column], columns[:1], member, group, args.figure, args.seed)
             low, high = both["interval"]
             line += f", {both['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
         print(line)
+
+
+def read_paired(folders: Sequence[Path]) -> tuple[list["np.ndarray"], "np.ndarray", list[str]]:
+    """Scores (n,) of each run, membership (n,) and block of the pictures that all of them scored.
+
+    Raises `UserError` when they scored different ones.
+    """
+    import numpy as np
+
+    tables = [read_scores(folder) for folder in folders]
+    known = {name: row[:2] for name, row in tables[0].items()}
+    for folder, scores in zip(folders, tables, strict=True):
+        if {name: row[:2] for name, row in scores.items()} != known:
+            raise UserError(f"{folder} scored other pictures than {folders[0]}; only the same can be compared")
+    names = sorted(known)
+    columns = [np.array([scores[name][2] for name in names]) for scores in tables]
+    return columns, np.array([known[name][0] for name in names]), [known[name][1] for name in names]
 
 
 def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:

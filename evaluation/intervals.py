@@ -63,11 +63,14 @@ def intervals(score: np.ndarray, member: np.ndarray, group: Sequence[str], seed:
     return {name: [float(q) for q in np.quantile(values[:, 0], [0.025, 0.975])] for name, values in drawn.items()}
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray, member: np.ndarray, group: Sequence[str],
-                      figure: str = "auc", seed: int = 0) -> dict[str, object]:
-    """Figure of `first` minus that of `second` on the same items: {"difference", "interval": [low, high]}."""
-    member = np.asarray(member, bool)
-    both = [float(FIGURES[figure](*Curves(score, member).counts())[0]) for score in (first, second)]
-    drawn = bootstrap([first, second], member, group, seed)[figure]
-    low, high = np.quantile(drawn[:, 0] - drawn[:, 1], [0.025, 0.975])
-    return {"difference": both[0] - both[1], "interval": [float(low), float(high)]}
+def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray], member: np.ndarray,
+                      group: Sequence[str], figure: str = "auc", seed: int = 0) -> dict[str, object]:
+    """Figure of `first` minus that of `second` on the same items: {"difference", "interval": [low, high]}.
+
+    Each side is one array (n,) of scores or several, of which the mean figure counts (one for each attacker seed).
+    """
+    member, columns = np.asarray(member, bool), [*first, *second]
+    sign = np.array([1 / len(first)] * len(first) + [-1 / len(second)] * len(second))
+    own = np.array([float(FIGURES[figure](*Curves(score, member).counts())[0]) for score in columns])
+    low, high = np.quantile(bootstrap(columns, member, group, seed)[figure] @ sign, [0.025, 0.975])
+    return {"difference": float(own @ sign), "interval": [float(low), float(high)]}

@@ -16,6 +16,10 @@ PAPER = {"threshold-confidence": "77.4 / 62.0", "threshold-loss": "82.2 / 74.9",
          "loss-random": "84.8 / 84.6", "concate-rejection": "83.3 / 83.0", "loss-rejection": "86.7 / 87.1"}
 TITLES = {"threshold-confidence": "confidence threshold (Salem)", "threshold-loss": "loss threshold (Sablayrolles)",
           "concate": "C+GT", "loss": "Loss"}
+# What the paper claims of table 2: the first is above the second.
+CLAIMS = (("loss-random", "concate-random"), ("loss-full", "concate-full"), ("loss-random", "loss-full"),
+          ("loss-rejection", "loss-random"), ("concate-rejection", "concate-random"), ("loss-full", "threshold-loss"),
+          ("loss-random", "threshold-loss"), ("concate-random", "threshold-loss"))
 KEPT = ("image", "patch", "chance", "members", "non_members", "blocks", "tau")
 
 
@@ -60,8 +64,21 @@ def collect(runs: Path, victim: Path, shadow: Path, into: Path) -> None:
             attacks[path.parent.name] = {key: found[key] for key in KEPT if key in found}
     commits = sorted({read(path)["commit"] for path in [*runs.glob("*/args.json"), victim / "args.json",
                                                         shadow / "args.json"]})
+    paired = {f"{first} {second}": compare_seeds(runs, first, second) for first, second in CLAIMS
+              if {first, second} <= {name.rpartition("-")[0] for name in attacks}}
     write_json(into, {"victim": read(victim / "results.json"), "shadow": read(shadow / "results.json"),
-                      "attackers": attackers, "attacks": attacks, "commits": commits})
+                      "attackers": attackers, "attacks": attacks, "paired": paired, "commits": commits})
+
+
+def compare_seeds(runs: Path, first: str, second: str) -> dict:
+    """Difference in AUC of two attacks, means over their attacker seeds, paired over the same pictures."""
+    from evaluation.compare import read_paired
+    from evaluation.intervals import paired_difference
+
+    folders = [sorted(path for path in runs.glob(f"{name}-*") if (path / "scores.csv").exists())
+               for name in (first, second)]
+    columns, member, group = read_paired([*folders[0], *folders[1]])
+    return paired_difference(columns[: len(folders[0])], columns[len(folders[0]) :], member, group)
 
 
 def as_markdown(name: str, setting: dict) -> str:
@@ -81,10 +98,25 @@ def as_markdown(name: str, setting: dict) -> str:
         seeds = [value for key, value in setting["attacks"].items() if key.rpartition("-")[0] == method]
         if not seeds:
             continue
-        kind, _, select = method.partition("-")
-        title = TITLES.get(method) or f"{TITLES[kind]}, {select}"
-        lines.append(_row(title, seeds, paper))
+        lines.append(_row(_title(method), seeds, paper))
+    if setting["paired"]:
+        lines += ["", "| AUC, paired: the paper puts the first above the second | difference | 95 % interval | here | "
+                  "paper |", "|---|---|---|---|---|"]
+        lines += [_claim(*names.split(), found) for names, found in setting["paired"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _title(method: str) -> str:
+    kind, _, select = method.partition("-")
+    return TITLES.get(method) or f"{TITLES[kind]}, {select}"
+
+
+def _claim(first: str, second: str, found: dict) -> str:
+    low, high = (100 * bound for bound in found["interval"])
+    paper = [float(PAPER[name].rpartition(" ")[2]) for name in (first, second)]
+    verdict = "holds" if low > 0 else "reversed" if high < 0 else "undecided"
+    return (f"| {_title(first)} > {_title(second)} | {100 * found['difference']:+.1f} | {low:+.1f} to {high:+.1f} | "
+            f"{verdict} | {paper[0] - paper[1]:+.1f} |")
 
 
 def _row(title: str, seeds: list[dict], paper: str) -> str:

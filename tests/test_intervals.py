@@ -51,11 +51,20 @@ def test_weighted_figures_are_those_of_the_repeated_items():
 def test_paired_difference_is_narrower_than_apart():
     score, member, group = sample(5, 100, 1, 1.0)
     better = score + 0.3 * member
-    both = paired_difference(better, score, member, group)
+    both = paired_difference([better], [score], member, group)
     low, high = both["interval"]
     assert both["difference"] > 0 and low > 0
     own = intervals(score, member, group)["auc"]
     assert high - low < 0.5 * (own[1] - own[0])
+
+
+def test_paired_difference_averages_seeds():
+    score, member, group = sample(5, 100, 1, 1.0)
+    seeds = [score + step * member for step in (0.1, 0.4)]
+    apart = [paired_difference([one], [score], member, group)["difference"] for one in seeds]
+    both = paired_difference(seeds, [score], member, group)
+    assert both["difference"] == pytest.approx(np.mean(apart)) and both["interval"][0] > 0
+    assert paired_difference(seeds, seeds, member, group)["interval"] == pytest.approx([0, 0])
 
 
 def test_mixed_blocks_keep_both_sides():

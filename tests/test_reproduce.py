@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
 from conftest import must, script
 
+from attacks.scoring import Scored
+from evaluation.report import write_scores
 from reproduce.table import as_markdown
 
 
@@ -16,6 +19,13 @@ def result(auc):
             "chance": {"image": {"random_f": 0.5, "all_member_f": 0.7}, "patch": {}}, "tau": None}
 
 
+def write_attack(folder, gap):
+    """Scores of 20 members, `gap` above 20 non-members."""
+    noise = np.random.default_rng(0).normal(size=40).tolist()
+    write_scores(folder, [Scored(f"p{i}", i < 20, f"b{i // 2}", np.zeros((1, 2)), np.zeros(1), value + gap * (i < 20))
+                          for i, value in enumerate(noise)])
+
+
 def test_collect_and_print(tmp_path):
     model = {"miou_in": 0.5, "miou_out": 0.4, "in": 5, "out": 4, "minutes": 1.0}
     contents = {"victim": model, "shadow": model, "s/loss-random-0": result(0.7), "s/loss-random-1": result(0.8),
@@ -24,10 +34,14 @@ def test_collect_and_print(tmp_path):
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "results.json").write_text(json.dumps(content))
         (tmp_path / run / "args.json").write_text(json.dumps({"commit": "abc"}))
+    for run, gap in (("loss-random-0", 3.0), ("loss-random-1", 2.0), ("threshold-loss-0", 0.2)):
+        write_attack(tmp_path / "s" / run, gap)
     into = tmp_path / "setting.json"
     must(script("reproduce/table.py", "--collect", tmp_path / "s", "--victim", tmp_path / "victim", "--shadow",
                 tmp_path / "shadow", "--into", into))
     table = as_markdown("setting", json.loads(into.read_text()))
     assert "| Loss, random | 75.0 | 70.0-80.0 | 60.0-80.0 | 80.0 | 20.0 | 65.0 | 84.8 / 84.6 |" in table
     assert "50.0% in (5 pictures)" in table and "Commits abc." in table and "C+GT" not in table
+    claim = next(line for line in table.splitlines() if "Loss, random > loss threshold" in line)
+    assert claim.endswith("| holds | +9.7 |") and "rejection" not in table
     assert script("reproduce/table.py", tmp_path / "none.json").returncode == 2
