@@ -39,8 +39,11 @@ def main(args: argparse.Namespace) -> None:
         if not (args.victim and args.shadow and args.into):
             raise UserError("--collect needs --victim, --shadow and --into")
         collect(Path(args.collect), Path(args.victim), Path(args.shadow), Path(args.into))
-    for path in args.settings:
-        print(as_markdown(Path(path).stem, read(Path(path))))
+    settings = {Path(path).stem: read(Path(path)) for path in args.settings}
+    if len(settings) > 1:
+        print(summary(settings))
+    for name, setting in settings.items():
+        print(as_markdown(name, setting))
 
 
 def read(path: Path) -> dict:
@@ -95,10 +98,8 @@ def as_markdown(name: str, setting: dict) -> str:
              "| attack | AUC | seeds | 95 % interval | max-F | TPR at 5 % FPR | per-patch AUC | paper, F / AUC |",
              "|---|---|---|---|---|---|---|---|"]
     for method, paper in PAPER.items():
-        seeds = [value for key, value in setting["attacks"].items() if key.rpartition("-")[0] == method]
-        if not seeds:
-            continue
-        lines.append(_row(_title(method), seeds, paper))
+        if seeds := _seeds(setting, method):
+            lines.append(_row(_title(method), seeds, paper))
     if setting["paired"]:
         lines += ["", "| AUC, paired: the paper puts the first above the second | difference | 95 % interval | here | "
                   "paper |", "|---|---|---|---|---|"]
@@ -117,6 +118,22 @@ def _claim(first: str, second: str, found: dict) -> str:
     verdict = "holds" if low > 0 else "reversed" if high < 0 else "undecided"
     return (f"| {_title(first)} > {_title(second)} | {100 * found['difference']:+.1f} | {low:+.1f} to {high:+.1f} | "
             f"{verdict} | {paper[0] - paper[1]:+.1f} |")
+
+
+def summary(settings: dict[str, dict]) -> str:
+    """Settings side by side: mIoU of the victims and the mean AUC of each attack, in %."""
+    columns = list(settings.values())
+    rows = [["", *settings], ["---"] * (1 + len(columns))]
+    rows += [[f"victim mIoU, {side}", *(f"{100 * setting['victim'][f'miou_{side}']:.1f}" for setting in columns)]
+             for side in ("in", "out")]
+    for method in PAPER:
+        aucs = [[100 * attack["image"]["auc"] for attack in _seeds(setting, method)] for setting in columns]
+        rows.append([_title(method), *(f"{sum(own) / len(own):.1f}" if own else "" for own in aucs)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _seeds(setting: dict, method: str) -> list[dict]:
+    return [attack for name, attack in setting["attacks"].items() if name.rpartition("-")[0] == method]
 
 
 def _row(title: str, seeds: list[dict], paper: str) -> str:

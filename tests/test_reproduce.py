@@ -42,6 +42,9 @@ def test_collect_and_print(tmp_path):
     table = as_markdown("setting", json.loads(into.read_text()))
     assert "| Loss, random | 75.0 | 70.0-80.0 | 60.0-80.0 | 80.0 | 20.0 | 65.0 | 84.8 / 84.6 |" in table
     assert "50.0% in (5 pictures)" in table and "Commits abc." in table and "C+GT" not in table
+    (tmp_path / "again.json").write_text(into.read_text())
+    both = must(script("reproduce/table.py", into, tmp_path / "again.json")).stdout
+    assert "| Loss, random | 75.0 | 75.0 |" in both and both.count("### ") == 2
     claim = next(line for line in table.splitlines() if "Loss, random > loss threshold" in line)
     assert claim.endswith("| holds | +9.7 |") and "rejection" not in table
     assert script("reproduce/table.py", tmp_path / "none.json").returncode == 2
