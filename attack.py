@@ -173,25 +173,30 @@ def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, devic
 
     The victim must know `classes` classes (None: any number).
     """
+    from functools import cache
     from pathlib import Path
 
     from datasets import find_dataset
     from datasets.pairs import load_pair, read_split
     from datasets.posteriors import list_tree
-    from models import load_segmenter
+    from models import load_segmenter, read_segmenter
     from models.query import query, query_tree
 
-    victim, checkpoint = load_segmenter(args.victim)
-    known = checkpoint["model"]["classes"]
+    known = read_segmenter(args.victim)["model"]["classes"]
     if classes not in (None, known):
         raise UserError(f"{args.victim} knows {known} classes; {args.resume} was trained for {classes}")
-    victim, dataset, step = victim.to(device), find_dataset(args.dataset), args.stride or stride
+    dataset, step = find_dataset(args.dataset), args.stride or stride
     if len(dataset.CLASSES) != known:
         raise UserError(f"{args.victim} knows {known} classes; {args.dataset} has {len(dataset.CLASSES)}: --dataset?")
     members, non_members = (read_split(path, args.root, args.strip_prefix) for path in (args.members, args.non_members))
     both = {pair.name for pair in members} & {pair.name for pair in non_members}
     if both:
         raise UserError(f"{min(both)} is in both {args.members} and {args.non_members}")
+
+    @cache
+    def victim():
+        return load_segmenter(args.victim)[0].to(device)
+
     if args.keep:
         made_from = [Path(path) for path in (args.victim, args.members, args.non_members)]
         tree = query_tree(Path(args.keep), victim, {"train": members, "val": non_members}, dataset, device, step,
@@ -200,7 +205,7 @@ def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, devic
 
     def ask(pair):
         image, label = load_pair(pair, dataset)
-        return query(victim, image, device, step, args.precision).numpy(), label[::step, ::step]
+        return query(victim(), image, device, step, args.precision).numpy(), label[::step, ::step]
 
     items = [Asked(pair, side is members, ask) for side in (members, non_members) for pair in side]
     return sorted(items, key=lambda item: item.name)

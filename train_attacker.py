@@ -80,21 +80,27 @@ def main(args: argparse.Namespace) -> None:
 
 def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
     """The folder of a shadow's posteriors on D^S; pictures that are not there yet are asked for now."""
+    from functools import cache
+
     from datasets import find_dataset
     from datasets.pairs import read_split
-    from models import load_segmenter
+    from models import load_segmenter, read_segmenter
     from models.query import query_tree
 
     if not (folder / "in.txt").is_file():
         raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give --shadow DIR")
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder} is not trained to its end; go on with train_shadow.py --continue {folder}")
-    shadow, checkpoint = load_segmenter(folder / "last.pth.tar")
+    checkpoint = read_segmenter(folder / "last.pth.tar")
     root = checkpoint["args"]["root"]
     sides = {side: read_split(folder / f"{name}.txt", root) for side, name in (("train", "in"), ("val", "out"))}
-    return query_tree(folder / f"posteriors-s{args.stride}", shadow.to(device), sides,
-                      find_dataset(checkpoint["dataset"]), device, args.stride, args.precision,
-                      [folder / name for name in ("last.pth.tar", "in.txt", "out.txt")])
+
+    @cache
+    def shadow():
+        return load_segmenter(folder / "last.pth.tar")[0].to(device)
+
+    return query_tree(folder / f"posteriors-s{args.stride}", shadow, sides, find_dataset(checkpoint["dataset"]), device,
+                      args.stride, args.precision, [folder / name for name in ("last.pth.tar", "in.txt", "out.txt")])
 
 
 if __name__ == "__main__":

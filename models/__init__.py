@@ -22,15 +22,22 @@ def build_segmenter(spec: dict, pretrained: bool = False) -> "nn.Module":
     return importlib.import_module(SEGMENTERS[spec["name"]]).build(**spec, pretrained=pretrained)
 
 
-def load_segmenter(path: str) -> tuple["nn.Module", dict]:
-    """The model in checkpoint `path`, in eval mode on the CPU, and the checkpoint; `UserError` when it is none."""
-    from utils.checkpoints import load_checkpoint, load_weights
+def read_segmenter(path: str) -> dict:
+    """The checkpoint of a segmentation model; `UserError` when it is none."""
+    from utils.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(path)
-    spec = checkpoint.get("model", {})
-    if spec.get("name") not in SEGMENTERS:
+    if checkpoint.get("model", {}).get("name") not in SEGMENTERS:
         raise UserError(f"{path} holds no segmentation model; train one with train_victim.py or train_shadow.py")
-    model = build_segmenter(spec)
+    return checkpoint
+
+
+def load_segmenter(path: str) -> tuple["nn.Module", dict]:
+    """The model in checkpoint `path`, in eval mode on the CPU, and the checkpoint; `UserError` when it is none."""
+    from utils.checkpoints import load_weights
+
+    checkpoint = read_segmenter(path)
+    model = build_segmenter(checkpoint["model"])
     load_weights(model, checkpoint["state_dict"], path)
     return model.eval(), checkpoint
 

@@ -1,7 +1,7 @@
 """P = V(X): asking a segmentation model about a picture, or once about many."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -30,12 +30,14 @@ def query(model: torch.nn.Module, image: np.ndarray, device: torch.device, strid
     return logits[0, :, ::stride, ::stride].float().softmax(dim=0).cpu()
 
 
-def query_tree(tree: Path, model: torch.nn.Module, sides: Mapping[str, Sequence[Pair]], dataset: ModuleType,
-               device: torch.device, stride: int, precision: str, made_from: Sequence[Path]) -> Path:
-    """Keep the posteriors of `model` in `tree` (layout of `datasets.posteriors`); pictures already there stay.
+def query_tree(tree: Path, model: Callable[[], torch.nn.Module], sides: Mapping[str, Sequence[Pair]],
+               dataset: ModuleType, device: torch.device, stride: int, precision: str,
+               made_from: Sequence[Path]) -> Path:
+    """Keep the posteriors of a model in `tree` (layout of `datasets.posteriors`); pictures already there stay.
 
-    sides: {"train": members, "val": non-members}. `made_from` are the files that the posteriors come from, checkpoint
-    and splits: a tree made from others is made anew. Returns `tree`; `UserError` when it holds something else.
+    model: gives the model (the same each time), once it has to be asked. sides: {"train": members, "val":
+    non-members}. `made_from` are the files that the posteriors come from, checkpoint and splits: a tree made from
+    others is made anew. Returns `tree`; `UserError` when it holds something else.
     """
     groups, stamp, marker = [], fingerprint(list(made_from), precision, stride), tree / "made-from"
     if tree.exists() and any(tree.iterdir()) and not marker.is_file():
@@ -50,6 +52,6 @@ def query_tree(tree: Path, model: torch.nn.Module, sides: Mapping[str, Sequence[
             groups.append((f"{side}/{pair.name}", pair.group))
             if not (tree / side / "pred_sgd" / f"{pair.name}.npy").exists():
                 image, label = load_pair(pair, dataset)
-                write_posterior(tree, side, pair.name, query(model, image, device, stride, precision).numpy(), label)
+                write_posterior(tree, side, pair.name, query(model(), image, device, stride, precision).numpy(), label)
     write_groups(tree, groups)
     return tree
