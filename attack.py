@@ -67,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
     from defenses.apply import Defense
     from evaluation.report import table, write_report
     from utils.device import choose_device
+    from utils.distributed import gather, is_main, share
     from utils.files import start_run
     from utils.log import progress
 
@@ -78,13 +79,17 @@ def main(args: argparse.Namespace) -> None:
         items = ask_victim(args, view.stride or 8, classes, device)
     else:
         items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes, view.stride or None)
-    examples = meet(progress(items, "attacking"), Defense(args.argmax, args.gauss, args.seed, args.gauss_floor))
+    block = selection.pictures(args.batch)
+    examples = meet(progress(share(items, block), "attacking"),
+                    Defense(args.argmax, args.gauss, args.seed, args.gauss_floor))
     if args.threshold:
         scores = attack_threshold(examples, args.threshold, view.size, selection, view.floor)
     else:
         model = model.to(device, memory_format=torch.channels_last)
         scores = attack_patches(examples, model, view, selection, device, args.precision, args.score, args.batch)
-    scored = list(scores)
+    scored = gather(list(scores), block)
+    if not is_main():
+        return
     folder = start_run("attack", vars(args), args.out)
     about = {"input": args.threshold or view.input, "select": args.select, "num_patch": args.num_patch,
              "tau": selection.tau if args.select == "rejection" else None, "score": args.score,

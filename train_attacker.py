@@ -56,9 +56,10 @@ def main(args: argparse.Namespace) -> None:
     from training.attacker import prepare, train_attacker
     from utils.checkpoints import resume_arguments
     from utils.device import choose_device
+    from utils.distributed import is_main, on_main, say
     from utils.files import start_run, write_json
 
-    args, folder = resume_arguments(args) if args.continue_ else (args, None)
+    args, folder = resume_arguments(args)
     device = choose_device(args.gpu)
     trees = [Path(args.posteriors)] if args.posteriors else [ask_shadow(Path(run), args, device) for run in args.shadow]
     items = [replace(item, name=f"{number}/{item.name}" if number else item.name)
@@ -71,10 +72,11 @@ def main(args: argparse.Namespace) -> None:
         "dropout": args.dropout}}
     defense = Defense(args.argmax, args.gauss, args.seed, args.gauss_floor)
     data, validation = prepare(args, items, view.size, defense)
-    folder = folder or start_run("attacker", vars(args), args.out)
+    folder = folder or on_main(lambda: start_run("attacker", vars(args), args.out))
     results = train_attacker(args, data, validation, spec, view, folder, device)
-    write_json(folder / "results.json", {"input": args.input, **results})
-    print(f"A_P ({args.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} pictures, epoch "
+    if is_main():
+        write_json(folder / "results.json", {"input": args.input, **results})
+    say(f"A_P ({args.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} pictures, epoch "
           f"{results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
 
 

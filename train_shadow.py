@@ -38,11 +38,12 @@ def main(args: argparse.Namespace) -> None:
     from training.segmentation import train_and_report
     from utils.checkpoints import resume_arguments
     from utils.device import choose_device
+    from utils.distributed import is_main, on_main
     from utils.files import start_run
 
     if bool(args.train) != bool(args.test):
         raise UserError("--train and --test go together: D_in^S and D_out^S")
-    args, folder = resume_arguments(args) if args.continue_ else (args, None)
+    args, folder = resume_arguments(args)
     device = choose_device(args.gpu)
     if folder:
         inside, outside = (read_split(folder / name, args.root) for name in ("in.txt", "out.txt"))
@@ -51,10 +52,11 @@ def main(args: argparse.Namespace) -> None:
             inside, outside = (read_split(path, args.root, args.strip_prefix) for path in (args.train, args.test))
         else:
             inside, outside = partition(args, read_split(args.split, args.root, args.strip_prefix), device)
-        folder = start_run("shadow", vars(args), args.out)
+        folder = on_main(lambda: start_run("shadow", vars(args), args.out))
         how = "as given" if args.train else f"by {args.partition}, seed {args.seed}"
-        write_split(folder / "in.txt", inside, f"D_in^S, {how}")
-        write_split(folder / "out.txt", outside, f"D_out^S, {how}")
+        if is_main():
+            write_split(folder / "in.txt", inside, f"D_in^S, {how}")
+            write_split(folder / "out.txt", outside, f"D_out^S, {how}")
     train_and_report(args, inside, outside, folder, device)
 
 
@@ -69,6 +71,7 @@ def partition(args: argparse.Namespace, pairs: list, device: object) -> tuple[li
     from datasets.pairs import deal, load_pair
     from models import load_segmenter
     from models.query import query
+    from utils.distributed import gather, share
     from utils.log import progress
 
     if len(pairs) < 2:
@@ -78,11 +81,11 @@ def partition(args: argparse.Namespace, pairs: list, device: object) -> tuple[li
     else:
         victim, dataset = load_segmenter(args.victim)[0].to(device), find_dataset(args.dataset)
         values = []
-        for pair in progress(pairs, "asking V about D^S"):
+        for pair in progress(share(pairs), "asking V about D^S"):
             image, label = load_pair(pair, dataset)
             posterior = query(victim, image, device, precision=args.precision)
             values.append(mean_known(confidence(posterior), torch.from_numpy(label)))
-        inside = np.argsort(np.argsort(-np.array(values), kind="stable")) < (len(pairs) + 1) // 2
+        inside = np.argsort(np.argsort(-np.array(gather(values)), kind="stable")) < (len(pairs) + 1) // 2
     return tuple([pair for pair, chosen in zip(pairs, inside, strict=True) if chosen == side] for side in (True, False))
 
 

@@ -33,13 +33,14 @@ def main(args: argparse.Namespace) -> None:
     from training.segmentation import train_and_report
     from utils.checkpoints import resume_arguments
     from utils.device import choose_device
+    from utils.distributed import on_main
     from utils.files import start_run
 
-    args, folder = resume_arguments(args) if args.continue_ else (args, None)
+    args, folder = resume_arguments(args)
     inside = read_split(args.train, args.root, args.strip_prefix)
     outside = read_split(args.test, args.root, args.strip_prefix)
     device = choose_device(args.gpu)
-    folder = folder or start_run("victim", vars(args), args.out)
+    folder = folder or on_main(lambda: start_run("victim", vars(args), args.out))
     train_and_report(args, inside, outside, folder, device)
 
 

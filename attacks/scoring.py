@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +43,10 @@ class Selection:
     count: int = 10
     tau: float = 0.95
     seed: int = 0
+
+    def pictures(self, batch: int) -> int:
+        """How many pictures have about `batch` patches between them."""
+        return max(1, batch // (1 if self.scheme == "full" else self.count))
 
     def corners(self, posterior: torch.Tensor, label: torch.Tensor, size: int, key: str) -> np.ndarray:
         """Corners (N, 2) on the map of one picture; posterior (C, H, W), label (H, W)."""
@@ -126,34 +131,31 @@ def attack_patches(examples: Iterable[Example], model: torch.nn.Module, view: Vi
                    batch: int = 64) -> Iterator[Scored]:
     """Score pictures with a trained attacker, in order, with patches of many pictures in a batch.
 
-    `score` is "paper" (equation 1: mean member probability) or "release" (sum of the member logits). Memory holds one
-    batch, however many pictures there are.
+    `score` is "paper" (equation 1: mean member probability) or "release" (sum of the member logits). Pictures are taken
+    in groups of `selection.pictures(batch)`, so memory holds one group, and what a picture shares its batches with
+    depends on the order of pictures alone.
     """
-    waiting: list[tuple[Example, np.ndarray, torch.Tensor]] = []
+    examples = iter(examples)
+    while group := list(islice(examples, selection.pictures(batch))):
+        cuts = [_patches_of(example, view, selection) for example in group]
+        for _, run in groupby(zip(group, cuts, strict=True), key=lambda item: item[1][1].shape[1:]):
+            alike = list(run)
+            together = torch.cat([patches for _, (_, patches) in alike])
+            logits = np.concatenate([member_logits(model, part, device, precision) for part in together.split(batch)])
+            values = member_probability(logits) if score == "paper" else logits[:, 1]
+            for example, (corners, patches) in alike:
+                own, values = values[: len(patches)], values[len(patches) :]
+                total = float(own.mean() if score == "paper" else own.sum())
+                yield Scored(example.name, example.member, example.group, corners, own, total)
 
-    def flush() -> Iterator[Scored]:
-        together = torch.cat([patches for _, _, patches in waiting])
-        logits = np.concatenate([member_logits(model, part, device, precision) for part in together.split(batch)])
-        values = member_probability(logits) if score == "paper" else logits[:, 1]
-        for example, corners, patches in waiting:
-            own, values = values[: len(patches)], values[len(patches) :]
-            total = float(own.mean() if score == "paper" else own.sum())
-            yield Scored(example.name, example.member, example.group, corners, own, total)
-        waiting.clear()
 
-    for example in examples:
-        if selection.scheme == "full":
-            corners = np.zeros((1, 2), np.int64)
-        else:
-            corners = selection.corners(example.posterior, example.label, view.size, example.key)
-        image = represent(view.input, example.posterior, example.label, view.floor, view.void, view.argmax)
-        patches = image[None] if selection.scheme == "full" else cut(image, corners, view.size)
-        full = sum(len(p) for _, _, p in waiting) + len(patches) > batch
-        if waiting and (full or patches.shape[1:] != waiting[0][2].shape[1:]):
-            yield from flush()
-        waiting.append((example, corners, patches))
-    if waiting:
-        yield from flush()
+def _patches_of(example: Example, view: View, selection: Selection) -> tuple[np.ndarray, torch.Tensor]:
+    """Corners (N, 2) and patches (N, K, h, w) of one picture."""
+    image = represent(view.input, example.posterior, example.label, view.floor, view.void, view.argmax)
+    if selection.scheme == "full":
+        return np.zeros((1, 2), np.int64), image[None]
+    corners = selection.corners(example.posterior, example.label, view.size, example.key)
+    return corners, cut(image, corners, view.size)
 
 
 def attack_threshold(examples: Iterable[Example], kind: str, size: int, selection: Selection,

@@ -12,6 +12,7 @@ from datasets.pairs import Pair, load_pair
 from datasets.posteriors import write_groups, write_posterior
 from utils.cli import UserError
 from utils.device import autocast
+from utils.distributed import barrier, on_main, share
 from utils.files import fingerprint, whole
 from utils.log import progress
 
@@ -39,19 +40,23 @@ def query_tree(tree: Path, model: Callable[[], torch.nn.Module], sides: Mapping[
     non-members}. `made_from` are the files that the posteriors come from, checkpoint and splits: a tree made from
     others is made anew. Returns `tree`; `UserError` when it holds something else.
     """
-    groups, stamp, marker = [], fingerprint(list(made_from), precision, stride), tree / "made-from"
-    if tree.exists() and any(tree.iterdir()) and not marker.is_file():
-        raise UserError(f"{tree} holds something else than kept posteriors; name a new folder")
-    if marker.is_file() and marker.read_text() != stamp:
-        for side in sides:
-            shutil.rmtree(tree / side, ignore_errors=True)
-    with whole(marker, "w") as file:
-        file.write(stamp)
-    for side, pairs in sides.items():
-        for pair in progress(pairs, f"asking about {len(pairs)} pictures of {side}"):
-            groups.append((f"{side}/{pair.name}", pair.group))
-            if not (tree / side / "pred_sgd" / f"{pair.name}.npy").exists():
-                image, label = load_pair(pair, dataset)
-                write_posterior(tree, side, pair.name, query(model(), image, device, stride, precision).numpy(), label)
-    write_groups(tree, groups)
+    wanted = [(side, pair) for side, pairs in sides.items() for pair in pairs]
+
+    def prepare() -> None:
+        stamp, marker = fingerprint(list(made_from), precision, stride), tree / "made-from"
+        if tree.exists() and any(tree.iterdir()) and not marker.is_file():
+            raise UserError(f"{tree} holds something else than kept posteriors; name a new folder")
+        if marker.is_file() and marker.read_text() != stamp:
+            for side in sides:
+                shutil.rmtree(tree / side, ignore_errors=True)
+        with whole(marker, "w") as file:
+            file.write(stamp)
+        write_groups(tree, [(f"{side}/{pair.name}", pair.group) for side, pair in wanted])
+
+    on_main(prepare)
+    for side, pair in progress(share(wanted), "asking for posteriors"):
+        if not (tree / side / "pred_sgd" / f"{pair.name}.npy").exists():
+            image, label = load_pair(pair, dataset)
+            write_posterior(tree, side, pair.name, query(model(), image, device, stride, precision).numpy(), label)
+    barrier()
     return tree

@@ -22,6 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="random scaling; the paper's: 0.5 2 (default: 0.85 1.4)")
     train.add_argument("--rotate", type=float, default=0.0,
                        help="largest angle in degrees; the paper's: 10 (default: 0)")
+    train.add_argument("--freeze-norms", action="store_true", help="leave BatchNorm as it is, for tiny batches")
     train.add_argument("--workers", type=int, default=1, help="processes that prepare pictures (default: 1)")
     train.add_argument("--continue", dest="continue_", metavar="DIR",
                        help="go on with the run in DIR, with the arguments it was started with")

@@ -19,11 +19,12 @@ from datasets.posteriors import Stored
 from defenses.apply import Defense
 from evaluation.metrics import figures
 from models.attacker import Attacker
-from training.step import descend
+from training.step import descend, parallel
 from utils import VOID
 from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from utils.cli import UserError
 from utils.device import autocast
+from utils.distributed import barrier, gather, rank, share, size
 from utils.log import RunLog, progress
 from utils.randomness import stream
 
@@ -95,10 +96,13 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
 
     Continues from last.pth.tar where there is one. tau is chosen on the held-out part at the end.
     """
+    if min(args.batch, len(data)) < size():
+        raise UserError(f"--batch {args.batch} is less than a patch for each of {size()} processes")
     torch.manual_seed(args.seed)
     model = Attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     last, best = folder / "last.pth.tar", folder / "best.pth.tar"
+    net = parallel(model, device)
     start, best_auc = 0, -1.0
     if last.exists():
         checkpoint = load_checkpoint(last)
@@ -108,11 +112,9 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
     with RunLog(folder) as log:
         for epoch in progress(range(start, args.epochs), f"training A_P ({view.input})", initial=start,
                               total=args.epochs):
-            loss = _one_epoch(model, optimizer, data, args, view, epoch, device)
-            scored = list(attack_patches(validation, model.eval(), view, Selection("random", VALIDATION_PATCHES,
-                                                                                   seed=args.seed), device,
-                                         args.precision))
-            auc = figures([s.score for s in scored], [s.member for s in scored])["auc"]
+            loss = _one_epoch(net, optimizer, data, args, view, epoch, device)
+            selection = Selection("random", VALIDATION_PATCHES, seed=args.seed)
+            auc = held_out_auc(validation, model, view, selection, device, args.precision)
             log.add(epoch + 1, loss=loss, validation_auc=auc)
             state = {"epoch": epoch + 1, "validation_auc": auc, "best_auc": max(auc, best_auc), "view": asdict(view),
                      "args": vars(args)}
@@ -120,19 +122,30 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
                 best_auc = auc
                 save_checkpoint(best, spec, model.state_dict(), **state)
             save_checkpoint(last, spec, model.state_dict(), optimizer=optimizer.state_dict(), **state)
+    barrier()
     return _choose_tau(best, model, validation, args, device)
 
 
-def _one_epoch(model: Attacker, optimizer: torch.optim.Optimizer, data: Patches, args: argparse.Namespace, view: View,
-               epoch: int, device: torch.device) -> float:
-    torch.manual_seed(int(stream(args.seed, "dropout", epoch).integers(2**62)))
+def held_out_auc(examples: Sequence[Example], model: Attacker, view: View, selection: Selection, device: torch.device,
+                 precision: str) -> float:
+    """AUC of the attack on pictures whose membership is known, over all processes' shares of them."""
+    batch = 64
+    block = selection.pictures(batch)
+    own = attack_patches(share(examples, block), model.eval(), view, selection, device, precision, batch=batch)
+    scored = gather([(s.score, s.member) for s in own], block)
+    return figures(*zip(*scored, strict=True))["auc"]
+
+
+def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Patches, args: argparse.Namespace,
+               view: View, epoch: int, device: torch.device) -> float:
+    torch.manual_seed(int(stream(args.seed, "dropout", epoch).integers(2**62)) + rank())
     data.epoch = epoch
     order = stream(args.seed, "order", epoch).permutation(len(data))
     steps = max(1, len(order) // args.batch)
     batches = [chunk.tolist() for chunk in np.array_split(order, steps)]
     model.train()
-    total = 0.0
-    for step, (posterior, label, member) in enumerate(DataLoader(data, batch_sampler=batches)):
+    summed = 0.0
+    for step, (posterior, label, member) in enumerate(DataLoader(data, batch_sampler=list(map(share, batches)))):
         for group in optimizer.param_groups:
             done = (epoch * steps + step) / (args.epochs * steps)
             group["lr"] = args.lr * (1 + math.cos(math.pi * done)) / 2
@@ -140,8 +153,9 @@ def _one_epoch(model: Attacker, optimizer: torch.optim.Optimizer, data: Patches,
         inputs = represent(view.input, posterior, label, view.floor, view.void, view.argmax)
         with autocast(device, args.precision):
             logits, _ = model(inputs.contiguous(memory_format=torch.channels_last))
-        total += descend(optimizer, F.cross_entropy(logits, member), epoch)
-    return total / steps
+        loss = F.cross_entropy(logits, member, reduction="sum") / len(batches[step])
+        summed += descend(optimizer, loss, epoch)
+    return summed / steps
 
 
 def _choose_tau(best: Path, model: Attacker, validation: Sequence[Example], args: argparse.Namespace,
@@ -156,12 +170,10 @@ def _choose_tau(best: Path, model: Attacker, validation: Sequence[Example], args
         means = patch_means(true_class(example.posterior, example.label), example.label != VOID, corners, view.size)
         seen.append(means[np.isfinite(means)])
     taus = np.quantile(np.concatenate(seen), TAU_QUANTILES)
-    members = [example.member for example in validation]
     tried = []
     for tau in taus:
         selection = Selection("rejection", VALIDATION_PATCHES, float(tau), args.seed)
-        scored = attack_patches(validation, model.eval(), view, selection, device, args.precision)
-        tried.append(figures([s.score for s in scored], members)["auc"])
+        tried.append(held_out_auc(validation, model, view, selection, device, args.precision))
     view = replace(view, tau=float(taus[int(np.argmax(tried))]))
     checkpoint["view"] = asdict(view)
     checkpoint.pop("format")
@@ -169,4 +181,4 @@ def _choose_tau(best: Path, model: Attacker, validation: Sequence[Example], args
     return {"epoch": checkpoint["epoch"], "validation_auc": checkpoint["validation_auc"], "tau": view.tau,
             "tau_quantiles": {str(q): {"tau": float(t), "validation_auc": a}
                               for q, t, a in zip(TAU_QUANTILES, taus, tried, strict=True)},
-            "held_out": len(validation), "held_out_members": int(sum(members))}
+            "held_out": len(validation), "held_out_members": sum(example.member for example in validation)}

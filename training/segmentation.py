@@ -18,11 +18,12 @@ from datasets.transforms import Augmented
 from evaluation.metrics import confusion, mean_iou
 from models import build_segmenter
 from models.query import query
-from training.step import descend
+from training.step import descend, freeze_norms, parallel
 from utils import VOID
 from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from utils.cli import UserError
 from utils.device import autocast
+from utils.distributed import is_main, rank, say, share, size, total
 from utils.files import write_json
 from utils.log import RunLog, progress
 from utils.randomness import stream
@@ -45,23 +46,26 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     weights that an unbroken run would have. Raises `UserError` for fewer than two pictures, and when the loss is no
     number any more.
     """
-    if min(args.batch, len(pairs)) < 2:
-        raise UserError("a step needs two pictures or more: batch norm learns from their differences")
+    if min(args.batch, len(pairs)) < 2 * size():
+        raise UserError("a step needs two pictures or more a process: batch norm learns from their differences")
     dataset = find_dataset(args.dataset)
     spec = spec_of(args, len(dataset.CLASSES))
     torch.manual_seed(args.seed)
     last = folder / "last.pth.tar"
     model = build_segmenter(spec, pretrained=args.pretrained and not last.exists())
     model = model.to(device, memory_format=torch.channels_last)
+    if args.freeze_norms:
+        freeze_norms(model)
     optimizer = _optimizer(model, args)
     start, minutes = _restore(last, model, optimizer) if last.exists() else (0, 0.0)
     begun = time.monotonic() - 60 * minutes
     data = Augmented(pairs, args.dataset, args.seed, tuple(args.crop), [255 * m for m in model.backbone.mean],
                      tuple(args.scale), args.rotate)
     steps = max(1, len(pairs) // args.batch)
+    net = parallel(model, device)
     with RunLog(folder) as log:
         for epoch in range(start, args.epochs):
-            loss = _one_epoch(model, optimizer, data, args, epoch, steps, device)
+            loss = _one_epoch(net, optimizer, data, args, epoch, steps, device)
             log.add(epoch + 1, loss=loss, lr=optimizer.param_groups[0]["lr"])
             minutes = (time.monotonic() - begun) / 60
             save_checkpoint(last, spec, model.state_dict(), epoch=epoch + 1, optimizer=optimizer.state_dict(),
@@ -86,14 +90,16 @@ def _restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimize
 def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Augmented, args: argparse.Namespace,
                epoch: int, steps: int, device: torch.device) -> float:
     """One pass over the data in the order of (seed, epoch); the mean loss."""
-    torch.manual_seed(int(stream(args.seed, "dropout", epoch).integers(2**62)))
+    torch.manual_seed(int(stream(args.seed, "dropout", epoch).integers(2**62)) + rank())
     data.set_epoch(epoch)
     order = stream(args.seed, "order", epoch).permutation(len(data))[: steps * args.batch]
-    batches = [order[i : i + args.batch].tolist() for i in range(0, len(order), args.batch)]
+    batches = [share(order[i : i + args.batch].tolist()) for i in range(0, len(order), args.batch)]
     loader = DataLoader(data, batch_sampler=batches, num_workers=args.workers, worker_init_fn=_one_thread,
                         pin_memory=device.type == "cuda")
     model.train()
-    total = 0.0
+    if args.freeze_norms:
+        freeze_norms(model)
+    summed = 0.0
     for step, (images, labels) in enumerate(progress(loader, f"epoch {epoch + 1}/{args.epochs}", total=steps)):
         rate = args.lr * (1 - (epoch * steps + step) / (args.epochs * steps)) ** POLY
         for group in optimizer.param_groups:
@@ -102,8 +108,8 @@ def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: A
         labels = labels.to(device, non_blocking=True)
         with autocast(device, args.precision):
             outputs = model(images)
-        total += descend(optimizer, _loss(outputs, labels, args.aux_weight), epoch)
-    return total / steps
+        summed += descend(optimizer, _loss(outputs, labels, args.aux_weight), epoch)
+    return summed / steps
 
 
 def _one_thread(_: int) -> None:
@@ -112,8 +118,11 @@ def _one_thread(_: int) -> None:
 
 def _loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
           aux_weight: float) -> torch.Tensor:
-    """Cross-entropy over the labelled positions of the batch, plus that of the auxiliary head."""
-    known = (labels != VOID).sum().clamp_min(1)
+    """Cross-entropy over the labelled positions of the batch, plus that of the auxiliary head.
+
+    These are all the processes' positions; what this process's pictures add to it is returned.
+    """
+    known = total((labels != VOID).sum()).clamp_min(1)
 
     def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum") / known
@@ -128,22 +137,23 @@ def utility(model: torch.nn.Module, pairs: Sequence[Pair], dataset: ModuleType, 
     """mIoU in 0..1 of a model on pictures, at full size, over the classes that occur."""
     classes = len(dataset.CLASSES)
     matrix = np.zeros((classes, classes), np.int64)
-    for pair in progress(pairs, f"mIoU {what}"):
+    for pair in progress(share(pairs), f"mIoU {what}"):
         image, label = load_pair(pair, dataset)
         predicted = query(model, image, device, precision=precision).argmax(dim=0).numpy()
         matrix += confusion(predicted, label, classes)
-    return mean_iou(matrix)
+    return mean_iou(total(torch.from_numpy(matrix)).numpy())
 
 
 def train_and_report(args: argparse.Namespace, inside: Sequence[Pair], outside: Sequence[Pair], folder: Path,
                      device: torch.device) -> None:
     """Train on `inside`, measure mIoU on both sides, write results.json and say where everything is."""
     dataset = find_dataset(args.dataset)
-    print(f"training {args.model} ({args.backbone}) on {len(inside)} pictures -> {folder}")
+    say(f"training {args.model} ({args.backbone}) on {len(inside)} pictures -> {folder}")
     model, minutes = train_segmenter(args, inside, folder, device)
     scores = {f"miou_{side}": utility(model, pairs, dataset, device, args.precision, side)
               for side, pairs in (("in", inside), ("out", outside))}
-    write_json(folder / "results.json", {**scores, "in": len(inside), "out": len(outside), "epochs": args.epochs,
-                                         "minutes": round(minutes, 1)})
-    print(f"mIoU {100 * scores['miou_in']:.1f} in, {100 * scores['miou_out']:.1f} out; {minutes:.1f} minutes; "
+    if is_main():
+        write_json(folder / "results.json", {**scores, "in": len(inside), "out": len(outside), "epochs": args.epochs,
+                                             "minutes": round(minutes, 1)})
+    say(f"mIoU {100 * scores['miou_in']:.1f} in, {100 * scores['miou_out']:.1f} out; {minutes:.1f} minutes; "
           f"{folder / 'last.pth.tar'}")

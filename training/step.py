@@ -1,18 +1,44 @@
-"""What both loops do at every step."""
+"""What both loops do at every step, on one process or on several."""
 
 import math
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.cli import UserError
+from utils.distributed import size, total
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` as it is called in training: under torchrun its gradients are averaged over the processes.
+
+    On GPUs its BatchNorm sees the whole batch; on CPUs, where PyTorch has no such layer, each process normalises its
+    own share.
+    """
+    if size() == 1:
+        return model
+    if device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Keep BatchNorm as it is, statistics and scales; to be called after every `model.train()`."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval().requires_grad_(False)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, epoch: int) -> float:
-    """One step down the gradient of `loss` (a scalar), which is returned; `UserError` when it is no number."""
-    value = loss.item()
+    """One step down the gradient of the loss of the whole batch, which is returned.
+
+    `loss` is this process's part of it, a scalar. Raises `UserError` when the sum is no number.
+    """
+    value = total(loss.detach()).item()
     if not math.isfinite(value):
         raise UserError(f"the loss became {value} in epoch {epoch + 1}; try a smaller --lr")
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss * size()).backward()  # since gradients are averaged, not summed
     optimizer.step()
     return value

@@ -1,6 +1,7 @@
 """Checkpoints: one plain dict in a `.pth.tar` file, read without running any code."""
 
 import argparse
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -8,15 +9,20 @@ from pathlib import Path
 import torch
 
 from utils.cli import UserError
+from utils.distributed import is_main
 from utils.files import whole
 
 FORMAT = 1
 
 
 def save_checkpoint(path: str | Path, model: dict, state_dict: dict, **rest: object) -> None:
-    """Write `model` (name and arguments that rebuild it), its weights and `rest`; the file is whole or absent."""
-    with whole(path) as file:
-        torch.save({"format": FORMAT, "model": model, "state_dict": state_dict, **rest}, file)
+    """Write `model` (name and arguments that rebuild it), its weights and `rest`, on the main process only.
+
+    The file is whole or absent.
+    """
+    if is_main():
+        with whole(path) as file:
+            torch.save({"format": FORMAT, "model": model, "state_dict": state_dict, **rest}, file)
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -59,11 +65,17 @@ def half(state_dict: dict) -> dict:
     return {key: value.half() if value.is_floating_point() else value for key, value in state_dict.items()}
 
 
-def resume_arguments(args: argparse.Namespace) -> tuple[argparse.Namespace, Path]:
-    """The arguments that the run in `--continue DIR` was started with, with today's -gpu, and DIR."""
-    folder = Path(args.continue_)
+def resume_arguments(args: argparse.Namespace) -> tuple[argparse.Namespace, Path | None]:
+    """The arguments that the run in `--continue DIR` was started with, with today's -gpu, and DIR.
+
+    For a new run, `args` and None. When torchrun starts its processes again, the run in `--out DIR` goes on.
+    """
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and args.out
+    if not args.continue_ and not (again and (Path(args.out) / "last.pth.tar").is_file()):
+        return args, None
+    folder = Path(args.continue_ or args.out)
     checkpoint = folder / "last.pth.tar"
     if not checkpoint.is_file():
         raise UserError(f"{folder} holds no last.pth.tar to continue from; start the run anew with --out {folder}")
     stored = load_checkpoint(checkpoint).get("args", {})
-    return argparse.Namespace(**{**stored, "gpu": args.gpu}), folder
+    return argparse.Namespace(**{**vars(args), **stored, "gpu": args.gpu}), folder

@@ -1,25 +1,32 @@
 """Where a run computes, and in which precision."""
 
+import os
 import sys
 from contextlib import AbstractContextManager
 
 import torch
 
 from utils.cli import UserError
+from utils.distributed import is_main, join
 
 
 def choose_device(gpu: int | None) -> torch.device:
     """Device of `-gpu`: CUDA where there is one, else the CPU with a line that says so.
 
-    Raises `UserError` when CUDA is there but has no device of that number.
+    Under torchrun each process takes the GPU of its local rank, and meets the others here. Raises `UserError` when CUDA
+    is there but has no device of that number.
     """
-    if not torch.cuda.is_available():
-        if gpu is not None:
-            print(f"no CUDA here: -gpu {gpu} is ignored and the CPU does the work", file=sys.stderr)
-        return torch.device("cpu")
-    if not 0 <= (gpu or 0) < torch.cuda.device_count():
-        raise UserError(f"-gpu {gpu}: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
-    return torch.device("cuda", gpu or 0)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        number = int(os.environ.get("LOCAL_RANK", gpu or 0))
+        if not 0 <= number < torch.cuda.device_count():
+            raise UserError(f"-gpu {number}: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    elif gpu is not None and is_main():
+        print(f"no CUDA here: -gpu {gpu} is ignored and the CPU does the work", file=sys.stderr)
+    join(device)
+    return device
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
