@@ -21,8 +21,9 @@ def augment(
     fill: Sequence[float],
     scale: tuple[float, float] = (0.5, 2.0),
     rotate: float = 10.0,
+    blur: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale, rotate (p 0.5), blur 5 x 5 (p 0.5), flip (p 0.5) and crop, as PSPNet is trained.
+    """Scale, rotate (p 0.5), blur 5 x 5 (p `blur`), flip (p 0.5) and crop, as PSPNet is trained.
 
     image uint8 (H, W, 3), label uint8 (H, W) -> the same at size `crop` (h, w), written into new arrays. What lies
     outside the picture is `fill` (0..255 per channel) and void. `scale` is drawn log-uniformly, `rotate` is the
@@ -31,7 +32,7 @@ def augment(
     factor = float(np.exp(rng.uniform(*np.log(scale))))
     image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
     label = cv2.resize(label, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST_EXACT)
-    angle, turned, blurred, flipped = rng.uniform(-rotate, rotate), *(rng.random(3) < 0.5)
+    angle, turned, blurred, flipped = rng.uniform(-rotate, rotate), *(rng.random(3) < (0.5, blur, 0.5))
     if turned and rotate:
         height, width = label.shape
         turn = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
@@ -68,10 +69,10 @@ class Augmented(Dataset):
     What a picture looks like in an epoch depends on (seed, epoch, picture) only; call `set_epoch` first.
     """
 
-    def __init__(self, pairs: Sequence[Pair], dataset: str, seed: int, crop, fill, scale, rotate):
+    def __init__(self, pairs: Sequence[Pair], dataset: str, seed: int, crop, fill, scale, rotate, blur=0.5):
         self.pairs, self.seed, self.epoch = pairs, seed, 0
         self.dataset = dataset  # by name, since a worker may have to unpickle it
-        self.how = {"crop": crop, "fill": fill, "scale": scale, "rotate": rotate}
+        self.how = {"crop": crop, "fill": fill, "scale": scale, "rotate": rotate, "blur": blur}
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -60,7 +60,7 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     start, minutes = _restore(last, model, optimizer) if last.exists() else (0, 0.0)
     begun = time.monotonic() - 60 * minutes
     data = Augmented(pairs, args.dataset, args.seed, tuple(args.crop), [255 * m for m in model.backbone.mean],
-                     tuple(args.scale), args.rotate)
+                     tuple(args.scale), args.rotate, args.blur)
     steps = max(1, len(pairs) // args.batch)
     net = parallel(model, device)
     with RunLog(folder) as log:
