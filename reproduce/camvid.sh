@@ -6,21 +6,25 @@
 set -e
 cd "$(dirname "$0")/.."
 camvid=$1 regime=$2 split=$3 partition=$4 python=${5:-python3}
-data=data/camvid-180 splits=splits/camvid-180/$split runs=runs/camvid/$regime/$split
+runs=runs/camvid/$regime/$split
 setting=$runs/$partition
 case $regime in
-    imagenet) net="--backbone efficientnet_lite0 --pretrained --stages 4 --output-stride 16"
+    imagenet) side=180 patch=22
+              net="--crop 200 264 --backbone efficientnet_lite0 --pretrained --stages 4 --output-stride 16"
               net="$net --epochs 30 --lr 0.005 --head-factor 10" ;;
-    scratch) net="--backbone resnet10t --stages 3 --output-stride 8 --epochs 60 --lr 0.01" ;;
+    scratch) side=120 patch=15
+             net="--crop 132 176 --backbone resnet18 --stages 3 --output-stride 8"
+             net="$net --epochs 80 --lr 0.03 --batch 8 --blur 0" ;;
     *) echo "usage: sh $0 CAMVID imagenet|scratch block|random dealt|confidence|both [PYTHON]" >&2; exit 2 ;;
 esac
-net="$net --dataset camvid --root $data --crop 200 264"
+data=data/camvid-$side splits=splits/camvid-$side/$split
+net="$net --dataset camvid --root $data"
 begin() { # begin SCRIPT RUN ARGS...: start a run, go on with it, or leave it when it has its results
     script=$1 run=$2; shift 2
     test -f "$run/results.json" && return
     if test -f "$run/last.pth.tar"; then $python "$script" --continue "$run"; else $python "$script" --out "$run" "$@"; fi
 }
-test -d $data || $python -m datasets camvid --root "$camvid" --short-side 180 --copy $data --splits splits/camvid-180
+test -d $data || $python -m datasets camvid --root "$camvid" --short-side $side --copy $data --splits splits/camvid-$side
 begin train_victim.py $runs/victim $net --train $splits/victim_in.txt --test $splits/victim_out.txt
 if test "$partition" = confidence; then
     begin train_shadow.py $runs/shadow-confidence $net --split $splits/shadow.txt --victim $runs/victim/last.pth.tar
@@ -43,7 +47,7 @@ attack() { # attack NAME ATTACKER ARGS...
 for seed in 0 1 2; do
     for input in loss concate; do
         run=$setting/attacker-$input-$seed
-        begin train_attacker.py $run --shadow $shadows -input $input --seed $seed --stride 2 --patch-size 45
+        begin train_attacker.py $run --shadow $shadows -input $input --seed $seed --stride 4 --patch-size $patch --epochs 15
         for select in full sliding random rejection; do
             attack $input-$select-$seed $run/best.pth.tar --select $select --seed $seed
         done
