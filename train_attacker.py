@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import defenses
+import training
 from utils.cli import UserError, add_run_flags, flag, positive, run
 
 
@@ -43,14 +44,16 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--weight-decay", type=float, default=1e-2, help="(default: 1e-2)")
     flags.add_argument("--continue", dest="continue_", metavar="DIR",
                        help="go on with the run in DIR, with the arguments it was started with")
+    plan = training.add_plan_flags(flags)
+    plan.add_argument("--classes", type=positive, default=19, metavar="C", help="of the data (default: 19)")
     defenses.add_flags(flags)
     add_run_flags(flags, "attacker")
     return flags
 
 
 def main(args: argparse.Namespace) -> None:
-    from attacks.representation import channels
     from attacks.scoring import View
+    from datasets.pairs import read_split
     from datasets.posteriors import TINY, list_tree
     from defenses.apply import Defense
     from training.attacker import prepare, train_attacker
@@ -59,6 +62,12 @@ def main(args: argparse.Namespace) -> None:
     from utils.distributed import is_main, on_main, say
     from utils.files import start_run, write_json
 
+    if args.plan:
+        from training.plan import plan_attacker
+
+        splits = [Path(run) / name for run in args.shadow for name in ("in.txt", "out.txt")]
+        pictures = args.pictures or sum(len(read_split(path, must_exist=False)) for path in splits)
+        return print(plan_attacker(args, spec_of(args, args.classes), pictures))
     args, folder = resume_arguments(args)
     device = choose_device(args.gpu)
     trees = [Path(args.posteriors)] if args.posteriors else [ask_shadow(Path(run), args, device) for run in args.shadow]
@@ -67,9 +76,7 @@ def main(args: argparse.Namespace) -> None:
     classes, stride = items[0].classes_and_stride()
     items = [replace(item, classes=classes, stride=stride) for item in items]
     view = View(args.input, args.patch_size, TINY, args.void, stride, args.argmax)
-    spec = {"name": "attacker", "classes": classes, "arguments": {
-        "arch": args.arch, "channels": channels(args.input, classes, args.void), "width": args.width,
-        "dropout": args.dropout}}
+    spec = spec_of(args, classes)
     defense = Defense(args.argmax, args.gauss, args.seed, args.gauss_floor)
     data, validation = prepare(args, items, view.size, defense)
     folder = folder or on_main(lambda: start_run("attacker", vars(args), args.out))
@@ -77,7 +84,16 @@ def main(args: argparse.Namespace) -> None:
     if is_main():
         write_json(folder / "results.json", {"input": args.input, **results})
     say(f"A_P ({args.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} pictures, epoch "
-          f"{results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
+        f"{results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
+
+
+def spec_of(args: argparse.Namespace, classes: int) -> dict:
+    """The dict that rebuilds the attacker which the flags ask for."""
+    from attacks.representation import channels
+
+    return {"name": "attacker", "classes": classes, "arguments": {
+        "arch": args.arch, "channels": channels(args.input, classes, args.void), "width": args.width,
+        "dropout": args.dropout}}
 
 
 def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:

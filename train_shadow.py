@@ -43,6 +43,11 @@ def main(args: argparse.Namespace) -> None:
 
     if bool(args.train) != bool(args.test):
         raise UserError("--train and --test go together: D_in^S and D_out^S")
+    if args.plan:
+        from training.plan import plan_segmenter
+
+        known = read_split(args.train or args.split, must_exist=False) if not args.pictures else ()
+        return print(plan_segmenter(args, args.pictures or (len(known) if args.train else len(known) // 2)))
     args, folder = resume_arguments(args)
     device = choose_device(args.gpu)
     if folder:

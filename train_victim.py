@@ -36,6 +36,10 @@ def main(args: argparse.Namespace) -> None:
     from utils.distributed import on_main
     from utils.files import start_run
 
+    if args.plan:
+        from training.plan import plan_segmenter
+
+        return print(plan_segmenter(args, args.pictures or len(read_split(args.train, must_exist=False))))
     args, folder = resume_arguments(args)
     inside = read_split(args.train, args.root, args.strip_prefix)
     outside = read_split(args.test, args.root, args.strip_prefix)

@@ -5,6 +5,18 @@ import argparse
 from utils.cli import positive
 
 
+def add_plan_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Flags of `--plan`; the group they are in."""
+    plan = parser.add_argument_group("plan")
+    plan.add_argument("--plan", action="store_true", help="say what the training will cost, and stop; needs no data")
+    plan.add_argument("--pictures", type=positive, metavar="N", help="to train on (default: those of the split)")
+    plan.add_argument("--devices", type=positive, default=1, help="that share a batch (default: 1)")
+    plan.add_argument("--tflops", type=float, default=989.0, help="peak of a device (default: 989, an H100 in bf16)")
+    plan.add_argument("--gb-per-s", type=float, default=3350.0, help="its memory (default: 3350)")
+    plan.add_argument("--utilisation", type=float, default=0.4, help="share of both that is reached (default: 0.4)")
+    return plan
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the training of V and S; the defaults suit pictures of 128 x 256 on a CPU."""
     train = parser.add_argument_group("training")
@@ -29,3 +41,4 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--workers", type=int, default=1, help="processes that prepare pictures (default: 1)")
     train.add_argument("--continue", dest="continue_", metavar="DIR",
                        help="go on with the run in DIR, with the arguments it was started with")
+    add_plan_flags(parser)

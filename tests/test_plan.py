@@ -1,0 +1,50 @@
+"""The plan of a training against the training itself."""
+
+import pytest
+import torch
+from conftest import SMALL, must, script
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import build_segmenter
+from training.plan import cost_of_step
+
+SPEC = {"name": "pspnet", "backbone": "resnet10t", "classes": 11, "output_stride": 8, "stages": 2, "width": 16,
+        "dropout": 0.1, "auxiliary": True}
+
+
+def loss(outputs):
+    return sum(logits.float().mean() for logits in outputs)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 64, 96), (3, 3, 65, 65)])
+def test_costs_are_those_of_a_real_step(shape):
+    planned = cost_of_step(lambda: build_segmenter(SPEC), shape, loss, bf16=False)
+    model, saved = build_segmenter(SPEC).train(), {}
+    weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+
+    def keep(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            value = loss(model(torch.rand(shape).contiguous(memory_format=torch.channels_last)))
+        value.backward()
+    assert planned.flops == counter.get_total_flops()
+    assert planned.parameters == sum(p.numel() for p in model.parameters())
+    real = sum(storage.nbytes() for place, storage in saved.items() if place not in weights)
+    assert planned.activations == pytest.approx(real, rel=0.05)
+    assert planned.traffic > 2 * planned.activations
+    assert planned.seconds(1, 1, 0.5) == 2 * planned.seconds(1, 1, 1)
+
+
+def test_half_precision_keeps_less():
+    full, half = (cost_of_step(lambda: build_segmenter(SPEC), (2, 3, 64, 96), loss, bf16) for bf16 in (False, True))
+    assert half.flops == full.flops and half.activations < 0.8 * full.activations
+
+
+@pytest.mark.parametrize("name", ["train_victim.py", "train_shadow.py", "train_attacker.py"])
+def test_every_training_script_plans_without_data(name):
+    flags = SMALL if name != "train_attacker.py" else ["--precision", "fp32"]
+    out = must(script(name, "--plan", "--pictures", 1000, "--devices", 2, *flags)).stdout
+    assert "parameters" in out and "on each of 2 devices" in out and "1,000 pictures" in out and "GiB" in out

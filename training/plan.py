@@ -1,0 +1,132 @@
+"""What a training will cost, found without data, device or memory for it: `--plan`.
+
+The step is run on tensors that have a shape and no contents; convolutions and matrix products are counted as FLOPs, all
+that the other operations read and write as traffic.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from datasets import find_dataset
+from models import build_segmenter
+from models.attacker import Attacker
+from training.attacker import HELD_OUT
+from training.segmentation import spec_of
+
+GIB = 2**30
+STATE = {"SGD": 1, "AdamW": 2}  # floats that an optimizer keeps for each parameter
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One step: `parameters` (count), `flops`, `activations` (bytes kept for the backward pass), `traffic` (bytes)."""
+
+    parameters: int
+    flops: float
+    activations: int
+    traffic: int
+
+    def seconds(self, tflops: float, gb_per_s: float, utilisation: float) -> float:
+        """Time of a step on a device that reaches `utilisation` of `tflops` and of `gb_per_s`."""
+        return (self.flops / (tflops * 1e12) + self.traffic / (gb_per_s * 1e9)) / utilisation
+
+
+class _Traffic(TorchDispatchMode):
+    """Sums the bytes that operations without FLOPs read and write; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket not in flop_registry and not func.is_view:
+            tensors = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return out
+
+
+def cost_of_step(build: Callable[[], nn.Module], inputs: tuple[int, ...], loss: Callable[[object], torch.Tensor],
+                 bf16: bool) -> Cost:
+    """Cost of a step, forward and backward, of the model that `build` gives on float32 inputs of a shape.
+
+    `loss` makes a scalar of what the model returns.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build().train()
+        batch = torch.empty(inputs).contiguous(memory_format=torch.channels_last)
+        weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = storage
+            return tensor
+
+        with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
+                    torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                value = loss(model(batch))
+            value.backward()
+        return Cost(sum(p.numel() for p in model.parameters()), flops.get_total_flops(),
+                    sum(storage.nbytes() for storage in kept.values()), traffic.bytes)
+
+
+def plan_segmenter(args: argparse.Namespace, pictures: int) -> str:
+    """What the flags of train_victim.py or train_shadow.py ask for, on `pictures` pictures."""
+    classes = len(find_dataset(args.dataset).CLASSES)
+    spec, each = spec_of(args, classes), math.ceil(args.batch / args.devices)
+
+    def loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return sum(_cross_entropy(logits) for logits in (outputs if isinstance(outputs, tuple) else (outputs,)))
+
+    cost = cost_of_step(lambda: build_segmenter(spec), (each, 3, *args.crop), loss, args.precision != "fp32")
+    read = args.batch * args.crop[0] * args.crop[1] * 4  # RGB and label, uint8
+    steps = max(1, pictures // args.batch)
+    return _report(args, f"{args.model} ({args.backbone})", cost, "SGD", pictures, steps, read)
+
+
+def plan_attacker(args: argparse.Namespace, spec: dict, pictures: int) -> str:
+    """What the flags of train_attacker.py ask for; `spec` is the attacker's, `pictures` what D^S has."""
+    arguments, each = spec["arguments"], math.ceil(args.batch / args.devices)
+    shape = (each, arguments["channels"], args.patch_size, args.patch_size)
+    cost = cost_of_step(lambda: Attacker(**arguments), shape, lambda outputs: _cross_entropy(outputs[0]),
+                        args.precision != "fp32")
+    patches = round(pictures * (1 - HELD_OUT)) * args.patches_per_epoch
+    read = args.batch * args.patch_size**2 * (2 * spec["classes"] + 1)  # posterior float16 and label uint8
+    return _report(args, f"attacker ({args.arch}, width {args.width:g}), {spec['classes']} classes", cost, "AdamW",
+                   pictures, max(1, patches // args.batch), read)
+
+
+def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.float(), torch.zeros(logits.shape[0], *logits.shape[2:], dtype=torch.long))
+
+
+def _report(args: argparse.Namespace, what: str, cost: Cost, optimizer: str, pictures: int, steps: int,
+            read: int) -> str:
+    """The plan as text; `cost` is that of one device's share of a step, `steps` are those of an epoch."""
+    weights, state = 4 * cost.parameters, STATE[optimizer]
+    parts = {"weights": weights, "gradients": weights, optimizer: state * weights, "activations": cost.activations}
+    update = Cost(0, 0, 0, (3 + 2 * state) * weights)
+    seconds = sum(c.seconds(args.tflops, args.gb_per_s, args.utilisation) for c in (cost, update))
+    each = "" if args.devices == 1 else f" on each of {args.devices} devices"
+    return "\n".join([
+        f"{what}: {cost.parameters:,} parameters",
+        f"a step{each}: {cost.flops / 1e12:.3g} TFLOP, {cost.traffic / 1e9:.3g} GB moved by what is no convolution",
+        f"memory{each}: " + ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
+        + f"; in all {sum(parts.values()) / GIB:.3g} GiB, without workspace",
+        f"{pictures:,} pictures, {steps:,} steps an epoch, {args.epochs} epochs: {steps * args.epochs:,} steps, each "
+        f"reads {read / 2**20:.3g} MiB, decoded",
+        f"computed, not measured: {seconds:.3g} s a step, {seconds * steps * args.epochs / 3600:.3g} h at "
+        f"{args.utilisation:.0%} of {args.tflops:g} TFLOP/s and {args.gb_per_s:g} GB/s{each}"])
