@@ -118,7 +118,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def load_attacker(args: argparse.Namespace) -> tuple:
-    """A_P in eval mode, how it looks at posteriors, and the number of classes it knows (None: any).
+    """A_P ready to score, how it looks at posteriors, and the number of classes it knows (None: any).
 
     A release checkpoint holds weights alone: its channels tell its input, the flags tell the rest.
     """
@@ -146,7 +146,7 @@ def load_attacker(args: argparse.Namespace) -> tuple:
     if args.input not in (None, view.input):
         raise UserError(f"{args.resume} reads -input {view.input}; for -input {args.input} give another -resume")
     load_weights(model, checkpoint["state_dict"], args.resume)
-    return model.eval(), replace(view, argmax=args.argmax), classes
+    return model.fold_norms(), replace(view, argmax=args.argmax), classes
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """The per-patch attacker A_P: a ResNet that reads a patch of a representation and says member or not."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
@@ -81,6 +83,20 @@ class Attacker(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def fold_norms(self) -> "Attacker":
+        """Fold each norm into the convolution before it, for inference; returns this attacker, in eval mode.
+
+        Logits are the same to float tolerance. The tensors are no longer those of a checkpoint.
+        """
+        self.eval()
+        for module in list(self.modules()):
+            for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                    setattr(module, norm_name, nn.Identity())
+        self.conv1[-1], self.bn1 = fuse_conv_bn_eval(self.conv1[-1], self.bn1), nn.Identity()
+        return self
 
     def forward(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(patches))))

@@ -103,3 +103,17 @@ def test_nothing_outside_picks_up_our_folders():
             "print([m for m in ('datasets', 'models', 'utils') if m in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_folded_norms_change_nothing(arch):
+    torch.manual_seed(0)
+    attacker = Attacker(arch, 2, width=0.25).train()
+    for _ in range(3):
+        attacker(torch.randn(8, 2, 24, 24))  # so that statistics are not those of the start
+    patches = torch.randn(5, 2, 24, 24)
+    with torch.inference_mode():
+        plain, _ = attacker.eval()(patches)
+        folded, features = attacker.fold_norms()(patches)
+    assert torch.allclose(plain, folded, atol=1e-4) and features.shape[0] == 5
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in attacker.modules())
