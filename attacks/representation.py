@@ -6,7 +6,6 @@ A new representation is a function with the signature of `loss_map` and a line i
 import math
 
 import torch
-import torch.nn.functional as F
 
 from utils import VOID
 
@@ -32,9 +31,9 @@ def loss_map(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR)
 
 def concatenation(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
     """Posterior and one-hot label (void = all zero): (..., C, H, W) and (..., H, W) -> (..., 2C, H, W)."""
-    classes = posterior.shape[-3]
-    one_hot = F.one_hot(torch.where(label == VOID, classes, label).long(), classes + 1)[..., :classes]
-    return torch.cat([posterior, one_hot.movedim(-1, -3).to(posterior.dtype)], dim=-3)
+    classes = torch.arange(posterior.shape[-3], dtype=label.dtype, device=label.device)
+    one_hot = label.unsqueeze(-3) == classes[:, None, None]
+    return torch.cat([posterior, one_hot.to(posterior.dtype)], dim=-3)
 
 
 REPRESENTATIONS = {"loss": loss_map, "concate": concatenation}

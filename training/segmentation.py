@@ -108,7 +108,7 @@ def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: A
         labels = labels.to(device, non_blocking=True)
         with autocast(device, args.precision):
             outputs = model(images)
-        summed += descend(optimizer, _loss(outputs, labels, args.aux_weight), epoch)
+        summed += descend(optimizer, segmentation_loss(outputs, labels, args.aux_weight), epoch)
     return summed / steps
 
 
@@ -116,8 +116,8 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
-          aux_weight: float) -> torch.Tensor:
+def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
+                      aux_weight: float) -> torch.Tensor:
     """Cross-entropy over the labelled positions of the batch, plus that of the auxiliary head.
 
     These are all the processes' positions; what this process's pictures add to it is returned.

@@ -1,0 +1,88 @@
+"""The obvious way of each stage, as a first script would have it: one thing at a time, float32, no layout, PIL."""
+
+import math
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+
+VOID = 255
+
+
+def loss_map(posterior, label, floor=1e-30):
+    """Class by class, posterior (C, H, W) and label (H, W) -> (1, H, W)."""
+    out = torch.zeros(label.shape)
+    for c in range(posterior.shape[0]):
+        one_hot = (label == c).float()
+        out += -one_hot * torch.log(torch.clamp(posterior[c], min=floor))
+    return out[None]
+
+
+def concatenation(posterior, label):
+    """Class by class, posterior (C, H, W) and label (H, W) -> (2C, H, W)."""
+    return torch.cat([posterior, torch.stack([(label == c).float() for c in range(posterior.shape[0])])])
+
+
+@torch.no_grad()
+def attack(examples, model, kind, size, count):
+    """Mean member probability of each picture, a patch at a time."""
+    represent = {"loss": loss_map, "concate": concatenation}[kind]
+    scores = []
+    for example, corners in examples:
+        whole = represent(example.posterior, example.label)
+        total = 0.0
+        for y, x in corners[:count]:
+            logits, _ = model(whole[None, :, y : y + size, x : x + size].contiguous())
+            total += F.softmax(logits, dim=1)[0, 1].item()
+        scores.append(total / count)
+    return scores
+
+
+@torch.no_grad()
+def query(model, image, stride):
+    """Posterior of a picture, every stride-th position."""
+    batch = torch.from_numpy(image).permute(2, 0, 1).float()[None].contiguous() / 255
+    return F.softmax(model(batch), dim=1)[0, :, ::stride, ::stride]
+
+
+def augmented(image_path, label_path, crop, fill, scale, blur=0.5):
+    """A training pair with PIL: scale, blur, flip, crop."""
+    image, label = Image.open(image_path).convert("RGB"), Image.open(label_path)
+    factor = math.exp(random.uniform(math.log(scale[0]), math.log(scale[1])))
+    size = round(image.width * factor), round(image.height * factor)
+    image, label = image.resize(size, Image.BILINEAR), label.resize(size, Image.NEAREST)
+    if random.random() < blur:
+        image = image.filter(ImageFilter.GaussianBlur(1.1))
+    if random.random() < 0.5:
+        image, label = image.transpose(Image.FLIP_LEFT_RIGHT), label.transpose(Image.FLIP_LEFT_RIGHT)
+    out_image = Image.new("RGB", (crop[1], crop[0]), tuple(round(f) for f in fill))
+    out_label = Image.new("L", (crop[1], crop[0]), VOID)
+    place = tuple(random.randint(min(0, c - s), max(0, c - s)) for c, s in zip((crop[1], crop[0]), size, strict=True))
+    out_image.paste(image, place)
+    out_label.paste(label, place)
+    pixels = torch.from_numpy(np.array(out_image)).permute(2, 0, 1).float() / 255
+    return pixels, torch.from_numpy(np.array(out_label)).long()
+
+
+def attacker_step(model, optimizer, patches):
+    """A step on (posterior, label, member) patches: loss maps one by one, float32, default layout."""
+    maps = torch.stack([loss_map(posterior, label) for posterior, label, _ in patches])
+    logits, _ = model(maps)
+    loss = F.cross_entropy(logits, torch.tensor([member for _, _, member in patches]))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def train_step(model, optimizer, images, labels, aux_weight=0.4):
+    """A step in float32 and the default layout."""
+    main, auxiliary = model(images)
+    loss = F.cross_entropy(main, labels, ignore_index=VOID) + aux_weight * F.cross_entropy(auxiliary, labels,
+                                                                                          ignore_index=VOID)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
