@@ -12,7 +12,6 @@ results.json, scores.csv, patches.npz and the curves into the run's folder.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -59,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    begun = time.monotonic()
+    from utils.log import Laps, progress
+
+    laps = Laps()
     import torch
 
     from attacks.scoring import Selection, attack_patches, attack_threshold, meet
@@ -69,7 +70,6 @@ def main(args: argparse.Namespace) -> None:
     from utils.device import choose_device
     from utils.distributed import gather, is_main, share
     from utils.files import start_run
-    from utils.log import progress
 
     check(args)
     device = choose_device(args.gpu)
@@ -87,7 +87,9 @@ def main(args: argparse.Namespace) -> None:
     else:
         model = model.to(device, memory_format=torch.channels_last)
         scores = attack_patches(examples, model, view, selection, device, args.precision, args.score, args.batch)
+    laps.lap("starting")
     scored = gather(list(scores), block)
+    laps.lap("attacking")
     if not is_main():
         return
     folder = start_run("attack", vars(args), args.out)
@@ -99,7 +101,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{about['input']}, {args.select} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")
     print(table(results))
-    print(f"{time.monotonic() - begun:.1f} s; figures, scores and plots: {folder}")
+    laps.lap("figures and plots")
+    print(f"{laps}; all in {folder}")
 
 
 def check(args: argparse.Namespace) -> None:

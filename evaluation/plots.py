@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from attacks.scoring import Scored
 from evaluation.metrics import Curves
 from utils.files import whole
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+SQUARE = {"figsize": (4, 4), "layout": "constrained"}
 
 
 def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
@@ -21,26 +21,27 @@ def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
     levels = (("image", [s.score for s in scored], member, "-"),
               ("patch", np.concatenate([s.patch_scores for s in scored]), np.repeat(member, counts), "--"))
     rates = {name: (Curves(score, inside).counts(), style) for name, score, inside, style in levels}
-    with plt.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
-        figure, axes = plt.subplots(figsize=(4, 4), layout="constrained")
+    with rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
+        figure = Figure(**SQUARE)
+        axes = figure.subplots()
         for name, ((true, false), style) in rates.items():
             x, y = (np.append(0, c[0] / c[0, -1]) for c in (false, true))
             axes.plot(x, y, style, label=f"{name}, AUC {results[name]['auc']:.3f}")
         axes.plot([0, 1], [0, 1], ":", color="grey", label="random guess")
         axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
-        _save(figure, axes, folder / "roc.png", "lower right")
-        figure, axes = plt.subplots(figsize=(4, 4), layout="constrained")
+        _save(figure, folder / "roc.png", "lower right")
+        figure = Figure(**SQUARE)
+        axes = figure.subplots()
         for name, ((true, false), style) in rates.items():
             axes.plot(true[0] / true[0, -1], true[0] / (true[0] + false[0]), style,
                       label=f"{name}, max-F {results[name]['max_f']:.3f}")
         share = results["members"] / (results["members"] + results["non_members"])
         axes.plot([0.5], [share], "k*", label=f"random guess, F {results['chance']['image']['random_f']:.3f}")
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
-        _save(figure, axes, folder / "precision-recall.png", "lower left")
+        _save(figure, folder / "precision-recall.png", "lower left")
 
 
-def _save(figure: plt.Figure, axes: plt.Axes, path: Path, place: str) -> None:
-    axes.legend(loc=place)
+def _save(figure: Figure, path: Path, place: str) -> None:
+    figure.axes[0].legend(loc=place)
     with whole(path) as file:
         figure.savefig(file, dpi=160, format="png")
-    plt.close(figure)

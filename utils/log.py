@@ -2,12 +2,30 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils.distributed import is_main
+
+
+class Laps:
+    """What a run spent its seconds on; prints as `5.1 s: starting 2.9, ...`."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.monotonic()
+        self._laps: list[str] = []
+
+    def lap(self, name: str) -> None:
+        """All since the last lap was `name`."""
+        now = time.monotonic()
+        self._laps.append(f"{name} {now - self._last:.1f}")
+        self._last = now
+
+    def __str__(self) -> str:
+        return f"{self._last - self._begun:.1f} s: {', '.join(self._laps)}"
 
 
 class RunLog:
