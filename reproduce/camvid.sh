@@ -12,8 +12,8 @@ case $regime in
     imagenet) side=180 patch=22
               net="--crop 200 264 --backbone efficientnet_lite0 --pretrained --stages 4 --output-stride 16"
               net="$net --epochs 30 --lr 0.005 --head-factor 10" ;;
-    scratch) side=120 patch=15
-             net="--crop 132 176 --backbone resnet18 --stages 3 --output-stride 8"
+    scratch) side=240 patch=30
+             net="--crop 264 352 --backbone resnet18 --stages 3 --output-stride 8"
              net="$net --epochs 80 --lr 0.03 --batch 8 --blur 0" ;;
     *) echo "usage: sh $0 CAMVID imagenet|scratch block|random dealt|confidence|both [PYTHON]" >&2; exit 2 ;;
 esac
