@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--non-members", metavar="SPLIT", help="D_out^V")
     live.add_argument("--stride", type=int, help="pixels per position (default: the attacker's, 8 for the release's)")
     live.add_argument("--keep", metavar="TREE", help="keep V's posteriors there, float16, in the layout of "
-                      "examples/; calls that follow read them")
+                      "examples/; calls that follow read them (at another stride it is made anew)")
     datasets.add_flags(flags)
     group = defenses.add_flags(flags)
     flag(group, "dpsgd", action="store_true", help="attack the posteriors of the DPSGD victim, pred_dpsgd")
@@ -209,7 +209,8 @@ def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, devic
         made_from = [Path(path) for path in (args.victim, args.members, args.non_members)]
         tree = query_tree(Path(args.keep), victim, {"train": members, "val": non_members}, dataset, device, step,
                           args.precision, made_from)
-        return list_tree(tree, classes=known, stride=step)
+        kept = (replace(item, name=item.name.partition("/")[2]) for item in list_tree(tree, classes=known, stride=step))
+        return sorted(kept, key=lambda item: item.name)
 
     def ask(pair):
         image, label = load_pair(pair, dataset)

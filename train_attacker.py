@@ -68,8 +68,8 @@ def main(args: argparse.Namespace) -> None:
         splits = [Path(run) / name for run in args.shadow for name in ("in.txt", "out.txt")]
         pictures = args.pictures or sum(len(read_split(path, must_exist=False)) for path in splits)
         return print(plan_attacker(args, spec_of(args, args.classes), pictures))
-    args, folder = resume_arguments(args)
     device = choose_device(args.gpu)
+    args, folder = resume_arguments(args)
     trees = [Path(args.posteriors)] if args.posteriors else [ask_shadow(Path(run), args, device) for run in args.shadow]
     items = [replace(item, name=f"{number}/{item.name}" if number else item.name)
              for number, tree in enumerate(trees) for item in list_tree(tree)]

@@ -48,8 +48,8 @@ def main(args: argparse.Namespace) -> None:
 
         known = read_split(args.train or args.split, must_exist=False) if not args.pictures else ()
         return print(plan_segmenter(args, args.pictures or (len(known) if args.train else len(known) // 2)))
-    args, folder = resume_arguments(args)
     device = choose_device(args.gpu)
+    args, folder = resume_arguments(args)
     if folder:
         inside, outside = (read_split(folder / name, args.root) for name in ("in.txt", "out.txt"))
     else:

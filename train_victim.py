@@ -40,10 +40,10 @@ def main(args: argparse.Namespace) -> None:
         from training.plan import plan_segmenter
 
         return print(plan_segmenter(args, args.pictures or len(read_split(args.train, must_exist=False))))
+    device = choose_device(args.gpu)
     args, folder = resume_arguments(args)
     inside = read_split(args.train, args.root, args.strip_prefix)
     outside = read_split(args.test, args.root, args.strip_prefix)
-    device = choose_device(args.gpu)
     folder = folder or on_main(lambda: start_run("victim", vars(args), args.out))
     train_and_report(args, inside, outside, folder, device)
 

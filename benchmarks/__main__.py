@@ -108,7 +108,7 @@ def table(found: dict, most: dict, bf16: bool) -> str:
         if stage["flops"]:
             share = f"{stage['flops'] / np.median(fast) / 1e12 / rate:.0%} of convolution"
         elif stage["moved"]:
-            share = f"{stage['moved'] / np.median(fast) / 1e9 / (most['copy'] / 2):.0%} of reading the inputs"
+            share = f"{stage['moved'] / np.median(fast) / 1e9 / most['copy']:.0%} of reading the inputs"
         difference = "" if stage["difference"] is None else f"{stage['difference']:.1g}"
         faster = f"{np.median(ratio):.1f} ({ratio.min():.1f}-{ratio.max():.1f})"
         memory = f"{stage['mib_before']} -> {stage['mib_peak']}"

@@ -38,17 +38,20 @@ def query_tree(tree: Path, model: Callable[[], torch.nn.Module], sides: Mapping[
 
     model: gives the model (the same each time), once it has to be asked. sides: {"train": members, "val":
     non-members}. `made_from` are the files that the posteriors come from, checkpoint and splits: a tree made from
-    others is made anew. Returns `tree`; `UserError` when it holds something else.
+    others, or of other pictures, or at another stride, is made anew. Returns `tree`; `UserError` when it holds
+    something else.
     """
     wanted = [(side, pair) for side, pairs in sides.items() for pair in pairs]
 
     def prepare() -> None:
-        stamp, marker = fingerprint(list(made_from), precision, stride), tree / "made-from"
+        asked = [(side, str(pair.root.resolve()), pair.image, pair.label) for side, pair in wanted]
+        stamp, marker = fingerprint(list(made_from), precision, stride, dataset.__name__, asked), tree / "made-from"
         if tree.exists() and any(tree.iterdir()) and not marker.is_file():
             raise UserError(f"{tree} holds something else than kept posteriors; name a new folder")
         if marker.is_file() and marker.read_text() != stamp:
-            for side in sides:
-                shutil.rmtree(tree / side, ignore_errors=True)
+            for stale in (tree / side / kind for side in sides for kind in ("label", "pred_sgd")):
+                if stale.exists():
+                    shutil.rmtree(stale)
         with whole(marker, "w") as file:
             file.write(stamp)
         write_groups(tree, [(f"{side}/{pair.name}", pair.group) for side, pair in wanted])

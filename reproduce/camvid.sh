@@ -6,6 +6,9 @@
 set -e
 cd "$(dirname "$0")/.."
 camvid=$1 regime=$2 split=$3 partition=$4 python=${5:-python3}
+usage() { echo "usage: sh $0 CAMVID imagenet|scratch block|random dealt|confidence|both [PYTHON]" >&2; exit 2; }
+case $split in block|random) ;; *) usage ;; esac
+case $partition in dealt|confidence|both) ;; *) usage ;; esac
 runs=runs/camvid/$regime/$split
 setting=$runs/$partition
 case $regime in
@@ -15,7 +18,7 @@ case $regime in
     scratch) side=240 patch=30
              net="--crop 264 352 --backbone resnet18 --stages 3 --output-stride 8"
              net="$net --epochs 80 --lr 0.03 --batch 8 --blur 0" ;;
-    *) echo "usage: sh $0 CAMVID imagenet|scratch block|random dealt|confidence|both [PYTHON]" >&2; exit 2 ;;
+    *) usage ;;
 esac
 data=data/camvid-$side splits=splits/camvid-$side/$split
 net="$net --dataset camvid --root $data"
@@ -24,7 +27,7 @@ begin() { # begin SCRIPT RUN ARGS...: start a run, go on with it, or leave it wh
     test -f "$run/results.json" && return
     if test -f "$run/last.pth.tar"; then $python "$script" --continue "$run"; else $python "$script" --out "$run" "$@"; fi
 }
-test -d $data || $python -m datasets camvid --root "$camvid" --short-side $side --copy $data --splits splits/camvid-$side
+test -f splits/camvid-$side/random/shadow.txt || $python -m datasets camvid --root "$camvid" --short-side $side --copy $data --splits splits/camvid-$side
 begin train_victim.py $runs/victim $net --train $splits/victim_in.txt --test $splits/victim_out.txt
 if test "$partition" = confidence; then
     begin train_shadow.py $runs/shadow-confidence $net --split $splits/shadow.txt --victim $runs/victim/last.pth.tar
@@ -56,5 +59,5 @@ done
 for kind in confidence loss; do
     attack threshold-$kind-0 $setting/attacker-loss-0/best.pth.tar --threshold $kind
 done
-$python -m reproduce.table --collect $setting --victim $runs/victim --shadow ${shadows%% *} \
+$python -m reproduce.table --collect $setting --victim $runs/victim --shadow $shadows \
     --into reproduce/results/camvid-$regime-$split-$partition.json

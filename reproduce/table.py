@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("settings", nargs="*", metavar="JSON", help="collected settings to print")
     flags.add_argument("--collect", metavar="RUNS", help="folder with the attacks of one setting")
     flags.add_argument("--victim", metavar="RUN", help="its victim, for the mIoU")
-    flags.add_argument("--shadow", metavar="RUN", help="its shadow, for the mIoU")
+    flags.add_argument("--shadow", metavar="RUN", nargs="+", help="its shadows; the mIoU is the first's")
     flags.add_argument("--into", metavar="JSON", help="where the collected setting goes")
     return flags
 
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     if args.collect:
         if not (args.victim and args.shadow and args.into):
             raise UserError("--collect needs --victim, --shadow and --into")
-        collect(Path(args.collect), Path(args.victim), Path(args.shadow), Path(args.into))
+        collect(Path(args.collect), Path(args.victim), [Path(run) for run in args.shadow], Path(args.into))
     settings = {Path(path).stem: read(Path(path)) for path in args.settings}
     if len(settings) > 1:
         print(summary(settings))
@@ -54,7 +54,7 @@ def read(path: Path) -> dict:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
 
-def collect(runs: Path, victim: Path, shadow: Path, into: Path) -> None:
+def collect(runs: Path, victim: Path, shadows: list[Path], into: Path) -> None:
     """Gather results.json of every run of one setting, with the commit that made it, into one file."""
     from utils.files import write_json
 
@@ -65,11 +65,13 @@ def collect(runs: Path, victim: Path, shadow: Path, into: Path) -> None:
             attackers[path.parent.name] = found
         else:
             attacks[path.parent.name] = {key: found[key] for key in KEPT if key in found}
-    commits = sorted({read(path)["commit"] for path in [*runs.glob("*/args.json"), victim / "args.json",
-                                                        shadow / "args.json"]})
+    models = [folder / "args.json" for folder in (victim, *shadows)]
+    commits = sorted({read(path)["commit"] for path in [*runs.glob("*/args.json"), *models]})
+    shadow = read(shadows[0] / "results.json")
+    shadow["minutes"] = round(sum(read(folder / "results.json")["minutes"] for folder in shadows), 1)
     paired = {f"{first} {second}": compare_seeds(runs, first, second) for first, second in CLAIMS
               if {first, second} <= {name.rpartition("-")[0] for name in attacks}}
-    write_json(into, {"victim": read(victim / "results.json"), "shadow": read(shadow / "results.json"),
+    write_json(into, {"victim": read(victim / "results.json"), "shadow": shadow,
                       "attackers": attackers, "attacks": attacks, "paired": paired, "commits": commits})
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, SMALL, must, script
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,8 +48,16 @@ def test_training_on_two_processes_gives_the_losses_of_one(world, tmp_path):
     assert two["miou_in"] == pytest.approx(one["miou_in"], abs=0.01)
 
 
-def test_attack_on_two_processes_writes_the_same_bytes(world, live, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.fixture
+def one_thread():
+    """Compute in this process as torchrun's processes do: sums depend on how many threads share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_attack_on_two_processes_writes_the_same_bytes(world, live, tmp_path, one_thread):
     args = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live, "--batch", 12, "-num-patch", 4, "--out"]
     must(script(*args, tmp_path / "one"))
     must(torchrun(*args, tmp_path / "two"))  # 16 pictures in groups of 3: 9 for one process, 7 for the other

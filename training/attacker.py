@@ -19,7 +19,7 @@ from datasets.posteriors import Stored
 from defenses.apply import Defense
 from evaluation.metrics import figures
 from models.attacker import Attacker
-from training.step import descend, parallel
+from training.step import agree_on_buffers, descend, parallel
 from utils import VOID
 from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from utils.cli import UserError
@@ -155,6 +155,7 @@ def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: P
             logits, _ = model(inputs.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, member, reduction="sum") / len(batches[step])
         summed += descend(optimizer, loss, epoch)
+    agree_on_buffers(model)
     return summed / steps
 
 

@@ -18,7 +18,7 @@ from datasets.transforms import Augmented
 from evaluation.metrics import confusion, mean_iou
 from models import build_segmenter
 from models.query import query
-from training.step import descend, freeze_norms, parallel
+from training.step import agree_on_buffers, descend, freeze_norms, parallel
 from utils import VOID
 from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from utils.cli import UserError
@@ -109,6 +109,7 @@ def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: A
         with autocast(device, args.precision):
             outputs = model(images)
         summed += descend(optimizer, segmentation_loss(outputs, labels, args.aux_weight), epoch)
+    agree_on_buffers(model)
     return summed / steps
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from utils.cli import UserError
-from utils.distributed import is_main
+from utils.distributed import is_main, on_main, total
 from utils.files import whole
 
 FORMAT = 1
@@ -70,8 +70,10 @@ def resume_arguments(args: argparse.Namespace) -> tuple[argparse.Namespace, Path
 
     For a new run, `args` and None. When torchrun starts its processes again, the run in `--out DIR` goes on.
     """
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and args.out
-    if not args.continue_ and not (again and (Path(args.out) / "last.pth.tar").is_file()):
+    # A node that only saw others go counts no restart of its own, so the counts of all processes are summed.
+    restarts = total(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))).item()
+    again = on_main(lambda: bool(restarts and args.out and (Path(args.out) / "last.pth.tar").is_file()))
+    if not args.continue_ and not again:
         return args, None
     folder = Path(args.continue_ or args.out)
     checkpoint = folder / "last.pth.tar"

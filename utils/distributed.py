@@ -1,7 +1,7 @@
 """Several processes on one job, as torchrun starts them. Alone, all of this is nothing.
 
-Work is shared out by position and comes back in order, so a result does not depend on how many there are; the main
-process is the one that prints and writes.
+Work is shared out by position and comes back in order, so that an attack does not depend on how many there are; the
+main process is the one that prints and writes.
 """
 
 import atexit
