@@ -53,7 +53,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from attacks.scoring import View
-    from datasets.pairs import read_split
     from datasets.posteriors import TINY, list_tree
     from defenses.apply import Defense
     from training.attacker import prepare, train_attacker
@@ -65,9 +64,7 @@ def main(args: argparse.Namespace) -> None:
     if args.plan:
         from training.plan import plan_attacker
 
-        splits = [Path(run) / name for run in args.shadow for name in ("in.txt", "out.txt")]
-        pictures = args.pictures or sum(len(read_split(path, must_exist=False)) for path in splits)
-        return print(plan_attacker(args, spec_of(args, args.classes), pictures))
+        return print(plan_attacker(args, spec_of(args, args.classes), args.pictures or count_pictures(args)))
     device = choose_device(args.gpu)
     args, folder = resume_arguments(args)
     trees = [Path(args.posteriors)] if args.posteriors else [ask_shadow(Path(run), args, device) for run in args.shadow]
@@ -85,6 +82,17 @@ def main(args: argparse.Namespace) -> None:
         write_json(folder / "results.json", {"input": args.input, **results})
     say(f"A_P ({args.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} pictures, epoch "
         f"{results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
+
+
+def count_pictures(args: argparse.Namespace) -> int:
+    """How many pictures D^S has; those of several shadows count for each."""
+    from datasets.pairs import read_split
+    from datasets.posteriors import list_tree
+
+    if args.posteriors:
+        return len(list_tree(args.posteriors))
+    splits = [Path(run) / name for run in args.shadow for name in ("in.txt", "out.txt")]
+    return sum(len(read_split(path, must_exist=False)) for path in splits)
 
 
 def spec_of(args: argparse.Namespace, classes: int) -> dict:

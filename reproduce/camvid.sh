@@ -27,7 +27,8 @@ begin() { # begin SCRIPT RUN ARGS...: start a run, go on with it, or leave it wh
     test -f "$run/results.json" && return
     if test -f "$run/last.pth.tar"; then $python "$script" --continue "$run"; else $python "$script" --out "$run" "$@"; fi
 }
-test -f splits/camvid-$side/random/shadow.txt || $python -m datasets camvid --root "$camvid" --short-side $side --copy $data --splits splits/camvid-$side
+test -f $splits/shadow.txt ||
+    $python -m datasets camvid --root "$camvid" --short-side $side --copy $data --splits splits/camvid-$side
 begin train_victim.py $runs/victim $net --train $splits/victim_in.txt --test $splits/victim_out.txt
 if test "$partition" = confidence; then
     begin train_shadow.py $runs/shadow-confidence $net --split $splits/shadow.txt --victim $runs/victim/last.pth.tar
@@ -50,7 +51,8 @@ attack() { # attack NAME ATTACKER ARGS...
 for seed in 0 1 2; do
     for input in loss concate; do
         run=$setting/attacker-$input-$seed
-        begin train_attacker.py $run --shadow $shadows -input $input --seed $seed --stride 4 --patch-size $patch --epochs 15
+        begin train_attacker.py $run --shadow $shadows -input $input --seed $seed --stride 4 --patch-size $patch \
+            --epochs 15
         for select in full sliding random rejection; do
             attack $input-$select-$seed $run/best.pth.tar --select $select --seed $seed
         done

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL, must, script
+from conftest import SMALL, must, script, write_tree
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_segmenter
@@ -41,6 +41,14 @@ def test_costs_are_those_of_a_real_step(shape):
 def test_half_precision_keeps_less():
     full, half = (cost_of_step(lambda: build_segmenter(SPEC), (2, 3, 64, 96), loss, bf16) for bf16 in (False, True))
     assert half.flops == full.flops and half.activations < 0.8 * full.activations
+
+
+def test_plan_counts_stored_posteriors_and_refuses_continue(tmp_path):
+    write_tree(tmp_path)
+    flags = ["train_attacker.py", "--plan", "--posteriors", tmp_path, "--precision", "fp32"]
+    assert "6 pictures" in must(script(*flags)).stdout
+    result = script(*flags, "--continue", tmp_path)
+    assert result.returncode == 2 and "leave --continue out" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["train_victim.py", "train_shadow.py", "train_attacker.py"])

@@ -22,6 +22,7 @@ from models import build_segmenter
 from models.attacker import Attacker
 from training.attacker import HELD_OUT
 from training.segmentation import spec_of
+from utils.cli import UserError
 
 GIB = 2**30
 STATE = {"SGD": 1, "AdamW": 2}  # floats that an optimizer keeps for each parameter
@@ -115,7 +116,12 @@ def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
 
 def _report(args: argparse.Namespace, what: str, cost: Cost, optimizer: str, pictures: int, steps: int,
             read: int) -> str:
-    """The plan as text; `cost` is that of one device's share of a step, `steps` are those of an epoch."""
+    """The plan as text; `cost` is that of one device's share of a step, `steps` are those of an epoch.
+
+    Raises `UserError` beside --continue, whose flags are not known here.
+    """
+    if args.continue_:
+        raise UserError("--plan goes by the flags on the command line; leave --continue out")
     weights, state = 4 * cost.parameters, STATE[optimizer]
     parts = {"weights": weights, "gradients": weights, optimizer: state * weights, "activations": cost.activations}
     update = Cost(0, 0, 0, (3 + 2 * state) * weights)
