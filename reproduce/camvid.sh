@@ -1,14 +1,20 @@
 #!/bin/sh
 # One setting of the CamVid experiment: victim, shadow, three attackers a representation, every attack, one JSON.
-#   sh reproduce/camvid.sh CAMVID imagenet|scratch block|random dealt|confidence|both [PYTHON]
+#   sh reproduce/camvid.sh CAMVID imagenet|scratch block|random dealt|confidence|both|eight [PYTHON]
 # D^S falls into in and out as dealt at random, or by the victim's confidence as in the paper; "both" takes two shadows,
-# one trained on each half of the dealt D^S. What is done is not done again; a run that was stopped goes on.
+# one trained on each half of the dealt D^S, "eight" those and six on random halves. What is done is not done again; a
+# run that was stopped goes on.
 set -e
 cd "$(dirname "$0")/.."
 camvid=$1 regime=$2 split=$3 partition=$4 python=${5:-python3}
-usage() { echo "usage: sh $0 CAMVID imagenet|scratch block|random dealt|confidence|both [PYTHON]" >&2; exit 2; }
+usage() { echo "usage: sh $0 CAMVID imagenet|scratch block|random dealt|confidence|both|eight [PYTHON]" >&2; exit 2; }
 case $split in block|random) ;; *) usage ;; esac
-case $partition in dealt|confidence|both) ;; *) usage ;; esac
+case $partition in
+    dealt|confidence) names=$partition ;;
+    both) names="dealt swapped" ;;
+    eight) names="dealt swapped 1 2 3 4 5 6" ;;
+    *) usage ;;
+esac
 runs=runs/camvid/$regime/$split
 setting=$runs/$partition
 case $regime in
@@ -30,17 +36,17 @@ begin() { # begin SCRIPT RUN ARGS...: start a run, go on with it, or leave it wh
 test -f $splits/shadow.txt ||
     $python -m datasets camvid --root "$camvid" --short-side $side --copy $data --splits splits/camvid-$side
 begin train_victim.py $runs/victim $net --train $splits/victim_in.txt --test $splits/victim_out.txt
-if test "$partition" = confidence; then
-    begin train_shadow.py $runs/shadow-confidence $net --split $splits/shadow.txt --victim $runs/victim/last.pth.tar
-    shadows=$runs/shadow-confidence
-else
-    begin train_shadow.py $runs/shadow-dealt $net --train $splits/shadow_in.txt --test $splits/shadow_out.txt
-    shadows=$runs/shadow-dealt
-fi
-if test "$partition" = both; then
-    begin train_shadow.py $runs/shadow-swapped $net --train $splits/shadow_out.txt --test $splits/shadow_in.txt
-    shadows="$shadows $runs/shadow-swapped"
-fi
+shadows=
+for name in $names; do
+    case $name in
+        dealt) halves="--train $splits/shadow_in.txt --test $splits/shadow_out.txt" ;;
+        swapped) halves="--train $splits/shadow_out.txt --test $splits/shadow_in.txt" ;;
+        confidence) halves="--split $splits/shadow.txt --victim $runs/victim/last.pth.tar" ;;
+        *) halves="--split $splits/shadow.txt --partition random --seed $name" ;;
+    esac
+    begin train_shadow.py $runs/shadow-$name $net $halves
+    shadows="$shadows $runs/shadow-$name"
+done
 target="--victim $runs/victim/last.pth.tar --keep $runs/victim/posteriors --dataset camvid --root $data"
 target="$target --members $splits/victim_in.txt --non-members $splits/victim_out.txt"
 attack() { # attack NAME ATTACKER ARGS...
