@@ -7,37 +7,43 @@ import torch
 
 from utils.device import autocast
 
+CPU = torch.device("cpu")
 
-def best(work: Callable[[], object], rounds: int = 5) -> float:
-    """Seconds of the quickest of `rounds` calls, after one to warm up."""
-    work()
-    times = []
-    for _ in range(rounds):
+
+def times(work: Callable[[], object], device: torch.device = CPU, rounds: int = 5) -> list[float]:
+    """Seconds of `rounds` calls, after two to warm up."""
+    out = []
+    for _ in range(2 + rounds):
         begun = time.perf_counter()
         work()
-        times.append(time.perf_counter() - begun)
-    return min(times)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        out.append(time.perf_counter() - begun)
+    return out[2:]
 
 
 @torch.inference_mode()
-def limits() -> dict[str, float]:
+def limits(device: torch.device = CPU) -> dict[str, float]:
     """Rates in TFLOP/s (`product_*`, `convolution_*`) and GB/s (`copy`: read and written bytes)."""
     out = {}
+    large = 4 if device.type == "cuda" else 1
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        side, count = (2048, 8) if dtype == torch.float32 or uses_bf16() else (512, 1)  # emulated, it takes for ever
-        a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
-        out[f"product_{name}"] = 2 * side**3 / best(lambda a=a, b=b: a @ b) / 1e12
-        layer = torch.nn.Conv2d(256, 256, 3, padding=1, bias=False).to(dtype, memory_format=torch.channels_last)
-        maps = torch.randn(count, 256, 48, 48).to(dtype, memory_format=torch.channels_last)
+        emulated = dtype == torch.bfloat16 and not uses_bf16(device)  # which takes for ever
+        side, count = (512, 1) if emulated else (2048 * large, 8 * large)
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out[f"product_{name}"] = 2 * side**3 / min(times(lambda a=a, b=b: a @ b, device)) / 1e12
+        layer = torch.nn.Conv2d(256, 256, 3, padding=1, bias=False)
+        layer = layer.to(device, dtype, memory_format=torch.channels_last)
+        maps = torch.randn(count, 256, 48, 48, device=device).to(dtype, memory_format=torch.channels_last)
         flops = 2 * count * 48 * 48 * 256 * 256 * 9
-        out[f"convolution_{name}"] = flops / best(lambda layer=layer, maps=maps: layer(maps)) / 1e12
-    source = torch.randn(64 * 2**20)
+        out[f"convolution_{name}"] = flops / min(times(lambda layer=layer, maps=maps: layer(maps), device)) / 1e12
+    source = torch.randn(64 * large * 2**20, device=device)
     target = torch.empty_like(source)
-    out["copy"] = 2 * source.numel() * 4 / best(lambda: target.copy_(source)) / 1e9
+    out["copy"] = 2 * source.numel() * 4 / min(times(lambda: target.copy_(source), device)) / 1e9
     return out
 
 
-def uses_bf16() -> bool:
-    """Whether `--precision auto` computes in bf16 here."""
-    with autocast(torch.device("cpu")):
-        return torch.is_autocast_enabled("cpu")
+def uses_bf16(device: torch.device = CPU) -> bool:
+    """Whether `--precision auto` computes in bf16 there."""
+    with autocast(device):
+        return torch.is_autocast_enabled(device.type)

@@ -46,7 +46,8 @@ def query_tree(tree: Path, model: Callable[[], torch.nn.Module], sides: Mapping[
     def prepare() -> None:
         asked = [(side, str(pair.root.resolve()), pair.image, pair.label) for side, pair in wanted]
         stamp, marker = fingerprint(list(made_from), precision, stride, dataset.__name__, asked), tree / "made-from"
-        if tree.exists() and any(tree.iterdir()) and not marker.is_file():
+        full = tree.exists() and any(path.suffix != ".partial" for path in tree.iterdir())
+        if full and not marker.is_file():
             raise UserError(f"{tree} holds something else than kept posteriors; name a new folder")
         if marker.is_file() and marker.read_text() != stamp:
             for stale in (tree / side / kind for side in sides for kind in ("label", "pred_sgd")):

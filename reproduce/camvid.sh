@@ -1,13 +1,13 @@
 #!/bin/sh
 # One setting of the CamVid experiment: victim, shadow, three attackers a representation, every attack, one JSON.
-#   sh reproduce/camvid.sh CAMVID imagenet|scratch block|random dealt|confidence|both|eight [PYTHON]
+#   sh reproduce/camvid.sh CAMVID imagenet|scratch|longer block|random dealt|confidence|both|eight [PYTHON]
 # D^S falls into in and out as dealt at random, or by the victim's confidence as in the paper; "both" takes two shadows,
 # one trained on each half of the dealt D^S, "eight" those and six on random halves. What is done is not done again; a
 # run that was stopped goes on.
 set -e
 cd "$(dirname "$0")/.."
 camvid=$1 regime=$2 split=$3 partition=$4 python=${5:-python3}
-usage() { echo "usage: sh $0 CAMVID imagenet|scratch block|random dealt|confidence|both|eight [PYTHON]" >&2; exit 2; }
+usage() { echo "usage: sh $0 CAMVID imagenet|scratch|longer block|random dealt|confidence|both|eight [PYTHON]" >&2; exit 2; }
 case $split in block|random) ;; *) usage ;; esac
 case $partition in
     dealt|confidence) names=$partition ;;
@@ -21,9 +21,13 @@ case $regime in
     imagenet) side=180 patch=22
               net="--crop 200 264 --backbone efficientnet_lite0 --pretrained --stages 4 --output-stride 16"
               net="$net --epochs 30 --lr 0.005 --head-factor 10" ;;
-    scratch) side=240 patch=30
-             net="--crop 264 352 --backbone resnet18 --stages 3 --output-stride 8"
-             net="$net --epochs 80 --lr 0.03 --batch 8 --blur 0" ;;
+    scratch|longer)
+        side=240 patch=30
+        net="--crop 264 352 --backbone resnet18 --stages 3 --output-stride 8 --lr 0.03 --blur 0"
+        case $regime in
+            scratch) net="$net --epochs 80 --batch 8" ;;
+            longer) net="$net $LONGER" ;;
+        esac ;;
     *) usage ;;
 esac
 data=data/camvid-$side splits=splits/camvid-$side/$split

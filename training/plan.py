@@ -7,7 +7,7 @@ that the other operations read and write as traffic.
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,17 @@ STATE = {"SGD": 1, "AdamW": 2}  # floats that an optimizer keeps for each parame
 
 @dataclass(frozen=True)
 class Cost:
-    """One step: `parameters` (count), `flops`, `activations` (bytes kept for the backward pass), `traffic` (bytes)."""
+    """One step: `parameters` (count), `flops`, `activations` (bytes kept for the backward pass), `traffic` (bytes that
+    no convolution or matrix product moves)."""
 
     parameters: int
     flops: float
     activations: int
     traffic: int
+
+    def updated_by(self, optimizer: str) -> "Cost":
+        """This and the optimizer's update: it reads weights, gradients and its state, and writes weights and state."""
+        return replace(self, traffic=self.traffic + (3 + 2 * STATE[optimizer]) * 4 * self.parameters)
 
     def seconds(self, tflops: float, gb_per_s: float, utilisation: float) -> float:
         """Time of a step on a device that reaches `utilisation` of `tflops` and of `gb_per_s`."""
@@ -86,28 +91,40 @@ def cost_of_step(build: Callable[[], nn.Module], inputs: tuple[int, ...], loss: 
 
 def plan_segmenter(args: argparse.Namespace, pictures: int) -> str:
     """What the flags of train_victim.py or train_shadow.py ask for, on `pictures` pictures."""
-    classes = len(find_dataset(args.dataset).CLASSES)
-    spec, each = spec_of(args, classes), math.ceil(args.batch / args.devices)
+    read = args.batch * args.crop[0] * args.crop[1] * 4  # RGB and label, uint8
+    return _report(args, f"{args.model} ({args.backbone})", segmenter_step(args), "SGD", pictures,
+                   max(1, pictures // args.batch), read)
+
+
+def segmenter_step(args: argparse.Namespace) -> Cost:
+    """One device's share of a step of train_victim.py."""
+    spec = spec_of(args, len(find_dataset(args.dataset).CLASSES))
 
     def loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return sum(_cross_entropy(logits) for logits in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
-    cost = cost_of_step(lambda: build_segmenter(spec), (each, 3, *args.crop), loss, args.precision != "fp32")
-    read = args.batch * args.crop[0] * args.crop[1] * 4  # RGB and label, uint8
-    steps = max(1, pictures // args.batch)
-    return _report(args, f"{args.model} ({args.backbone})", cost, "SGD", pictures, steps, read)
+    return cost_of_step(lambda: build_segmenter(spec), (_share(args), 3, *args.crop), loss,
+                        args.precision != "fp32").updated_by("SGD")
 
 
 def plan_attacker(args: argparse.Namespace, spec: dict, pictures: int) -> str:
     """What the flags of train_attacker.py ask for; `spec` is the attacker's, `pictures` what D^S has."""
-    arguments, each = spec["arguments"], math.ceil(args.batch / args.devices)
-    shape = (each, arguments["channels"], args.patch_size, args.patch_size)
-    cost = cost_of_step(lambda: Attacker(**arguments), shape, lambda outputs: _cross_entropy(outputs[0]),
-                        args.precision != "fp32")
     patches = round(pictures * (1 - HELD_OUT)) * args.patches_per_epoch
     read = args.batch * args.patch_size**2 * (2 * spec["classes"] + 1)  # posterior float16 and label uint8
-    return _report(args, f"attacker ({args.arch}, width {args.width:g}), {spec['classes']} classes", cost, "AdamW",
-                   pictures, max(1, patches // args.batch), read)
+    return _report(args, f"attacker ({args.arch}, width {args.width:g}), {spec['classes']} classes",
+                   attacker_step(args, spec), "AdamW", pictures, max(1, patches // args.batch), read)
+
+
+def attacker_step(args: argparse.Namespace, spec: dict) -> Cost:
+    """One device's share of a step of train_attacker.py."""
+    arguments = spec["arguments"]
+    shape = (_share(args), arguments["channels"], args.patch_size, args.patch_size)
+    return cost_of_step(lambda: Attacker(**arguments), shape, lambda outputs: _cross_entropy(outputs[0]),
+                        args.precision != "fp32").updated_by("AdamW")
+
+
+def _share(args: argparse.Namespace) -> int:
+    return math.ceil(args.batch / args.devices)
 
 
 def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -124,8 +141,7 @@ def _report(args: argparse.Namespace, what: str, cost: Cost, optimizer: str, pic
         raise UserError("--plan goes by the flags on the command line; leave --continue out")
     weights, state = 4 * cost.parameters, STATE[optimizer]
     parts = {"weights": weights, "gradients": weights, optimizer: state * weights, "activations": cost.activations}
-    update = Cost(0, 0, 0, (3 + 2 * state) * weights)
-    seconds = sum(c.seconds(args.tflops, args.gb_per_s, args.utilisation) for c in (cost, update))
+    seconds = cost.seconds(args.tflops, args.gb_per_s, args.utilisation)
     each = "" if args.devices == 1 else f" on each of {args.devices} devices"
     return "\n".join([
         f"{what}: {cost.parameters:,} parameters",

@@ -56,7 +56,7 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     model = model.to(device, memory_format=torch.channels_last)
     if args.freeze_norms:
         freeze_norms(model)
-    optimizer = _optimizer(model, args)
+    optimizer = optimizer_of(model, args)
     start, minutes = _restore(last, model, optimizer) if last.exists() else (0, 0.0)
     begun = time.monotonic() - 60 * minutes
     data = Augmented(pairs, args.dataset, args.seed, tuple(args.crop), [255 * m for m in model.backbone.mean],
@@ -73,7 +73,8 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     return model.eval(), minutes
 
 
-def _optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+def optimizer_of(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """SGD with momentum, the heads at `--head-factor` times the learning rate of the backbone."""
     heads = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
     groups = [{"params": list(model.backbone.parameters()), "factor": 1.0},
               {"params": heads, "factor": args.head_factor}]
