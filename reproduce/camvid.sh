@@ -1,13 +1,17 @@
 #!/bin/sh
 # One setting of the CamVid experiment: victim, shadow, three attackers a representation, every attack, one JSON.
 #   sh reproduce/camvid.sh CAMVID imagenet|scratch|longer block|random dealt|confidence|both|eight [PYTHON]
+# Victim and shadows start from ImageNet weights, from scratch, or from scratch and train longer.
 # D^S falls into in and out as dealt at random, or by the victim's confidence as in the paper; "both" takes two shadows,
 # one trained on each half of the dealt D^S, "eight" those and six on random halves. What is done is not done again; a
 # run that was stopped goes on.
 set -e
 cd "$(dirname "$0")/.."
 camvid=$1 regime=$2 split=$3 partition=$4 python=${5:-python3}
-usage() { echo "usage: sh $0 CAMVID imagenet|scratch|longer block|random dealt|confidence|both|eight [PYTHON]" >&2; exit 2; }
+usage() {
+    echo "usage: sh $0 CAMVID imagenet|scratch|longer block|random dealt|confidence|both|eight [PYTHON]" >&2
+    exit 2
+}
 case $split in block|random) ;; *) usage ;; esac
 case $partition in
     dealt|confidence) names=$partition ;;
@@ -23,10 +27,10 @@ case $regime in
               net="$net --epochs 30 --lr 0.005 --head-factor 10" ;;
     scratch|longer)
         side=240 patch=30
-        net="--crop 264 352 --backbone resnet18 --stages 3 --output-stride 8 --lr 0.03 --blur 0"
+        net="--crop 264 352 --backbone resnet18 --stages 3 --output-stride 8 --batch 8 --blur 0"
         case $regime in
-            scratch) net="$net --epochs 80 --batch 8" ;;
-            longer) net="$net $LONGER" ;;
+            scratch) net="$net --epochs 80 --lr 0.03" ;;
+            longer) net="$net --epochs 120 --lr 0.1" ;;
         esac ;;
     *) usage ;;
 esac

@@ -1,7 +1,8 @@
-"""Collect the results of one setting, and print settings as a table beside the paper's.
+"""Collect the results of one setting; print settings side by side, and each beside the paper's table.
 
     python -m reproduce.table --collect RUNS --victim RUN --shadow RUN --into reproduce/results/NAME.json
     python -m reproduce.table reproduce/results/*.json
+    python -m reproduce.table --brief reproduce/results/*.json      # side by side only
 """
 
 import argparse
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="reproduce.table", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("settings", nargs="*", metavar="JSON", help="collected settings to print")
+    flags.add_argument("--brief", action="store_true", help="leave out the table of each setting")
     flags.add_argument("--collect", metavar="RUNS", help="folder with the attacks of one setting")
     flags.add_argument("--victim", metavar="RUN", help="its victim, for the mIoU")
     flags.add_argument("--shadow", metavar="RUN", nargs="+", help="its shadows; the mIoU is the first's")
@@ -42,7 +44,8 @@ def main(args: argparse.Namespace) -> None:
     settings = {Path(path).stem: read(Path(path)) for path in args.settings}
     if len(settings) > 1:
         print(summary(settings))
-    for name, setting in settings.items():
+        print(claims(settings))
+    for name, setting in settings.items() if not args.brief else ():
         print(as_markdown(name, setting))
 
 
@@ -116,22 +119,51 @@ def _title(method: str) -> str:
 
 def _claim(first: str, second: str, found: dict) -> str:
     low, high = (100 * bound for bound in found["interval"])
-    paper = [float(PAPER[name].rpartition(" ")[2]) for name in (first, second)]
     verdict = "holds" if low > 0 else "reversed" if high < 0 else "undecided"
     return (f"| {_title(first)} > {_title(second)} | {100 * found['difference']:+.1f} | {low:+.1f} to {high:+.1f} | "
-            f"{verdict} | {paper[0] - paper[1]:+.1f} |")
+            f"{verdict} | {_paper_difference(first, second):+.1f} |")
 
 
 def summary(settings: dict[str, dict]) -> str:
-    """Settings side by side: mIoU of the victims and the mean AUC of each attack, in %."""
-    columns = list(settings.values())
-    rows = [["", *settings], ["---"] * (1 + len(columns))]
-    rows += [[f"victim mIoU, {side}", *(f"{100 * setting['victim'][f'miou_{side}']:.1f}" for setting in columns)]
-             for side in ("in", "out")]
-    for method in PAPER:
-        aucs = [[100 * attack["image"]["auc"] for attack in _seeds(setting, method)] for setting in columns]
-        rows.append([_title(method), *(f"{sum(own) / len(own):.1f}" if own else "" for own in aucs)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    """A row a setting: mIoU of the victim in and out, and the mean AUC of each attack, in %."""
+    rows = []
+    for name, setting in settings.items():
+        victim = setting["victim"]
+        row = [name, f"{100 * victim['miou_in']:.1f} / {100 * victim['miou_out']:.1f}"]
+        for method in PAPER:
+            aucs = [100 * attack["image"]["auc"] for attack in _seeds(setting, method)]
+            row.append(f"{sum(aucs) / len(aucs):.1f}" if aucs else "")
+        rows.append(row)
+    return _markdown(["AUC", "victim mIoU, in / out", *map(_title, PAPER)], rows)
+
+
+def claims(settings: dict[str, dict]) -> str:
+    """A row a setting: the paired differences in AUC of `CLAIMS`, in %; bold where the interval excludes 0."""
+    rows = []
+    for name, setting in settings.items():
+        row = [name]
+        for first, second in CLAIMS:
+            found = setting["paired"].get(f"{first} {second}")
+            row.append(_difference(found) if found else "")
+        rows.append(row)
+    heads = [f"{_title(first)} - {_title(second)}" for first, second in CLAIMS]
+    return _markdown(["paired difference in AUC", *heads],
+                     [*rows, ["paper", *(f"{_paper_difference(*pair):+.1f}" for pair in CLAIMS)]])
+
+
+def _difference(found: dict) -> str:
+    low, high = (100 * bound for bound in found["interval"])
+    mark = "**" if low > 0 or high < 0 else ""
+    return f"{mark}{100 * found['difference']:+.1f}{mark} [{low:+.1f}, {high:+.1f}]"
+
+
+def _paper_difference(first: str, second: str) -> float:
+    one, other = (float(PAPER[name].rpartition(" ")[2]) for name in (first, second))
+    return one - other
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)) + "\n"
 
 
 def _seeds(setting: dict, method: str) -> list[dict]:

@@ -44,7 +44,23 @@ def test_collect_and_print(tmp_path):
     assert "50.0% in (5 pictures)" in table and "Commits abc." in table and "C+GT" not in table
     (tmp_path / "again.json").write_text(into.read_text())
     both = must(script("reproduce/table.py", into, tmp_path / "again.json")).stdout
-    assert "| Loss, random | 75.0 | 75.0 |" in both and both.count("### ") == 2
+    assert "| setting | 50.0 / 40.0 |" in both and "| again | 50.0 / 40.0 |" in both and both.count("### ") == 2
+    found = json.loads(into.read_text())["paired"]["loss-random threshold-loss"]
+    low, high = (f"{100 * bound:+.1f}" for bound in found["interval"])
+    assert f"| **{100 * found['difference']:+.1f}** [{low}, {high}] |" in both and "| paper | +1.9 |" in both
+    brief = must(script("reproduce/table.py", "--brief", into, tmp_path / "again.json")).stdout
+    assert both.startswith(brief.rstrip("\n")) and "### " not in brief
     claim = next(line for line in table.splitlines() if "Loss, random > loss threshold" in line)
     assert claim.endswith("| holds | +9.7 |") and "rejection" not in table
     assert script("reproduce/table.py", tmp_path / "none.json").returncode == 2
+
+
+def test_plot_of_shadows(tmp_path):
+    attacks = {f"{method}-{seed}": result(0.6 + 0.1 * seed) for method in ("loss-full", "concate-full")
+               for seed in (0, 1)} | {"threshold-loss-0": result(0.55)}
+    for name in ("dealt", "eight"):
+        (tmp_path / f"camvid-scratch-block-{name}.json").write_text(json.dumps({"attacks": attacks}))
+    must(script("reproduce/shadows.py", "--results", tmp_path, "--into", tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    empty = script("reproduce/shadows.py", "--results", tmp_path / "none", "--into", tmp_path / "plot.png")
+    assert empty.returncode == 2 and "camvid.sh" in empty.stderr
