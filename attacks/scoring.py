@@ -63,13 +63,17 @@ class Selection:
 
 @dataclass
 class Scored:
-    """One picture after the attack: corners (N, 2) int and the member score of each patch and of the picture."""
+    """One picture after the attack: corners (N, 2) and the member score of each patch and of the picture.
+
+    Lists, since an array a picture lies between the large ones that come and go, and the heap would grow by 20 kB a
+    picture.
+    """
 
     name: str
     member: bool
     group: str
-    corners: np.ndarray
-    patch_scores: np.ndarray
+    corners: list[list[int]]
+    patch_scores: list[float]
     score: float
 
 
@@ -146,7 +150,7 @@ def attack_patches(examples: Iterable[Example], model: torch.nn.Module, view: Vi
             for example, (corners, patches) in alike:
                 own, values = values[: len(patches)], values[len(patches) :]
                 total = float(own.mean() if score == "paper" else own.sum())
-                yield Scored(example.name, example.member, example.group, corners, own, total)
+                yield Scored(example.name, example.member, example.group, corners.tolist(), own.tolist(), total)
 
 
 def _patches_of(example: Example, view: View, selection: Selection) -> tuple[np.ndarray, torch.Tensor]:
@@ -171,4 +175,4 @@ def attack_threshold(examples: Iterable[Example], kind: str, size: int, selectio
         means = patch_means(values, known, corners, size)
         score = mean_known(values, example.label)
         means = np.where(np.isfinite(means), means, score)  # a patch that is all void tells no more than its picture
-        yield Scored(example.name, example.member, example.group, corners, means, score)
+        yield Scored(example.name, example.member, example.group, corners.tolist(), means.tolist(), score)

@@ -1,8 +1,10 @@
 """What the benchmark compares does the same work."""
 
 import pytest
+import torch
 from conftest import must, script
 
+from benchmarks.planned import measure
 from benchmarks.stages import asking, attack, built
 
 
@@ -27,3 +29,11 @@ def test_posteriors_agree():
 def test_growth_counts_pictures(tmp_path):
     out = must(script("benchmarks/growth.py", "--counts", 3, 130, "--out", tmp_path / "growth.json")).stdout
     assert "| 130 |" in out and "ms a picture" in out
+
+
+@pytest.mark.parametrize("line", [
+    "train_victim.py --backbone resnet10t --stages 2 --width 16 --crop 64 64 --batch 2",
+    "train_attacker.py --arch resnet18 --width 0.25 --patch-size 24 --batch 4 -input concate --classes 5"])
+def test_planned_steps_run(line):
+    found = measure(line, torch.device("cpu"), bf16=False, steps=1)
+    assert found["seconds"] > 0 and found["flops"] > 1e6 and found["planned_gib"] > 0 and found["gib"] is None

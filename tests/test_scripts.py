@@ -167,6 +167,8 @@ def test_compare_is_paired(world, live, tmp_path):
 def test_kept_posteriors_serve_later_attacks(world, live, tmp_path):
     attack = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live]
     must(script(*attack, "--out", tmp_path / "live"))
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "made-from.1.partial").touch()  # another attack has just begun there
     must(script(*attack, "--keep", tmp_path / "tree", "--out", tmp_path / "first"))
     files = sorted((tmp_path / "tree").rglob("*.npy"))
     before = {file: file.stat().st_mtime_ns for file in files}
