@@ -15,9 +15,7 @@ ARGMAX_LOSS = -math.log(FLOOR) / 50  # of a wrong position under Argmax: the rel
 
 def true_class(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Posterior of the labelled class, (..., C, H, W) and (..., H, W) -> (..., H, W); 0 where void."""
-    known = label != VOID
-    index = torch.where(known, label, 0).long().unsqueeze(-3)
-    return posterior.gather(-3, index).squeeze(-3) * known
+    return _of_label(posterior, label).masked_fill_(label == VOID, 0)
 
 
 def loss_map(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
@@ -25,15 +23,28 @@ def loss_map(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR)
 
     Posteriors are clamped at `floor` from below; void positions hold 0.
     """
-    loss = -true_class(posterior, label).clamp_min(floor).log()
-    return (loss * (label != VOID)).unsqueeze(-3)
+    loss = _of_label(posterior, label).clamp_min_(floor).log_().neg_()
+    return loss.masked_fill_(label == VOID, 0).unsqueeze(-3)
+
+
+def _of_label(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Posterior at the label, anything where void, in a tensor of its own."""
+    return posterior.gather(-3, _index(label, posterior.shape[-3])).squeeze(-3)
+
+
+def _index(label: torch.Tensor, classes: int) -> torch.Tensor:
+    """Labels as an index of dimension -3; void points anywhere."""
+    return label.clamp_max(classes - 1).long().unsqueeze(-3)
 
 
 def concatenation(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
     """Posterior and one-hot label (void = all zero): (..., C, H, W) and (..., H, W) -> (..., 2C, H, W)."""
-    classes = torch.arange(posterior.shape[-3], dtype=label.dtype, device=label.device)
-    one_hot = label.unsqueeze(-3) == classes[:, None, None]
-    return torch.cat([posterior, one_hot.to(posterior.dtype)], dim=-3)
+    *batch, classes, height, width = posterior.shape
+    out = posterior.new_zeros(*batch, 2 * classes, height, width)
+    out[..., :classes, :, :] = posterior
+    known = (label != VOID).to(posterior.dtype).unsqueeze(-3)
+    out[..., classes:, :, :].scatter_(-3, _index(label, classes), known)
+    return out
 
 
 REPRESENTATIONS = {"loss": loss_map, "concate": concatenation}

@@ -55,6 +55,7 @@ for name in $names; do
     begin train_shadow.py $runs/shadow-$name $net $halves
     shadows="$shadows $runs/shadow-$name"
 done
+epochs=$((120 / $(echo $names | wc -w))) # of an attacker: as many steps whatever it learns from
 target="--victim $runs/victim/last.pth.tar --keep $runs/victim/posteriors --dataset camvid --root $data"
 target="$target --members $splits/victim_in.txt --non-members $splits/victim_out.txt"
 attack() { # attack NAME ATTACKER ARGS...
@@ -66,7 +67,7 @@ for seed in 0 1 2; do
     for input in loss concate; do
         run=$setting/attacker-$input-$seed
         begin train_attacker.py $run --shadow $shadows -input $input --seed $seed --stride 4 --patch-size $patch \
-            --epochs 15
+            --epochs $epochs
         for select in full sliding random rejection; do
             attack $input-$select-$seed $run/best.pth.tar --select $select --seed $seed
         done
