@@ -1,5 +1,6 @@
 """The stages: each does the same work the obvious way and the way of the scripts."""
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,15 +128,19 @@ def loading(folder: Path, count: int = 32) -> Stage:
     return Stage("pictures", count,
                  lambda: [obvious.augmented(p.root / p.image, p.root / p.label, CROP, (124, 116, 104), (0.85, 1.4))
                           for p in pairs],
-                 lambda: [data[i] for i in range(count)])
+                 lambda: [data[0, i] for i in range(count)])
 
 
 def victim_training(folder: Path, count: int = 16, batch: int = 8) -> Stage:
+    """A step after the other from one loader, as in a training, whose workers start once."""
     pairs = drawn(folder, count)
     models = [build_segmenter(SEGMENTER).train() for _ in range(2)]
     models[1] = models[1].to(memory_format=torch.channels_last)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4) for m in models]
     data = Augmented(pairs, "streets", 0, CROP, (124, 116, 104), (0.85, 1.4), 0.0)
+    batches = ([(epoch, i) for i in range(start, start + batch)] for epoch in itertools.count()
+               for start in range(0, count, batch))
+    loader = iter(DataLoader(data, batch_sampler=batches, num_workers=1))
 
     def plain() -> None:
         for start in range(0, count, batch):
@@ -145,7 +150,7 @@ def victim_training(folder: Path, count: int = 16, batch: int = 8) -> Stage:
             obvious.train_step(models[0], optimizers[0], images, labels)
 
     def fast() -> None:
-        for images, labels in DataLoader(data, batch, num_workers=1):
+        for images, labels in itertools.islice(loader, count // batch):
             with autocast(CPU):
                 outputs = models[1](images.contiguous(memory_format=torch.channels_last))
             descend(optimizers[1], segmentation_loss(outputs, labels, 0.4), 0)

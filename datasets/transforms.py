@@ -64,24 +64,22 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 class Augmented(Dataset):
-    """Training pictures of one epoch; item i is image float32 (3, h, w) in 0..1 and label int64 (h, w).
+    """Training pictures; item (epoch, i) is image float32 (3, h, w) in 0..1 and label int64 (h, w).
 
-    What a picture looks like in an epoch depends on (seed, epoch, picture) only; call `set_epoch` first.
+    What a picture looks like depends on (seed, epoch, picture) only.
     """
 
     def __init__(self, pairs: Sequence[Pair], dataset: str, seed: int, crop, fill, scale, rotate, blur=0.5):
-        self.pairs, self.seed, self.epoch = pairs, seed, 0
+        self.pairs, self.seed = pairs, seed
         self.dataset = dataset  # by name, since a worker may have to unpickle it
         self.how = {"crop": crop, "fill": fill, "scale": scale, "rotate": rotate, "blur": blur}
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, index = item
         pair = self.pairs[index]
-        rng = stream(self.seed, "augment", self.epoch, pair.name)
+        rng = stream(self.seed, "augment", epoch, pair.name)
         image, label = augment(*load_pair(pair, find_dataset(self.dataset)), rng, **self.how)
         return to_tensor(image), torch.from_numpy(label.astype(np.int64))

@@ -2,7 +2,8 @@
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -63,9 +64,12 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
                      tuple(args.scale), args.rotate, args.blur)
     steps = max(1, len(pairs) // args.batch)
     net = parallel(model, device)
+    # One loader for all epochs: workers are started once, before the model has touched its memory, and read ahead.
+    loader = iter(DataLoader(data, batch_sampler=_batches(len(data), args, start), num_workers=args.workers,
+                             worker_init_fn=_one_thread, pin_memory=device.type == "cuda"))
     with RunLog(folder) as log:
         for epoch in range(start, args.epochs):
-            loss = _one_epoch(net, optimizer, data, args, epoch, steps, device)
+            loss = _one_epoch(net, optimizer, loader, args, epoch, steps, device)
             log.add(epoch + 1, loss=loss, lr=optimizer.param_groups[0]["lr"])
             minutes = (time.monotonic() - begun) / 60
             save_checkpoint(last, spec, model.state_dict(), epoch=epoch + 1, optimizer=optimizer.state_dict(),
@@ -88,20 +92,24 @@ def _restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimize
     return checkpoint["epoch"], checkpoint["minutes"]
 
 
-def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Augmented, args: argparse.Namespace,
+def _batches(pictures: int, args: argparse.Namespace, start: int) -> Iterator[list[tuple[int, int]]]:
+    """This process's share of every batch from epoch `start` on, as (epoch, picture), in the order of (seed, epoch)."""
+    for epoch in range(start, args.epochs):
+        order = stream(args.seed, "order", epoch).permutation(pictures).tolist()
+        for first in range(0, max(1, pictures // args.batch) * args.batch, args.batch):
+            yield share([(epoch, index) for index in order[first : first + args.batch]])
+
+
+def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Iterator, args: argparse.Namespace,
                epoch: int, steps: int, device: torch.device) -> float:
-    """One pass over the data in the order of (seed, epoch); the mean loss."""
+    """The next `steps` batches of the loader; the mean loss."""
     torch.manual_seed(int(stream(args.seed, "dropout", epoch).integers(2**62)) + rank())
-    data.set_epoch(epoch)
-    order = stream(args.seed, "order", epoch).permutation(len(data))[: steps * args.batch]
-    batches = [share(order[i : i + args.batch].tolist()) for i in range(0, len(order), args.batch)]
-    loader = DataLoader(data, batch_sampler=batches, num_workers=args.workers, worker_init_fn=_one_thread,
-                        pin_memory=device.type == "cuda")
     model.train()
     if args.freeze_norms:
         freeze_norms(model)
     summed = 0.0
-    for step, (images, labels) in enumerate(progress(loader, f"epoch {epoch + 1}/{args.epochs}", total=steps)):
+    bar = progress(islice(loader, steps), f"epoch {epoch + 1}/{args.epochs}", total=steps)
+    for step, (images, labels) in enumerate(bar):
         rate = args.lr * (1 - (epoch * steps + step) / (args.epochs * steps)) ** POLY
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
