@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     peak = most["convolution_bf16" if bf16 else "convolution_fp32"]
     found = [measure(line, device, bf16, args.steps) for line in progress(SCALES[args.scale], "settings")]
     for row in found:
-        row["limit_s"] = row["flops"] / (peak * 1e12) + row["traffic"] / (most["copy"] * 1e9)
+        row["limit_s"] = row.pop("cost").seconds(peak, most["copy"], 1)
     utilisation = found[0]["limit_s"] / found[0]["seconds"]
     write_json(args.out, {"limits": most, "bf16": bf16, "utilisation": utilisation, "settings": found})
     print(f"convolution {peak:.3g} TFLOP/s ({'bf16' if bf16 else 'float32'}), copy {most['copy']:.3g} GB/s; "
@@ -84,7 +84,7 @@ def measure(line: str, device: object, bf16: bool, steps: int) -> dict:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = statistics.median(times(step, device, steps))
-    return {"setting": line, "flops": cost.flops, "traffic": cost.traffic, "seconds": seconds,
+    return {"setting": line, "cost": cost, "flops": cost.flops, "traffic": cost.traffic, "seconds": seconds,
             "planned_gib": (cost.activations + (2 + state) * 4 * cost.parameters) / GIB,
             "gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None}
 

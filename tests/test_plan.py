@@ -6,7 +6,7 @@ from conftest import SMALL, must, script, write_tree
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_segmenter
-from training.plan import cost_of_step
+from training.plan import Cost, cost_of_step
 
 SPEC = {"name": "pspnet", "backbone": "resnet10t", "classes": 11, "output_stride": 8, "stages": 2, "width": 16,
         "dropout": 0.1, "auxiliary": True}
@@ -36,6 +36,21 @@ def test_costs_are_those_of_a_real_step(shape):
     assert planned.activations == pytest.approx(real, rel=0.05)
     assert planned.traffic > 2 * planned.activations
     assert planned.seconds(1, 1, 0.5) == 2 * planned.seconds(1, 1, 1)
+
+
+def test_grouped_convolutions_cost_their_groups():
+    def build(groups):
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 64, 1), torch.nn.Conv2d(64, 64, 3, padding=1, groups=groups))
+
+    one, many = (cost_of_step(lambda g=g: build(g), (2, 3, 16, 16), lambda out: out.mean(), False) for g in (1, 64))
+    pointwise, full = (2 * 2 * 16 * 16 * 64 * inputs for inputs in (3, 64 * 9))
+    assert one.flops == 2 * pointwise + 3 * full and many.flops == 2 * pointwise + 3 * full // 64
+
+
+def test_time_is_the_longer_of_computing_and_moving():
+    cost = Cost(0, 0, ((10**12, 10**6), (10**6, 10**9)))
+    assert cost.seconds(1, 1, 1) == pytest.approx(2) and cost.seconds(2, 1, 0.5) == pytest.approx(3)
+    assert cost.updated_by("SGD").traffic == cost.traffic and Cost(10, 0, ()).updated_by("AdamW").traffic == 280
 
 
 def test_half_precision_keeps_less():

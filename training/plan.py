@@ -1,7 +1,7 @@
 """What a training will cost, found without data, device or memory for it: `--plan`.
 
-The step is run on tensors that have a shape and no contents; convolutions and matrix products are counted as FLOPs, all
-that the other operations read and write as traffic.
+The step is run on tensors that have a shape and no contents. Each operation has its FLOPs (those of convolutions and
+matrix products) and the bytes that it reads and writes; on a device it takes the longer of the two times.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from datasets import find_dataset
 from models import build_segmenter
@@ -30,36 +30,54 @@ STATE = {"SGD": 1, "AdamW": 2}  # floats that an optimizer keeps for each parame
 
 @dataclass(frozen=True)
 class Cost:
-    """One step: `parameters` (count), `flops`, `activations` (bytes kept for the backward pass), `traffic` (bytes that
-    no convolution or matrix product moves)."""
+    """One step: `parameters` (count), `activations` (bytes kept for the backward pass), `operations` ((FLOPs, bytes) of
+    each)."""
 
     parameters: int
-    flops: float
     activations: int
-    traffic: int
+    operations: tuple[tuple[int, int], ...]
+
+    @property
+    def flops(self) -> int:
+        return sum(flops for flops, _ in self.operations)
+
+    @property
+    def traffic(self) -> int:
+        return sum(moved for _, moved in self.operations)
 
     def updated_by(self, optimizer: str) -> "Cost":
         """This and the optimizer's update: it reads weights, gradients and its state, and writes weights and state."""
-        return replace(self, traffic=self.traffic + (3 + 2 * STATE[optimizer]) * 4 * self.parameters)
+        update = (0, (3 + 2 * STATE[optimizer]) * 4 * self.parameters)
+        return replace(self, operations=(*self.operations, update))
 
     def seconds(self, tflops: float, gb_per_s: float, utilisation: float) -> float:
         """Time of a step on a device that reaches `utilisation` of `tflops` and of `gb_per_s`."""
-        return (self.flops / (tflops * 1e12) + self.traffic / (gb_per_s * 1e9)) / utilisation
+        return sum(max(flops / (tflops * 1e12), moved / (gb_per_s * 1e9))
+                   for flops, moved in self.operations) / utilisation
 
 
-class _Traffic(TorchDispatchMode):
-    """Sums the bytes that operations without FLOPs read and write; views move nothing."""
+class _Operations(TorchDispatchMode):
+    """Lists the FLOPs and bytes of all operations but views, which move nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.found: list[tuple[int, int]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket not in flop_registry and not func.is_view:
+        if not func.is_view:
             tensors = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
-            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self.found.append((_flops(func.overloadpacket, args, kwargs or {}, out),
+                               sum(tensor.numel() * tensor.element_size() for tensor in tensors)))
         return out
+
+
+def _flops(operation: Callable, args: tuple, kwargs: dict, out: object) -> int:
+    """FLOPs as PyTorch counts them, but of grouped convolutions, whose backward pass it takes for a full one."""
+    if operation is torch.ops.aten.convolution_backward:
+        gradient, _, weight = args[:3]
+        return 2 * gradient.numel() * weight[0].numel() * sum(args[-1][:2])  # as much as forward, for each of the two
+    return flop_registry[operation](*args, **kwargs, out_val=out) if operation in flop_registry else 0
 
 
 def cost_of_step(build: Callable[[], nn.Module], inputs: tuple[int, ...], loss: Callable[[object], torch.Tensor],
@@ -80,13 +98,13 @@ def cost_of_step(build: Callable[[], nn.Module], inputs: tuple[int, ...], loss: 
                 kept[storage._cdata] = storage
             return tensor
 
-        with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+        with _Operations() as operations:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
                     torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 value = loss(model(batch))
             value.backward()
-        return Cost(sum(p.numel() for p in model.parameters()), flops.get_total_flops(),
-                    sum(storage.nbytes() for storage in kept.values()), traffic.bytes)
+        return Cost(sum(p.numel() for p in model.parameters()), sum(storage.nbytes() for storage in kept.values()),
+                    tuple(operations.found))
 
 
 def plan_segmenter(args: argparse.Namespace, pictures: int) -> str:
@@ -145,7 +163,7 @@ def _report(args: argparse.Namespace, what: str, cost: Cost, optimizer: str, pic
     each = "" if args.devices == 1 else f" on each of {args.devices} devices"
     return "\n".join([
         f"{what}: {cost.parameters:,} parameters",
-        f"a step{each}: {cost.flops / 1e12:.3g} TFLOP, {cost.traffic / 1e9:.3g} GB moved by what is no convolution",
+        f"a step{each}: {cost.flops / 1e12:.3g} TFLOP, {cost.traffic / 1e9:.3g} GB read and written",
         f"memory{each}: " + ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
         + f"; in all {sum(parts.values()) / GIB:.3g} GiB, without workspace",
         f"{pictures:,} pictures, {steps:,} steps an epoch, {args.epochs} epochs: {steps * args.epochs:,} steps, each "
