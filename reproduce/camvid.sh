@@ -64,7 +64,7 @@ attack() { # attack NAME ATTACKER ARGS...
 }
 for seed in 0 1 2; do
     for input in loss concate; do
-        case $input in # chosen on the held-out part of D^S: the loss map overfits after that, C+GT goes on learning
+        case $input in # on the held-out part of D^S the loss map is done by then, C+GT goes on learning
             loss) epochs=15 ;;
             concate) epochs=$((120 / $(echo $names | wc -w))) ;;
         esac
