@@ -1,4 +1,4 @@
-"""Plot AUC against the number of shadows the attacker learned from, one panel a victim; bars span attacker seeds.
+"""Plot AUC of the attacks on each victim of CamVid, with one shadow and with eight; bars span attacker seeds.
 
     python -m reproduce.shadows --into docs/camvid-shadows.png
 """
@@ -9,8 +9,9 @@ from pathlib import Path
 from reproduce.table import read
 from utils.cli import UserError, run
 
-SHADOWS = {"dealt": 1, "both": 2, "eight": 8}  # partition in the name of a JSON -> how many
-LINES = {"loss-full": ("Loss, full", "k-o"), "concate-full": ("C+GT, full", "k--s")}
+SHADOWS = {"dealt": "one shadow", "eight": "eight"}  # partition in the name of a JSON -> legend
+ATTACKS = {"concate-full": ("C+GT, full", "s"), "loss-full": ("Loss, full", "o")}
+THRESHOLDS = {"threshold-confidence": ("confidence threshold", "|"), "threshold-loss": ("loss threshold", "x")}
 START = {"imagenet": "ImageNet weights", "scratch": "from scratch", "longer": "from scratch, longer"}
 
 
@@ -28,38 +29,47 @@ def main(args: argparse.Namespace) -> None:
 
     from utils.files import whole
 
-    victims = sorted({path.stem.rsplit("-", 1)[0] for path in Path(args.results).glob("camvid-*-*-dealt.json")})
+    victims = sorted({path.stem.removesuffix("-eight") for path in Path(args.results).glob("camvid-*-*-eight.json")})
     if not victims:
-        raise UserError(f"{args.results} holds no camvid-*-dealt.json; reproduce/camvid.sh makes them")
-    figure = Figure(figsize=(2.3 * len(victims), 3.1), layout="constrained")
-    panels = figure.subplots(1, len(victims), sharey=True, squeeze=False)[0]
-    for axes, victim in zip(panels, victims, strict=True):
-        paths = {count: Path(args.results) / f"{victim}-{name}.json" for name, count in SHADOWS.items()}
-        draw(axes, {count: read(path)["attacks"] for count, path in paths.items() if path.exists()})
-        _, start, split = victim.split("-")
-        axes.set_title(f"{START[start]},\n{split} split", fontsize=9)
-        axes.set_xlabel("shadows")
-    panels[0].set_ylabel("AUC")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        raise UserError(f"{args.results} holds no camvid-*-eight.json; reproduce/camvid.sh makes them")
+    figure = Figure(figsize=(7.5, 1 + 0.7 * len(victims)), layout="constrained")
+    axes = figure.subplots()
+    for row, victim in enumerate(victims):
+        for shadows in SHADOWS:
+            path = Path(args.results) / f"{victim}-{shadows}.json"
+            if path.exists():
+                draw(axes, row, read(path)["attacks"], shadows)
+    axes.set_yticks(range(len(victims)), [title(victim) for victim in victims])
+    axes.set(xlabel="AUC", ylim=(len(victims) - 0.5, -0.5))
+    axes.axvline(0.5, color="grey", linestyle=":", linewidth=1)
+    axes.grid(axis="x", alpha=0.3)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
     with whole(args.into) as file:
         figure.savefig(file, dpi=130, format="png")
     print(args.into)
 
 
-def draw(axes: object, settings: dict[int, dict]) -> None:
-    """One panel: `settings` maps the number of shadows to the attacks of a setting."""
-    threshold = next(iter(settings.values()))["threshold-loss-0"]["image"]["auc"]
-    axes.axhline(threshold, color="grey", linestyle=":", label="loss threshold")
-    for method, (label, style) in LINES.items():
-        seeds = [[attack["image"]["auc"] for name, attack in attacks.items() if name.rpartition("-")[0] == method]
-                 for attacks in settings.values()]
-        means = [sum(own) / len(own) for own in seeds]
-        spread = [[mean - min(own) for mean, own in zip(means, seeds, strict=True)],
-                  [max(own) - mean for mean, own in zip(means, seeds, strict=True)]]
-        axes.errorbar(list(settings), means, spread, fmt=style, capsize=2, markersize=4, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(SHADOWS.values()), [str(count) for count in SHADOWS.values()])
-    axes.grid(alpha=0.3)
+def title(victim: str) -> str:
+    _, start, split = victim.split("-")
+    return f"{START[start]},\n{split} split"
+
+
+def draw(axes: object, row: int, attacks: dict, shadows: str) -> None:
+    """The marks of one setting: open for one shadow, filled for eight; thresholds know no shadow."""
+    for method, (label, mark) in THRESHOLDS.items():
+        axes.plot(mean_and_range(attacks, method)[0], row, f"k{mark}", label=label, markersize=9)
+    for offset, (method, (label, mark)) in zip((0.18, -0.18), ATTACKS.items(), strict=True):
+        mean, spread = mean_and_range(attacks, method)
+        axes.errorbar(mean, row + offset, xerr=spread, fmt=f"k{mark}", capsize=2, label=f"{label}, {SHADOWS[shadows]}",
+                      markerfacecolor="white" if shadows == "dealt" else "black")
+
+
+def mean_and_range(attacks: dict, method: str) -> tuple[float, list[list[float]]]:
+    """Mean AUC over attacker seeds, and how far the lowest and the highest are from it."""
+    aucs = [attack["image"]["auc"] for name, attack in attacks.items() if name.rpartition("-")[0] == method]
+    mean = sum(aucs) / len(aucs)
+    return mean, [[mean - min(aucs)], [max(aucs) - mean]]
 
 
 if __name__ == "__main__":

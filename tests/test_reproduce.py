@@ -57,7 +57,7 @@ def test_collect_and_print(tmp_path):
 
 def test_plot_of_shadows(tmp_path):
     attacks = {f"{method}-{seed}": result(0.6 + 0.1 * seed) for method in ("loss-full", "concate-full")
-               for seed in (0, 1)} | {"threshold-loss-0": result(0.55)}
+               for seed in (0, 1)} | {f"threshold-{kind}-0": result(0.55) for kind in ("loss", "confidence")}
     for name in ("dealt", "eight"):
         (tmp_path / f"camvid-scratch-block-{name}.json").write_text(json.dumps({"attacks": attacks}))
     must(script("reproduce/shadows.py", "--results", tmp_path, "--into", tmp_path / "plot.png"))
