@@ -33,7 +33,7 @@ def _of_label(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def _index(label: torch.Tensor, classes: int) -> torch.Tensor:
-    """Labels as an index of dimension -3; void points anywhere."""
+    """Labels, 0 to `classes` - 1 or void, as an index of dimension -3; void points anywhere."""
     return label.clamp_max(classes - 1).long().unsqueeze(-3)
 
 

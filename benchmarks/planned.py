@@ -53,7 +53,8 @@ def main(args: argparse.Namespace) -> None:
     utilisation = found[0]["limit_s"] / found[0]["seconds"]
     write_json(args.out, {"limits": most, "bf16": bf16, "utilisation": utilisation, "settings": found})
     print(f"convolution {peak:.3g} TFLOP/s ({'bf16' if bf16 else 'float32'}), copy {most['copy']:.3g} GB/s; "
-          f"--utilisation {utilisation:.2f} fits the first setting\n\n"
+          f"the first setting is planned with --tflops {peak:.3g} --gb-per-s {most['copy']:.3g} --utilisation "
+          f"{utilisation:.2f}\n\n"
           "| a step of | TFLOP | planned s | measured s | planned / measured | planned GiB | measured GiB |\n"
           "|---|---|---|---|---|---|---|")
     for row in found:

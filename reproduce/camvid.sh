@@ -4,7 +4,8 @@
 # Victim and shadows start from ImageNet weights, from scratch, or from scratch and train longer.
 # D^S falls into in and out as dealt at random, or by the victim's confidence as in the paper; "both" takes two shadows,
 # one trained on each half of the dealt D^S, "eight" those and six on random halves. What is done is not done again; a
-# run that was stopped goes on.
+# run that was stopped goes on. Partitions of one regime and split share models: not two of them at once, until these are
+# trained.
 set -e
 cd "$(dirname "$0")/.."
 camvid=$1 regime=$2 split=$3 partition=$4 python=${5:-python3}

@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
             raise UserError("--collect needs --victim, --shadow and --into")
         collect(Path(args.collect), Path(args.victim), [Path(run) for run in args.shadow], Path(args.into))
     settings = {Path(path).stem: read(Path(path)) for path in args.settings}
-    if len(settings) > 1:
+    if len(settings) > 1 or (settings and args.brief):
         print(summary(settings))
         print(claims(settings))
     for name, setting in settings.items() if not args.brief else ():
@@ -65,7 +65,7 @@ def collect(runs: Path, victim: Path, shadows: list[Path], into: Path) -> None:
     for path in sorted(runs.glob("*/results.json")):
         found = read(path)
         if path.parent.name.startswith("attacker-"):
-            attackers[path.parent.name] = found
+            attackers[path.parent.name] = found | {"epochs": read(path.parent / "args.json")["args"]["epochs"]}
         else:
             attacks[path.parent.name] = {key: found[key] for key in KEPT if key in found}
     models = [folder / "args.json" for folder in (victim, *shadows)]

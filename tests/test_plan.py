@@ -47,6 +47,14 @@ def test_grouped_convolutions_cost_their_groups():
     assert one.flops == 2 * pointwise + 3 * full and many.flops == 2 * pointwise + 3 * full // 64
 
 
+def test_transposed_convolutions_cost_their_inputs():
+    def build():
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ConvTranspose2d(4, 8, 2, stride=2))
+
+    cost = cost_of_step(build, (2, 3, 16, 16), lambda out: out.mean(), False)
+    assert cost.flops == 2 * (2 * 2 * 16 * 16 * 4 * 3) + 3 * (2 * 2 * 16 * 16 * 4 * 8 * 4)
+
+
 def test_time_is_the_longer_of_computing_and_moving():
     cost = Cost(0, 0, ((10**12, 10**6), (10**6, 10**9)))
     assert cost.seconds(1, 1, 1) == pytest.approx(2) and cost.seconds(2, 1, 0.5) == pytest.approx(3)

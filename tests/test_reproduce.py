@@ -33,13 +33,14 @@ def test_collect_and_print(tmp_path):
     for run, content in contents.items():
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "results.json").write_text(json.dumps(content))
-        (tmp_path / run / "args.json").write_text(json.dumps({"commit": "abc"}))
+        (tmp_path / run / "args.json").write_text(json.dumps({"commit": "abc", "args": {"epochs": 15}}))
     for run, gap in (("loss-random-0", 3.0), ("loss-random-1", 2.0), ("threshold-loss-0", 0.2)):
         write_attack(tmp_path / "s" / run, gap)
     into = tmp_path / "setting.json"
     must(script("reproduce/table.py", "--collect", tmp_path / "s", "--victim", tmp_path / "victim", "--shadow",
                 tmp_path / "shadow", "--into", into))
     table = as_markdown("setting", json.loads(into.read_text()))
+    assert json.loads(into.read_text())["attackers"]["attacker-loss-0"]["epochs"] == 15
     assert "| Loss, random | 75.0 | 70.0-80.0 | 60.0-80.0 | 80.0 | 20.0 | 65.0 | 84.8 / 84.6 |" in table
     assert "50.0% in (5 pictures)" in table and "Commits abc." in table and "C+GT" not in table
     (tmp_path / "again.json").write_text(into.read_text())

@@ -75,8 +75,9 @@ class _Operations(TorchDispatchMode):
 def _flops(operation: Callable, args: tuple, kwargs: dict, out: object) -> int:
     """FLOPs as PyTorch counts them, but of grouped convolutions, whose backward pass it takes for a full one."""
     if operation is torch.ops.aten.convolution_backward:
-        gradient, _, weight = args[:3]
-        return 2 * gradient.numel() * weight[0].numel() * sum(args[-1][:2])  # as much as forward, for each of the two
+        gradient, inputs, weight = args[:3]
+        # As much as forward for the gradient of the inputs, and as much for that of the weights; args[7]: transposed.
+        return 2 * (inputs if args[7] else gradient).numel() * weight[0].numel() * sum(args[-1][:2])
     return flop_registry[operation](*args, **kwargs, out_val=out) if operation in flop_registry else 0
 
 

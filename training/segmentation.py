@@ -64,7 +64,7 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
                      tuple(args.scale), args.rotate, args.blur)
     steps = max(1, len(pairs) // args.batch)
     net = parallel(model, device)
-    # One loader for all epochs: workers are started once, before the model has touched its memory, and read ahead.
+    # One loader for all epochs: workers are started once, before the first step, and read ahead.
     loader = iter(DataLoader(data, batch_sampler=_batches(len(data), args, start), num_workers=args.workers,
                              worker_init_fn=_one_thread, pin_memory=device.type == "cuda"))
     with RunLog(folder) as log:
