@@ -79,14 +79,14 @@ def measure(line: str, device: object, bf16: bool, steps: int) -> dict:
     args = module.parser().parse_args([*flags, "--precision", "bf16" if bf16 else "fp32"])
     if script == "train_attacker.py":
         spec = module.spec_of(args, args.classes)
-        cost, step, state = attacker_step(args, spec), attacker(args, spec, device), 2
+        cost, step, optimizer = attacker_step(args, spec), attacker(args, spec, device), "AdamW"
     else:
-        cost, step, state = segmenter_step(args), segmenter(args, device), 1
+        cost, step, optimizer = segmenter_step(args), segmenter(args, device), "SGD"
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = statistics.median(times(step, device, steps))
     return {"setting": line, "cost": cost, "flops": cost.flops, "traffic": cost.traffic, "seconds": seconds,
-            "planned_gib": (cost.activations + (2 + state) * 4 * cost.parameters) / GIB,
+            "planned_gib": sum(cost.memory(optimizer).values()) / GIB,
             "gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None}
 
 
@@ -96,45 +96,28 @@ def segmenter(args: argparse.Namespace, device: object) -> Callable[[], object]:
 
     from datasets import find_dataset
     from models import build_segmenter
-    from training.segmentation import optimizer_of, segmentation_loss, spec_of
-    from training.step import descend
-    from utils.device import autocast
+    from training.segmentation import learn, optimizer_of, spec_of
 
     classes = len(find_dataset(args.dataset).CLASSES)
     model = build_segmenter(spec_of(args, classes)).to(device, memory_format=torch.channels_last).train()
     optimizer = optimizer_of(model, args)
-    images = torch.rand(args.batch, 3, *args.crop, device=device).contiguous(memory_format=torch.channels_last)
+    images = torch.rand(args.batch, 3, *args.crop, device=device)
     labels = torch.randint(0, classes, (args.batch, *args.crop), device=device)
-
-    def step() -> None:
-        with autocast(device, args.precision):
-            outputs = model(images)
-        descend(optimizer, segmentation_loss(outputs, labels, args.aux_weight), 0)
-
-    return step
+    return lambda: learn(model, optimizer, images, labels, args.aux_weight, device, args.precision)
 
 
 def attacker(args: argparse.Namespace, spec: dict, device: object) -> Callable[[], object]:
     """A step of the training of an attacker on random maps."""
     import torch
-    import torch.nn.functional as F
 
     from models.attacker import Attacker
-    from training.step import descend
-    from utils.device import autocast
+    from training.attacker import learn
 
     model = Attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     shape = (args.batch, spec["arguments"]["channels"], args.patch_size, args.patch_size)
-    maps = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
-    member = torch.randint(0, 2, (args.batch,), device=device)
-
-    def step() -> None:
-        with autocast(device, args.precision):
-            logits, _ = model(maps)
-        descend(optimizer, F.cross_entropy(logits, member), 0)
-
-    return step
+    maps, member = torch.rand(shape, device=device), torch.randint(0, 2, (args.batch,), device=device)
+    return lambda: learn(model, optimizer, maps, member, args.batch, device, args.precision)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,10 +24,8 @@ from defenses.apply import Defense
 from models import build_segmenter
 from models.attacker import Attacker
 from models.query import query
+from training import attacker, segmentation
 from training.attacker import Patches
-from training.segmentation import segmentation_loss
-from training.step import descend
-from utils.device import autocast
 
 CPU = torch.device("cpu")
 CROP = (200, 264)
@@ -151,9 +148,7 @@ def victim_training(folder: Path, count: int = 16, batch: int = 8) -> Stage:
 
     def fast() -> None:
         for images, labels in itertools.islice(loader, count // batch):
-            with autocast(CPU):
-                outputs = models[1](images.contiguous(memory_format=torch.channels_last))
-            descend(optimizers[1], segmentation_loss(outputs, labels, 0.4), 0)
+            segmentation.learn(models[1], optimizers[1], images, labels, 0.4, CPU, "auto")
 
     with FlopCounterMode(display=False) as counter:
         obvious.train_step(models[0], optimizers[0], torch.zeros(2, 3, *CROP), torch.zeros(2, *CROP).long())
@@ -175,10 +170,8 @@ def attacker_training(folder: Path, pictures: int = 16, repeat: int = 8, batch: 
 
     def fast() -> None:
         for posterior, label, member in DataLoader(data, batch):
-            maps = represent("loss", posterior, label).contiguous(memory_format=torch.channels_last)
-            with autocast(CPU):
-                logits, _ = models[1](maps)
-            descend(optimizers[1], F.cross_entropy(logits, member), 0)
+            maps = represent("loss", posterior, label)
+            attacker.learn(models[1], optimizers[1], maps, member, batch, CPU, "auto")
 
     with FlopCounterMode(display=False) as counter:
         plain_logits, _ = models[0](torch.zeros(2, 1, 45, 45))

@@ -150,13 +150,18 @@ def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: P
             done = (epoch * steps + step) / (args.epochs * steps)
             group["lr"] = args.lr * (1 + math.cos(math.pi * done)) / 2
         posterior, label, member = posterior.to(device), label.to(device), member.to(device)
-        inputs = represent(view.input, posterior, label, view.floor, view.void, view.argmax)
-        with autocast(device, args.precision):
-            logits, _ = model(inputs.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, member, reduction="sum") / len(batches[step])
-        summed += descend(optimizer, loss, epoch)
+        maps = represent(view.input, posterior, label, view.floor, view.void, view.argmax)
+        summed += learn(model, optimizer, maps, member, len(batches[step]), device, args.precision, epoch)
     agree_on_buffers(model)
     return summed / steps
+
+
+def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.Tensor, member: torch.Tensor,
+          batch: int, device: torch.device, precision: str, epoch: int = 0) -> float:
+    """One step on maps (N, K, s, s) and member int64 (N,), a share of `batch` patches; the loss of all before it."""
+    with autocast(device, precision):
+        logits, _ = model(maps.contiguous(memory_format=torch.channels_last))
+    return descend(optimizer, F.cross_entropy(logits, member, reduction="sum") / batch, epoch)
 
 
 def _choose_tau(best: Path, model: Attacker, validation: Sequence[Example], args: argparse.Namespace,

@@ -50,6 +50,12 @@ class Cost:
         update = (0, (3 + 2 * STATE[optimizer]) * 4 * self.parameters)
         return replace(self, operations=(*self.operations, update))
 
+    def memory(self, optimizer: str) -> dict[str, int]:
+        """Bytes by part."""
+        weights = 4 * self.parameters
+        return {"weights": weights, "gradients": weights, optimizer: STATE[optimizer] * weights,
+                "activations": self.activations}
+
     def seconds(self, tflops: float, gb_per_s: float, utilisation: float) -> float:
         """Time of a step on a device that reaches `utilisation` of `tflops` and of `gb_per_s`."""
         return sum(max(flops / (tflops * 1e12), moved / (gb_per_s * 1e9))
@@ -158,8 +164,7 @@ def _report(args: argparse.Namespace, what: str, cost: Cost, optimizer: str, pic
     """
     if args.continue_:
         raise UserError("--plan goes by the flags on the command line; leave --continue out")
-    weights, state = 4 * cost.parameters, STATE[optimizer]
-    parts = {"weights": weights, "gradients": weights, optimizer: state * weights, "activations": cost.activations}
+    parts = cost.memory(optimizer)
     seconds = cost.seconds(args.tflops, args.gb_per_s, args.utilisation)
     each = "" if args.devices == 1 else f" on each of {args.devices} devices"
     return "\n".join([

@@ -113,13 +113,19 @@ def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader:
         rate = args.lr * (1 - (epoch * steps + step) / (args.epochs * steps)) ** POLY
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        with autocast(device, args.precision):
-            outputs = model(images)
-        summed += descend(optimizer, segmentation_loss(outputs, labels, args.aux_weight), epoch)
+        summed += learn(model, optimizer, images, labels, args.aux_weight, device, args.precision, epoch)
     agree_on_buffers(model)
     return summed / steps
+
+
+def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
+          aux_weight: float, device: torch.device, precision: str, epoch: int = 0) -> float:
+    """One step on a batch: images float32 (N, 3, H, W), labels int64 (N, H, W); the loss before it."""
+    images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    labels = labels.to(device, non_blocking=True)
+    with autocast(device, precision):
+        outputs = model(images)
+    return descend(optimizer, segmentation_loss(outputs, labels, aux_weight), epoch)
 
 
 def _one_thread(_: int) -> None:
