@@ -185,7 +185,7 @@ def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, devic
     from pathlib import Path
 
     from datasets import find_dataset
-    from datasets.pairs import load_pair, read_split
+    from datasets.pairs import load_pair, read_split, split_files
     from datasets.posteriors import list_tree
     from models import load_segmenter, read_segmenter
     from models.query import query, query_tree
@@ -206,7 +206,7 @@ def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, devic
         return load_segmenter(args.victim)[0].to(device)
 
     if args.keep:
-        made_from = [Path(path) for path in (args.victim, args.members, args.non_members)]
+        made_from = [Path(args.victim), *split_files(args.members), *split_files(args.non_members)]
         tree = query_tree(Path(args.keep), victim, {"train": members, "val": non_members}, dataset, device, step,
                           args.precision, made_from)
         kept = (replace(item, name=item.name.partition("/")[2]) for item in list_tree(tree, classes=known, stride=step))

@@ -1,6 +1,6 @@
 """Split files and the pairs of picture and label that they name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -40,19 +40,38 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
                must_exist: bool = True) -> list[Pair]:
     """Read lines `image label [group]`, `#` starting a comment, paths relative to `root`.
 
-    `strip_prefix` is cut from the front of both paths, and a leading slash is ignored, so that the lists of the
-    release read as they are. Without a third column each picture is a group of its own. Raises `UserError` for a
-    missing or empty file, a line of another form, a picture named twice, and, unless
-    `must_exist` is false, a picture or label that is not there.
+    A folder is read as the split files in it, one after the other. `strip_prefix` is cut from the front of both paths,
+    and a leading slash is ignored, so that the lists of the release read as they are. Without a third column each
+    picture is a group of its own. Raises `UserError` for a missing or empty file, a line of another form, a picture
+    named twice, and, unless `must_exist` is false, a picture or label that is not there.
     """
-    path, root = Path(path), Path(root)
-    if not path.is_file():
+    root = Path(root)
+    pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
+    if not pairs:
+        raise UserError(f"{path} names no picture")
+    seen: set[str] = set()
+    if twice := next((p.image for p in pairs if p.image in seen or seen.add(p.image)), None):
+        raise UserError(f"{path} names {twice} twice")
+    missing = (root / p for pair in pairs for p in (pair.image, pair.label) if must_exist and not (root / p).is_file())
+    if gone := next(missing, None):
+        raise UserError(f"{path} names {gone}, which is not there; is --root right?")
+    return pairs
+
+
+def split_files(path: str | Path) -> list[Path]:
+    """The split file `path`, or those of the folder `path` (`*.txt`) in the order of their names."""
+    path = Path(path)
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
         raise UserError(f"{path}: no such split file; `python -m datasets NAME --root DIR` writes them")
+    return files
+
+
+def _read_file(path: Path, root: Path, strip_prefix: str) -> Iterator[Pair]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text; a split file has lines `image label`") from None
-    pairs = []
     for number, line in enumerate(lines, 1):
         fields = line.partition("#")[0].split()
         if not fields:
@@ -60,18 +79,7 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
         if len(fields) not in (2, 3):
             raise UserError(f"{path}, line {number}: expected `image label [group]`, found {len(fields)} fields")
         image, label = (field.removeprefix(strip_prefix).lstrip("/") for field in fields[:2])
-        pairs.append(Pair(image, label, fields[2] if len(fields) == 3 else image, root))
-    if not pairs:
-        raise UserError(f"{path} names no picture")
-    repeated = {p.image for p in pairs} if len({p.image for p in pairs}) < len(pairs) else ()
-    if repeated:
-        seen: set[str] = set()
-        twice = next(p.image for p in pairs if p.image in seen or seen.add(p.image))
-        raise UserError(f"{path} names {twice} twice")
-    missing = (root / p for pair in pairs for p in (pair.image, pair.label) if must_exist and not (root / p).is_file())
-    if gone := next(missing, None):
-        raise UserError(f"{path} names {gone}, which is not there; is --root right?")
-    return pairs
+        yield Pair(image, label, fields[2] if len(fields) == 3 else image, root)
 
 
 def write_split(path: str | Path, pairs: Iterable[Pair], comment: str = "") -> None:

@@ -30,6 +30,17 @@ def test_split_file_forms(tmp_path):
     assert (pair.image, pair.label, pair.name, pair.key) == ("data/1.png", "label/1.png", "data/1", "1")
 
 
+def test_folder_of_split_files_reads_as_one(tmp_path):
+    pairs = [Pair(f"a/{i}.png", f"b/{i}.png", f"block{i // 2}") for i in range(5)]
+    for shard, part in (("s/10", pairs[3:]), ("s/02", pairs[:3]), ("twice/1", pairs), ("twice/2", pairs)):
+        write_split(tmp_path / f"{shard}.txt", part)
+    assert read_split(tmp_path / "s", must_exist=False) == pairs
+    with pytest.raises(UserError, match=r"names a/0\.png twice"):
+        read_split(tmp_path / "twice", must_exist=False)
+    with pytest.raises(UserError, match="no such split file"):
+        read_split(tmp_path, must_exist=False)
+
+
 @pytest.mark.parametrize("text, message", [("# nothing\n", "names no picture"), ("a.png\n", "found 1 fields"),
                                            ("a b\na b\n", "twice"), ("a b\n", "is not there"), ("a b c d\n", "line 1")])
 def test_bad_split_files(tmp_path, text, message):
