@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
          help="architecture of a release checkpoint, which does not tell its own (default: resnet50)")
     flag(flags, "dilation", action="store_true", help="layer3 and layer4 of a release checkpoint are dilated")
     patches = flags.add_argument_group("patches")
-    patches.add_argument("--select", choices=("random", "sliding", "rejection", "full"), default="random",
-                         help="where to look (default: random)")
+    patches.add_argument("--select", choices=("random", "sliding", "rejection", "full"),
+                         help="where to look (default: random; full for the pixelwise attacker)")
     flag(patches, "num-patch", type=int, default=6, metavar="N", help="patches of a picture (default: 6)")
     flag(patches, "tau", type=float, help="rejection: patches with a higher mean true-class posterior are skipped "
          "(default: the attacker's, chosen on held-out shadow data)")
@@ -67,6 +67,8 @@ def main(args: argparse.Namespace) -> None:
     from datasets.posteriors import list_tree
     from defenses.apply import Defense
     from evaluation.report import table, write_report
+    from evaluation.utility import Utility
+    from models.pixelwise import Pixelwise
     from utils.device import choose_device
     from utils.distributed import gather, is_main, share
     from utils.files import start_run
@@ -74,14 +76,16 @@ def main(args: argparse.Namespace) -> None:
     check(args)
     device = choose_device(args.gpu)
     model, view, classes = load_attacker(args)
+    args.select = args.select or ("full" if isinstance(model, Pixelwise) and not args.threshold else "random")
     selection = Selection(args.select, args.num_patch, view.tau if args.tau is None else args.tau, args.seed)
     if args.victim:
         items = ask_victim(args, view.stride or 8, classes, device)
     else:
         items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes, view.stride or None)
     block = selection.pictures(args.batch)
-    examples = meet(progress(share(items, block), "attacking"),
-                    Defense(args.argmax, args.gauss, args.seed, args.gauss_floor))
+    utility = Utility()
+    examples = utility.watch(meet(progress(share(items, block), "attacking"),
+                                  Defense(args.argmax, args.gauss, args.seed, args.gauss_floor)))
     if args.threshold:
         scores = attack_threshold(examples, args.threshold, view.size, selection, view.floor)
     else:
@@ -89,18 +93,19 @@ def main(args: argparse.Namespace) -> None:
         scores = attack_patches(examples, model, view, selection, device, args.precision, args.score, args.batch)
     laps.lap("starting")
     scored = gather(list(scores), block)
+    miou = utility.miou()
     laps.lap("attacking")
     if not is_main():
         return
     folder = start_run("attack", vars(args), args.out)
     about = {"input": args.threshold or view.input, "select": args.select, "num_patch": args.num_patch,
-             "tau": selection.tau if args.select == "rejection" else None, "score": args.score,
-             "defense": next((f"{name} {value}" if name == "gauss" else name
-                              for name in ("argmax", "gauss", "dpsgd") if (value := getattr(args, name))), None)}
+             "tau": selection.tau if args.select == "rejection" else None, "score": args.score, "miou": miou,
+             "defense": defenses.describe(args)}
     results = write_report(folder, scored, about, args.seed)
     print(f"{about['input']}, {args.select} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")
     print(table(results))
+    print(f"mIoU of what was attacked: {100 * miou['in']:.1f} members, {100 * miou['out']:.1f} non-members")
     laps.lap("figures and plots")
     print(f"{laps}; all in {folder}")
 
@@ -113,6 +118,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--victim needs --members SPLIT and --non-members SPLIT")
     if args.victim and args.dpsgd:
         raise UserError("-dpsgd picks stored posteriors; for a live victim give the DPSGD one as --victim")
+    if args.test_dropout is not None and not args.victim:
+        raise UserError("-test-dropout changes how a victim is asked: give --victim CHECKPOINT")
     if not args.victim and (args.members or args.non_members or args.keep):
         raise UserError("--members, --non-members and --keep go with --victim CHECKPOINT")
     if args.threshold and args.select == "full":
@@ -127,7 +134,7 @@ def load_attacker(args: argparse.Namespace) -> tuple:
     """
     from attacks.representation import FLOOR
     from attacks.scoring import View
-    from models.attacker import Attacker
+    from models.attacker import Attacker, build_attacker
     from utils.checkpoints import load_checkpoint, load_weights
 
     checkpoint = load_checkpoint(args.resume)
@@ -143,7 +150,7 @@ def load_attacker(args: argparse.Namespace) -> tuple:
     elif spec.get("name") != "attacker":
         raise UserError(f"{args.resume} is no attacker but a {spec.get('name')}; ask it with --victim {args.resume}")
     else:
-        model, view, classes = Attacker(**spec["arguments"]), View(**checkpoint["view"]), spec["classes"]
+        model, view, classes = build_attacker(**spec["arguments"]), View(**checkpoint["view"]), spec["classes"]
         if args.patch_size not in (None, view.size):
             raise UserError(f"{args.resume} was trained on patches of {view.size}; leave --patch-size out")
     if args.input not in (None, view.input):
@@ -187,6 +194,7 @@ def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, devic
     from datasets import find_dataset
     from datasets.pairs import load_pair, read_split, split_files
     from datasets.posteriors import list_tree
+    from defenses.dropout import Dropout
     from models import load_segmenter, read_segmenter
     from models.query import query, query_tree
 
@@ -201,20 +209,24 @@ def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, devic
     if both:
         raise UserError(f"{min(both)} is in both {args.members} and {args.non_members}")
 
+    dropout = None if args.test_dropout is None else Dropout(args.test_dropout, args.seed)
+
     @cache
     def victim():
-        return load_segmenter(args.victim)[0].to(device)
+        model = load_segmenter(args.victim)[0].to(device)
+        return dropout.switch_on(model) if dropout else model
 
     if args.keep:
         made_from = [Path(args.victim), *split_files(args.members), *split_files(args.non_members)]
         tree = query_tree(Path(args.keep), victim, {"train": members, "val": non_members}, dataset, device, step,
-                          args.precision, made_from)
+                          args.precision, made_from, dropout)
         kept = (replace(item, name=item.name.partition("/")[2]) for item in list_tree(tree, classes=known, stride=step))
         return sorted(kept, key=lambda item: item.name)
 
     def ask(pair):
         image, label = load_pair(pair, dataset)
-        return query(victim(), image, device, step, args.precision).numpy(), label[::step, ::step]
+        seed = dropout and dropout.draw(pair.key)
+        return query(victim(), image, device, step, args.precision, seed).numpy(), label[::step, ::step]
 
     items = [Asked(pair, side is members, ask) for side in (members, non_members) for pair in side]
     return sorted(items, key=lambda item: item.name)

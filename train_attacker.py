@@ -32,8 +32,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--stride", type=positive, default=4, help="pixels per position (default: 4; the paper's 8)")
     flags.add_argument("--void", choices=("zero", "mask"), default="zero",
                        help="void positions hold 0, or an extra channel tells of them (default: zero)")
-    flags.add_argument("-a", "-arch", "--arch", choices=("resnet18", "resnet50"), default="resnet18",
-         help="architecture (default: resnet18; the paper's resnet50)")
+    flags.add_argument("-a", "-arch", "--arch", choices=("resnet18", "resnet50", "pixelwise"),
+                       default="resnet18", help="architecture (default: resnet18; the paper's resnet50), or the "
+                       "learned 1x1 baseline of Salem et al., which needs -input concate")
     flags.add_argument("--width", type=float, default=0.25, help="times the usual channels (default: 0.25; paper 1)")
     flags.add_argument("--dropout", type=float, default=0.0, help="before the last layer (default: 0)")
     flags.add_argument("--epochs", type=positive, default=40, help="(default: 40)")
@@ -65,6 +66,8 @@ def main(args: argparse.Namespace) -> None:
         from training.plan import plan_attacker
 
         return print(plan_attacker(args, spec_of(args, args.classes), args.pictures or count_pictures(args)))
+    if args.arch == "pixelwise" and args.input != "concate":
+        raise UserError("--arch pixelwise reads posterior and label; give it -input concate")
     device = choose_device(args.gpu)
     args, folder = resume_arguments(args)
     trees = [Path(args.posteriors)] if args.posteriors else [ask_shadow(Path(run), args, device) for run in args.shadow]
@@ -110,6 +113,7 @@ def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
 
     from datasets import find_dataset
     from datasets.pairs import read_split
+    from defenses.dropout import Dropout
     from models import load_segmenter, read_segmenter
     from models.query import query_tree
 
@@ -121,12 +125,17 @@ def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
     root = checkpoint["args"]["root"]
     sides = {side: read_split(folder / f"{name}.txt", root) for side, name in (("train", "in"), ("val", "out"))}
 
+    dropout = None if args.test_dropout is None else Dropout(args.test_dropout, args.seed)
+    under = f"-dropout-{dropout.ratio:g}" if dropout else ""
+
     @cache
     def shadow():
-        return load_segmenter(folder / "last.pth.tar")[0].to(device)
+        model = load_segmenter(folder / "last.pth.tar")[0].to(device)
+        return dropout.switch_on(model) if dropout else model
 
-    return query_tree(folder / f"posteriors-s{args.stride}", shadow, sides, find_dataset(checkpoint["dataset"]), device,
-                      args.stride, args.precision, [folder / name for name in ("last.pth.tar", "in.txt", "out.txt")])
+    made_from = [folder / name for name in ("last.pth.tar", "in.txt", "out.txt")]
+    return query_tree(folder / f"posteriors-s{args.stride}{under}", shadow, sides, find_dataset(checkpoint["dataset"]),
+                      device, args.stride, args.precision, made_from, dropout)
 
 
 if __name__ == "__main__":

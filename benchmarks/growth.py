@@ -58,11 +58,11 @@ def attack(count: int) -> dict:
     from datasets.posteriors import list_tree
     from defenses.apply import Defense
     from evaluation.metrics import figures
-    from models.attacker import Attacker
+    from models.attacker import build_attacker
     from utils.checkpoints import load_checkpoint, load_weights
 
     stored = load_checkpoint("weights/loss.pth.tar")
-    model = Attacker(**stored["model"]["arguments"])
+    model = build_attacker(**stored["model"]["arguments"])
     load_weights(model, stored["state_dict"], "weights/loss.pth.tar")
     stored_ones = list_tree("examples")
     members, others = ([item for item in stored_ones if item.member == side] for side in (True, False))

@@ -110,10 +110,10 @@ def attacker(args: argparse.Namespace, spec: dict, device: object) -> Callable[[
     """A step of the training of an attacker on random maps."""
     import torch
 
-    from models.attacker import Attacker
+    from models.attacker import build_attacker
     from training.attacker import learn
 
-    model = Attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last).train()
+    model = build_attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     shape = (args.batch, spec["arguments"]["channels"], args.patch_size, args.patch_size)
     maps, member = torch.rand(shape, device=device), torch.randint(0, 2, (args.batch,), device=device)

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.pixelwise import Pixelwise
+
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+
+
+def build_attacker(arch: str = "resnet50", **arguments) -> "Attacker | Pixelwise":
+    """The attacker of a checkpoint's `arguments`: a per-patch ResNet, or the learned 1x1 baseline."""
+    return Pixelwise(**arguments) if arch == "pixelwise" else Attacker(arch, **arguments)
 
 
 class _Block(nn.Module):

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,14 +17,20 @@ from utils.distributed import barrier, on_main, share
 from utils.files import fingerprint, whole
 from utils.log import progress
 
+if TYPE_CHECKING:
+    from defenses.dropout import Dropout
+
 
 @torch.inference_mode()
 def query(model: torch.nn.Module, image: np.ndarray, device: torch.device, stride: int = 1,
-          precision: str = "auto") -> torch.Tensor:
+          precision: str = "auto", seed: int | None = None) -> torch.Tensor:
     """Posterior float32 (C, ceil(H/s), ceil(W/s)) on the CPU of a picture uint8 RGB (H, W, 3).
 
     One forward pass of the whole picture; position (i, j) belongs to pixel (i s, j s), as label[::s, ::s] does.
+    `seed` fixes what a model drops that drops something when it is asked.
     """
+    if seed is not None:
+        torch.manual_seed(seed)
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)
     batch = (pixels.float() / 255)[None].contiguous(memory_format=torch.channels_last)
     with autocast(device, precision):
@@ -33,19 +40,20 @@ def query(model: torch.nn.Module, image: np.ndarray, device: torch.device, strid
 
 def query_tree(tree: Path, model: Callable[[], torch.nn.Module], sides: Mapping[str, Sequence[Pair]],
                dataset: ModuleType, device: torch.device, stride: int, precision: str,
-               made_from: Sequence[Path]) -> Path:
+               made_from: Sequence[Path], dropout: "Dropout | None" = None) -> Path:
     """Keep the posteriors of a model in `tree` (layout of `datasets.posteriors`); pictures already there stay.
 
     model: gives the model (the same each time), once it has to be asked. sides: {"train": members, "val":
     non-members}. `made_from` are the files that the posteriors come from, checkpoint and splits: a tree made from
-    others, or of other pictures, or at another stride, is made anew. Returns `tree`; `UserError` when it holds
-    something else.
+    others, or of other pictures, at another stride or under other dropout, is made anew. Returns `tree`; `UserError`
+    when it holds something else.
     """
     wanted = [(side, pair) for side, pairs in sides.items() for pair in pairs]
 
     def prepare() -> None:
         asked = [(side, str(pair.root.resolve()), pair.image, pair.label) for side, pair in wanted]
-        stamp, marker = fingerprint(list(made_from), precision, stride, dataset.__name__, asked), tree / "made-from"
+        stamp = fingerprint(list(made_from), precision, stride, dataset.__name__, asked, dropout)
+        marker = tree / "made-from"
         full = tree.exists() and any(path.suffix != ".partial" for path in tree.iterdir())
         if full and not marker.is_file():
             raise UserError(f"{tree} holds something else than kept posteriors; name a new folder")
@@ -61,6 +69,8 @@ def query_tree(tree: Path, model: Callable[[], torch.nn.Module], sides: Mapping[
     for side, pair in progress(share(wanted), "asking for posteriors"):
         if not (tree / side / "pred_sgd" / f"{pair.name}.npy").exists():
             image, label = load_pair(pair, dataset)
-            write_posterior(tree, side, pair.name, query(model(), image, device, stride, precision).numpy(), label)
+            seed = dropout and dropout.draw(pair.key)
+            posterior = query(model(), image, device, stride, precision, seed)
+            write_posterior(tree, side, pair.name, posterior.numpy(), label)
     barrier()
     return tree

@@ -18,7 +18,7 @@ from datasets.pairs import deal
 from datasets.posteriors import Stored
 from defenses.apply import Defense
 from evaluation.metrics import figures
-from models.attacker import Attacker
+from models.attacker import build_attacker
 from training.step import agree_on_buffers, descend, parallel
 from utils import VOID
 from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
@@ -99,7 +99,7 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
     if min(args.batch, len(data)) < size():
         raise UserError(f"--batch {args.batch} is less than a patch for each of {size()} processes")
     torch.manual_seed(args.seed)
-    model = Attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last)
+    model = build_attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     last, best = folder / "last.pth.tar", folder / "best.pth.tar"
     net = parallel(model, device)
@@ -126,8 +126,8 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
     return _choose_tau(best, model, validation, args, device)
 
 
-def held_out_auc(examples: Sequence[Example], model: Attacker, view: View, selection: Selection, device: torch.device,
-                 precision: str) -> float:
+def held_out_auc(examples: Sequence[Example], model: torch.nn.Module, view: View, selection: Selection,
+                 device: torch.device, precision: str) -> float:
     """AUC of the attack on pictures whose membership is known, over all processes' shares of them."""
     batch = 64
     block = selection.pictures(batch)
@@ -158,13 +158,18 @@ def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: P
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.Tensor, member: torch.Tensor,
           batch: int, device: torch.device, precision: str, epoch: int = 0) -> float:
-    """One step on maps (N, K, s, s) and member int64 (N,), a share of `batch` patches; the loss of all before it."""
+    """One step on maps (N, K, s, s) and member int64 (N,), a share of `batch` patches; the loss of all before it.
+
+    A model that judges every position by itself gives each its patch's membership to learn.
+    """
     with autocast(device, precision):
         logits, _ = model(maps.contiguous(memory_format=torch.channels_last))
-    return descend(optimizer, F.cross_entropy(logits, member, reduction="sum") / batch, epoch)
+    each = len(logits) // len(member)
+    loss = F.cross_entropy(logits, member.repeat_interleave(each), reduction="sum")
+    return descend(optimizer, loss / (batch * each), epoch)
 
 
-def _choose_tau(best: Path, model: Attacker, validation: Sequence[Example], args: argparse.Namespace,
+def _choose_tau(best: Path, model: torch.nn.Module, validation: Sequence[Example], args: argparse.Namespace,
                 device: torch.device) -> dict:
     """Choose tau among quantiles of the held-out patches' confidence, by held-out AUC; store it in best.pth.tar."""
     checkpoint = load_checkpoint(best)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from datasets import find_dataset
 from models import build_segmenter
-from models.attacker import Attacker
+from models.attacker import build_attacker
 from training.attacker import HELD_OUT
 from training.segmentation import spec_of
 from utils.cli import UserError
@@ -144,7 +144,7 @@ def attacker_step(args: argparse.Namespace, spec: dict) -> Cost:
     """One device's share of a step of train_attacker.py."""
     arguments = spec["arguments"]
     shape = (_share(args), arguments["channels"], args.patch_size, args.patch_size)
-    return cost_of_step(lambda: Attacker(**arguments), shape, lambda outputs: _cross_entropy(outputs[0]),
+    return cost_of_step(lambda: build_attacker(**arguments), shape, lambda outputs: _cross_entropy(outputs[0]),
                         args.precision != "fp32").updated_by("AdamW")
 
 

@@ -1,0 +1,138 @@
+"""The attacks that the paper compares with, and dropout at test time."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import must, script, write_tree
+from hypothesis import given
+from test_formulas import laid_out, tensors
+from torch import nn
+
+from attacks.representation import concatenation
+from datasets.posteriors import list_tree
+from defenses.dropout import Dropout
+from models.pixelwise import Pixelwise
+from models.query import query
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def slow_pixelwise(model, posterior, label):
+    """Mean member probability over the labelled positions, one vector at a time."""
+    classes, found = posterior.shape[0], []
+    for y, x in zip(*np.nonzero(label != 255), strict=True):
+        vector = np.zeros(2 * classes, np.float32)
+        vector[:classes], vector[classes + label[y, x]] = posterior[:, y, x], 1
+        logits = model.classify(torch.from_numpy(vector)[None, :, None, None])[0, :, 0, 0]
+        found.append(logits.softmax(0)[1].item())
+    return np.mean(found) if found else 0.5
+
+
+@given(laid_out())
+def test_pixelwise_is_the_mean_over_labelled_positions(pair):
+    torch.manual_seed(0)
+    model = Pixelwise(2 * pair[0].shape[0]).eval()
+    with torch.no_grad():
+        logits, _ = model(concatenation(*tensors(pair))[None])
+        assert logits.softmax(1)[0, 1].item() == pytest.approx(slow_pixelwise(model, *pair), abs=1e-5)
+
+
+@given(laid_out())
+def test_pixelwise_learns_from_labelled_positions_alone(pair):
+    torch.manual_seed(0)
+    model = Pixelwise(2 * pair[0].shape[0]).train()
+    logits, _ = model(concatenation(*tensors(pair))[None])
+    void = torch.from_numpy(pair[1] == 255).flatten()
+    assert logits.shape == (pair[1].size, 2) and not logits[void].any()
+    assert (logits[~void] != 0).any(dim=1).all()
+
+
+@pytest.fixture(scope="module")
+def pixelwise(world):
+    must(script("train_attacker.py", "--shadow", world / "shadow", "--arch", "pixelwise", "-input", "concate",
+                "--patch-size", 12, "--epochs", 3, "--lr", 0.01, "--out", world / "pixelwise", "--precision", "fp32"))
+    return world / "pixelwise" / "best.pth.tar"
+
+
+def test_pixelwise_attack_averages_over_the_picture(live, pixelwise, tmp_path):
+    tree = tmp_path / "tree"
+    must(script("attack.py", "-resume", pixelwise, *live, "--keep", tree, "--out", tmp_path))
+    assert results(tmp_path)["select"] == "full" and results(tmp_path)["patches"] == 16
+    checkpoint = torch.load(pixelwise, weights_only=True)
+    model = Pixelwise(**{k: v for k, v in checkpoint["model"]["arguments"].items() if k != "arch"}).eval()
+    model.load_state_dict(checkpoint["state_dict"])
+    with open(tmp_path / "scores.csv") as file:
+        scores = {row["image"]: float(row["score"]) for row in csv.DictReader(file)}
+    item = list_tree(tree)[0]
+    posterior, label = item.load()
+    with torch.no_grad():
+        mean = slow_pixelwise(model, posterior / posterior.sum(0), label)
+    assert scores[item.name.partition("/")[2]] == pytest.approx(mean, abs=1e-4)
+
+
+def test_pixelwise_reads_posterior_and_label(world):
+    result = script("train_attacker.py", "--shadow", world / "shadow", "--arch", "pixelwise")
+    assert result.returncode == 2 and "-input concate" in result.stderr
+
+
+def test_confidence_is_blind_under_argmax(world, live, tmp_path):
+    must(script("attack.py", "-resume", world / "loss" / "best.pth.tar", *live, "--threshold", "confidence", "-argmax",
+                "--out", tmp_path))
+    assert results(tmp_path)["image"]["auc"] == 0.5
+
+
+class Thin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop, self.auxiliary = nn.BatchNorm2d(3), nn.Dropout(0.1), nn.Sequential(nn.Dropout2d(0.1))
+
+    def forward(self, x):
+        return self.drop(torch.ones_like(self.norm(x)))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.9])
+def test_dropout_drops_its_share_and_norms_stay(ratio):
+    model, image = Dropout(ratio).switch_on(Thin()), np.zeros((64, 64, 3), np.uint8)
+    assert not model.norm.training and model.drop.training and not model.auxiliary[0].training
+    torch.manual_seed(1)
+    kept = (model(torch.zeros(1, 3, 64, 64)) > 0).float().mean().item()
+    assert kept == pytest.approx(1 - ratio, abs=0.03)
+    draw = Dropout(ratio).draw
+    first, again, other = (query(model, image, torch.device("cpu"), seed=draw(key)) for key in "aab")
+    assert torch.equal(first, again) and torch.equal(first, other) == (ratio == 0)
+    assert draw("a") != Dropout(ratio, seed=1).draw("a")
+
+
+def test_attack_under_dropout(world, live, tmp_path):
+    base = ["-resume", world / "loss" / "best.pth.tar", *live, "--seed", 3]
+    runs = {"plain": [], "none": ["-test-dropout", 0], "half": ["-test-dropout", 0.5], "again": ["-test-dropout", 0.5],
+            "kept": ["-test-dropout", 0.5, "--keep", tmp_path / "tree"]}
+    for name, flags in runs.items():
+        must(script("attack.py", *base, *flags, "--out", tmp_path / name))
+    read = {name: (tmp_path / name / "scores.csv").read_bytes() for name in runs}
+    assert read["plain"] == read["none"] != read["half"] == read["again"]
+    kept, half = results(tmp_path / "kept"), results(tmp_path / "half")
+    assert half["defense"] == "test_dropout 0.5" and 0 < half["miou"]["out"] < 1
+    assert kept["miou"]["out"] == pytest.approx(half["miou"]["out"], abs=0.01)
+
+
+def test_utility_is_that_of_the_defended_posteriors(world, tmp_path):
+    base = ["-resume", world / "loss" / "best.pth.tar", "--examples", write_tree(tmp_path / "tree")]
+    runs = {"plain": [], "argmax": ["-argmax"], "gauss": ["-gauss", 3]}
+    for name, flags in runs.items():
+        must(script("attack.py", *base, *flags, "--out", tmp_path / name))
+    miou = {name: results(tmp_path / name)["miou"] for name in runs}
+    assert miou["plain"] == miou["argmax"] and miou["gauss"]["in"] < miou["plain"]["in"]
+
+
+@pytest.mark.parametrize("flags, message", [(["-test-dropout", 0.5], "give --victim"),
+                                            (["-test-dropout", 1.5, "--victim"], "less than 1")])
+def test_dropout_refused(live, flags, message):
+    flags = [*flags[:-1], *live] if flags[-1] == "--victim" else flags
+    result = script("attack.py", *flags)
+    assert result.returncode == 2 and message in result.stderr
