@@ -9,14 +9,11 @@ import argparse
 import json
 from pathlib import Path
 
+from reproduce import paper
 from utils.cli import UserError, run
 
-# Max-F / AUC in %, paper's table 2, PSP -> PSP, dependent.
-PAPER = {"threshold-confidence": "77.4 / 62.0", "threshold-loss": "82.2 / 74.9", "concate-full": "80.6 / 81.2",
-         "loss-full": "84.2 / 82.6", "concate-sliding": "", "loss-sliding": "", "concate-random": "83.4 / 82.7",
-         "loss-random": "84.8 / 84.6", "concate-rejection": "83.3 / 83.0", "loss-rejection": "86.7 / 87.1"}
-TITLES = {"threshold-confidence": "confidence threshold (Salem)", "threshold-loss": "loss threshold (Sablayrolles)",
-          "concate": "C+GT", "loss": "Loss"}
+METHODS = ("threshold-confidence", "threshold-loss", "concate-full", "loss-full", "concate-sliding", "loss-sliding",
+           "concate-random", "loss-random", "concate-rejection", "loss-rejection")
 # What the paper claims of table 2: the first is above the second.
 CLAIMS = (("loss-random", "concate-random"), ("loss-full", "concate-full"), ("loss-random", "loss-full"),
           ("loss-rejection", "loss-random"), ("concate-rejection", "concate-random"), ("loss-full", "threshold-loss"),
@@ -46,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
         print(summary(settings))
         print(claims(settings))
     for name, setting in settings.items() if not args.brief else ():
-        print(as_markdown(name, setting))
+        print(asmarkdown(name, setting))
 
 
 def read(path: Path) -> dict:
@@ -89,7 +86,7 @@ def compare_seeds(runs: Path, first: str, second: str) -> dict:
     return paired_difference(columns[: len(folders[0])], columns[len(folders[0]) :], member, group)
 
 
-def as_markdown(name: str, setting: dict) -> str:
+def asmarkdown(name: str, setting: dict) -> str:
     """One setting as a table: mean over attacker seeds, their range, and the interval of the first seed, in %."""
     victim, shadow = setting["victim"], setting["shadow"]
     any_attack = next(iter(setting["attacks"].values()))
@@ -102,9 +99,10 @@ def as_markdown(name: str, setting: dict) -> str:
              f"Commits {', '.join(setting['commits'])}.", "",
              "| attack | AUC | seeds | 95 % interval | max-F | TPR at 5 % FPR | per-patch AUC | paper, F / AUC |",
              "|---|---|---|---|---|---|---|---|"]
-    for method, paper in PAPER.items():
+    for method in METHODS:
         if seeds := _seeds(setting, method):
-            lines.append(_row(_title(method), seeds, paper))
+            printed = paper.TABLE[method][0] if method in paper.TABLE else ""
+            lines.append(_row(paper.title(method), seeds, printed))
     if setting["paired"]:
         lines += ["", "| AUC, paired: the paper puts the first above the second | difference | 95 % interval | here | "
                   "paper |", "|---|---|---|---|---|"]
@@ -112,16 +110,11 @@ def as_markdown(name: str, setting: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _title(method: str) -> str:
-    kind, _, select = method.partition("-")
-    return TITLES.get(method) or f"{TITLES[kind]}, {select}"
-
-
 def _claim(first: str, second: str, found: dict) -> str:
     low, high = (100 * bound for bound in found["interval"])
     verdict = "holds" if low > 0 else "reversed" if high < 0 else "undecided"
-    return (f"| {_title(first)} > {_title(second)} | {100 * found['difference']:+.1f} | {low:+.1f} to {high:+.1f} | "
-            f"{verdict} | {_paper_difference(first, second):+.1f} |")
+    return (f"| {paper.title(first)} > {paper.title(second)} | {100 * found['difference']:+.1f} | "
+            f"{low:+.1f} to {high:+.1f} | {verdict} | {_paper_difference(first, second):+.1f} |")
 
 
 def summary(settings: dict[str, dict]) -> str:
@@ -130,11 +123,11 @@ def summary(settings: dict[str, dict]) -> str:
     for name, setting in settings.items():
         victim = setting["victim"]
         row = [name, f"{100 * victim['miou_in']:.1f} / {100 * victim['miou_out']:.1f}"]
-        for method in PAPER:
+        for method in METHODS:
             aucs = [100 * attack["image"]["auc"] for attack in _seeds(setting, method)]
             row.append(f"{sum(aucs) / len(aucs):.1f}" if aucs else "")
         rows.append(row)
-    return _markdown(["AUC", "victim mIoU, in / out", *map(_title, PAPER)], rows)
+    return markdown(["AUC", "victim mIoU, in / out", *map(paper.title, METHODS)], rows)
 
 
 def claims(settings: dict[str, dict]) -> str:
@@ -146,8 +139,8 @@ def claims(settings: dict[str, dict]) -> str:
             found = setting["paired"].get(f"{first} {second}")
             row.append(_difference(found) if found else "")
         rows.append(row)
-    heads = [f"{_title(first)} - {_title(second)}" for first, second in CLAIMS]
-    return _markdown(["paired difference in AUC", *heads],
+    heads = [f"{paper.title(first)} - {paper.title(second)}" for first, second in CLAIMS]
+    return markdown(["paired difference in AUC", *heads],
                      [*rows, ["paper", *(f"{_paper_difference(*pair):+.1f}" for pair in CLAIMS)]])
 
 
@@ -158,11 +151,11 @@ def _difference(found: dict) -> str:
 
 
 def _paper_difference(first: str, second: str) -> float:
-    one, other = (float(PAPER[name].rpartition(" ")[2]) for name in (first, second))
-    return one - other
+    return paper.auc(first) - paper.auc(second)
 
 
-def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)) + "\n"
 
 
@@ -170,7 +163,7 @@ def _seeds(setting: dict, method: str) -> list[dict]:
     return [attack for name, attack in setting["attacks"].items() if name.rpartition("-")[0] == method]
 
 
-def _row(title: str, seeds: list[dict], paper: str) -> str:
+def _row(title: str, seeds: list[dict], printed: str) -> str:
     def mean(level: str, figure: str) -> float:
         return 100 * sum(seed[level][figure] for seed in seeds) / len(seeds)
 
@@ -178,7 +171,7 @@ def _row(title: str, seeds: list[dict], paper: str) -> str:
     spread = f"{min(aucs):.1f}-{max(aucs):.1f}" if len(seeds) > 1 else ""
     low, high = (100 * bound for bound in seeds[0]["image"]["auc_interval"])
     cells = [title, f"{mean('image', 'auc'):.1f}", spread, f"{low:.1f}-{high:.1f}", f"{mean('image', 'max_f'):.1f}",
-             f"{mean('image', 'tpr_at_5_fpr'):.1f}", f"{mean('patch', 'auc'):.1f}", paper]
+             f"{mean('image', 'tpr_at_5_fpr'):.1f}", f"{mean('patch', 'auc'):.1f}", printed]
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,0 +1,264 @@
+"""What the paper finds, claim by claim, and whether it holds in the cells of a scale.
+
+A verdict is computed from a difference between attacks on the same pictures and its 95 % interval over blocks of
+pictures: *holds* where the interval lies on the paper's side of 0, *does not hold* where it lies on the other, *not
+decided* where it includes 0. "About as good" holds where the interval lies within `CLOSE` points of 0.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.intervals import intervals, paired_difference
+from reproduce import paper
+from reproduce.collect import unpack
+from reproduce.measured import Measured
+from reproduce.plan import Cell
+
+CLOSE = 3.0  # points of AUC
+CHEAP = 2.0  # points of mIoU that a defense may cost and still cost little; the paper's DPSGD costs up to 1.4
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure in points (%), its interval, and what it says of a claim in one setting."""
+
+    where: str
+    value: float
+    low: float
+    high: float
+    verdict: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+def _sign(low: float, high: float) -> str:
+    return HOLDS if low > 0 else FAILS if high < 0 else OPEN
+
+
+def _finding(where: str, found: dict, judge: Callable[[float, float], str] = _sign, factor: float = 100) -> Finding:
+    low, high = (factor * bound for bound in found["interval"])
+    return Finding(where, factor * found["difference"], low, high, judge(low, high))
+
+
+def _close(low: float, high: float) -> str:
+    return HOLDS if low > -CLOSE and high < CLOSE else FAILS if low > CLOSE or high < -CLOSE else OPEN
+
+
+def _both(measured: Measured, setting: str, first: str, second: str, **of) -> tuple[list[Cell], list[Cell]] | None:
+    pair = measured.seeds(setting, first, **of), measured.seeds(setting, second, **of)
+    return pair if all(pair) else None
+
+
+def _above(*pairs: tuple[str, str], judge: Callable = _sign) -> Callable[[Measured], Iterator[Finding]]:
+    """The first attack of each pair against the second, in every setting that has both."""
+    def findings(measured: Measured) -> Iterator[Finding]:
+        for setting in measured.scale.settings:
+            for first, second in pairs:
+                if cells := _both(measured, setting, first, second):
+                    what = f", {paper.INPUTS[first.partition('-')[0]]}" if len(pairs) > 1 else ""
+                    yield _finding(paper.SETTINGS[setting] + what, measured.difference(*cells), judge)
+    return findings
+
+
+def _sized(measured: Measured) -> tuple[Cell, Cell] | None:
+    """The cells of the largest and of the smallest patch."""
+    cells = sorted((cell for cell in measured.there.values() if cell.patches), key=lambda cell: cell.size)
+    return (cells[-1], cells[0]) if len(cells) > 1 else None
+
+
+def larger_patches(measured: Measured) -> Iterator[Finding]:
+    if pair := _sized(measured):
+        yield _finding(f"{pair[0].size} - {pair[1].size} positions", measured.difference([pair[0]], [pair[1]]))
+
+
+def patches_weaken(measured: Measured) -> Iterator[Finding]:
+    """Per-patch AUC over as many patches of each picture, the first ones of both sizes."""
+    if not (pair := _sized(measured)):
+        return
+    each = [[unpack(own) for own in measured.figures(cell)["patch_scores"]] for cell in pair]
+    count = min(len(own[0]) for own in each)
+    flat = [np.concatenate([scores[:count] for scores in own]) for own in each]
+    member, group = measured.pictures(pair[0].setting)
+    found = paired_difference(flat[:1], flat[1:], np.repeat(member, count), np.repeat(group, count))
+    yield _finding(f"patches, {pair[0].size} - {pair[1].size}", found)
+
+
+def pictures_stay(measured: Measured) -> Iterator[Finding]:
+    if pair := _sized(measured):
+        yield _finding(f"pictures, {pair[0].size} - {pair[1].size}", measured.difference([pair[0]], [pair[1]]), _close)
+
+
+def sliding_as_random(measured: Measured) -> Iterator[Finding]:
+    """At the usual number of patches; the random ones are the first of the curve's."""
+    count = measured.scale.count
+    for setting in measured.scale.settings:
+        for kind, name in paper.INPUTS.items():
+            sliding = measured.seeds(setting, f"{kind}-sliding")
+            walk = measured.seeds(setting, f"{kind}-random", count=max(measured.scale.selections["counts"]))
+            if sliding and walk:
+                yield _finding(f"{paper.SETTINGS[setting]}, {name}",
+                               measured.difference(sliding, walk, counts=(None, count)), _close)
+
+
+def rejection_at_few(measured: Measured) -> Iterator[Finding]:
+    """Rejection minus random with the fewest patches, minus the same with the most."""
+    few, many = (f(measured.scale.selections["counts"]) for f in (min, max))
+    for setting in measured.scale.settings:
+        for kind, name in paper.INPUTS.items():
+            cells = _both(measured, setting, f"{kind}-rejection", f"{kind}-random", count=many)
+            if cells:
+                rejection, random = ([[measured.scores(cell, count) for cell in own] for count in (few, many)]
+                                     for own in cells)
+                found = paired_difference([*rejection[0], *random[1]], [*random[0], *rejection[1]],
+                                          *measured.pictures(setting))
+                yield _finding(f"{paper.SETTINGS[setting]}, {name}", found, factor=200)  # of two means, the halves
+
+
+def above_guess(figure: str) -> Callable[[Measured], Iterator[Finding]]:
+    """Max-F of every attack of table 2 over what guessing gives; the weakest of each setting."""
+    def findings(measured: Measured) -> Iterator[Finding]:
+        for setting in measured.scale.settings:
+            found = []
+            for method in paper.TABLE:
+                for cell in measured.seeds(setting, method)[:1]:
+                    own = measured.figures(cell)
+                    guess = own["chance"]["image"][figure]
+                    found.append(_finding(f"{paper.SETTINGS[setting]}, {paper.title(method)}", {
+                        "difference": own["image"]["max_f"] - guess,
+                        "interval": [bound - guess for bound in own["image"]["max_f_interval"]]}))
+            if found:
+                yield min(found, key=lambda one: one.low)
+    return findings
+
+
+def _over_chance(measured: Measured, cells: list[Cell], where: str,
+                 judge: Callable[[float, float], str] = _sign) -> Iterator[Finding]:
+    """AUC of the first cell minus 50."""
+    for cell in cells[:1]:
+        member, group = measured.pictures(cell.setting)
+        low, high = intervals(measured.scores(cell), member, group)["auc"]
+        yield _finding(where, {"difference": measured.mean([cell]) - 0.5, "interval": [low - 0.5, high - 0.5]}, judge)
+
+
+def independent_succeed(measured: Measured) -> Iterator[Finding]:
+    for setting, own in measured.scale.settings.items():
+        if not own.get("dependent"):
+            yield from _over_chance(measured, measured.seeds(setting, "loss-random"), paper.SETTINGS[setting])
+
+
+def learned_fails(measured: Measured) -> Iterator[Finding]:
+    for setting in ("dpc-psp", "dpc-uper"):
+        yield from _over_chance(measured, measured.seeds(setting, "pixelwise"), paper.SETTINGS[setting],
+                                lambda low, high: FAILS if low > 0 else HOLDS)
+
+
+def under(defense: str, dependent: bool | None = None) -> Callable[[Measured], Iterator[Finding]]:
+    """AUC over chance of what still attacks under a defense."""
+    def findings(measured: Measured) -> Iterator[Finding]:
+        for setting, own in measured.scale.settings.items():
+            if dependent in (None, bool(own.get("dependent"))):
+                yield from _over_chance(measured, measured.seeds(setting, "loss-random", defense),
+                                        paper.SETTINGS[setting])
+    return findings
+
+
+def _drop(measured: Measured, setting: str, method: str, defense: str) -> tuple[list[Cell], list[Cell]] | None:
+    """The first seed's cells without and under a defense."""
+    pair = measured.seeds(setting, method)[:1], measured.seeds(setting, method, defense)[:1]
+    return pair if all(pair) else None
+
+
+def gauss_protects(measured: Measured) -> Iterator[Finding]:
+    for setting, own in measured.scale.settings.items():
+        if not own.get("dependent") and (cells := _drop(measured, setting, "loss-random", _gauss(measured))):
+            yield _finding(paper.SETTINGS[setting], measured.difference(*cells))
+
+
+def loss_more_sensitive(measured: Measured) -> Iterator[Finding]:
+    """What Gauss takes from the loss attacker, minus what it takes from C+GT."""
+    for setting in measured.scale.settings:
+        loss, both = (_drop(measured, setting, f"{kind}-random", _gauss(measured)) for kind in ("loss", "concate"))
+        if loss and both:
+            found = measured.difference([*loss[0], *both[1]], [*loss[1], *both[0]])
+            doubled = {"difference": 2 * found["difference"], "interval": [2 * bound for bound in found["interval"]]}
+            yield _finding(paper.SETTINGS[setting], doubled)
+
+
+def _gauss(measured: Measured) -> str:
+    """The paper's strongest noise for independent attacks, or the strongest there is."""
+    return f"gauss-{max((v for v in measured.scale.gauss if v <= 0.1), default=max(measured.scale.gauss)):g}"
+
+
+def dropout_costs(measured: Measured) -> Iterator[Finding]:
+    """Points of mIoU lost minus points of AUC lost; the interval is that of the AUC alone."""
+    for setting in measured.scale.settings:
+        for ratio in measured.scale.dropout:
+            if cells := _drop(measured, setting, "loss-random", f"dropout-{ratio:g}"):
+                lost, found = _utility_lost(measured, *cells), measured.difference(*cells)
+                low, high = (lost - 100 * bound for bound in reversed(found["interval"]))
+                yield Finding(f"{paper.SETTINGS[setting]}, {ratio:g}", lost - 100 * found["difference"], low, high,
+                              _sign(low, high))
+
+
+def _utility_lost(measured: Measured, plain: list[Cell], defended: list[Cell]) -> float:
+    return 100 * (measured.figures(plain[0])["miou"]["out"] - measured.figures(defended[0])["miou"]["out"])
+
+
+def private_protects(measured: Measured) -> Iterator[Finding]:
+    """AUC that DPSGD takes; it counts where no more than `CHEAP` points of mIoU go with it."""
+    for setting in measured.scale.settings:
+        for variance in measured.scale.dpsgd["variances"].get(setting, ()):
+            if cells := _drop(measured, setting, "loss-random", f"dpsgd-{variance:g}"):
+                lost = _utility_lost(measured, *cells)
+                found = _finding(f"{paper.SETTINGS[setting]}, variance {variance:g} (mIoU {-lost:+.1f})",
+                                 measured.difference(*cells))
+                dear = found.verdict == HOLDS and lost > CHEAP
+                yield Finding(found.where, found.value, found.low, found.high, FAILS if dear else found.verdict)
+
+
+def private_beyond_control(measured: Measured) -> Iterator[Finding]:
+    """AUC that the noise takes from a victim that is otherwise trained alike: clipped, with the same frozen norms."""
+    for setting in measured.scale.settings:
+        for variance in measured.scale.dpsgd["variances"].get(setting, ()):
+            pair = (measured.seeds(setting, "loss-random", "clip")[:1],
+                    measured.seeds(setting, "loss-random", f"dpsgd-{variance:g}")[:1])
+            if all(pair):
+                yield _finding(f"{paper.SETTINGS[setting]}, variance {variance:g}", measured.difference(*pair))
+
+
+KINDS = ("loss", "concate")
+CLAIMS: dict[str, Callable[[Measured], Iterator[Finding]]] = {
+    "structure helps: the largest patches above the smallest (AUC of pictures)": larger_patches,
+    "structure helps: learned (loss map, full) above the loss threshold": _above(("loss-full", "threshold-loss")),
+    "structure helps: C+GT patches above the learned 1x1 attack": _above(("concate-random", "pixelwise")),
+    "single patches tell less as they shrink": patches_weaken,
+    f"pictures stay close as patches shrink (within {CLOSE:g} points)": pictures_stay,
+    "loss map above C+GT (random)": _above(("loss-random", "concate-random")),
+    "patches above the full picture": _above(*((f"{kind}-random", f"{kind}-full") for kind in KINDS)),
+    f"sliding about as good as random (within {CLOSE:g} points)": sliding_as_random,
+    "rejection above random": _above(*((f"{kind}-rejection", f"{kind}-random") for kind in KINDS)),
+    "rejection helps most at few patches": rejection_at_few,
+    "every attack above random-guess F (the weakest of each setting)": above_guess("random_f"),
+    "and above the F of calling all members?": above_guess("all_member_f"),
+    "independent attacks succeed (AUC over 50)": independent_succeed,
+    "Salem's learned attack fails with a DPC shadow (AUC over 50)": learned_fails,
+    "Argmax protects little: the loss map still attacks (AUC over 50)": under("argmax"),
+    "Gauss protects in independent settings (AUC that it takes)": gauss_protects,
+    "Gauss does not protect in the dependent one (AUC over 50 under the strongest noise)":
+        lambda measured: under(f"gauss-{max(measured.scale.gauss):g}", True)(measured),
+    "the loss attacker is more sensitive to Gauss than C+GT": loss_more_sensitive,
+    "Dropout costs more utility than it protects (mIoU lost - AUC lost)": dropout_costs,
+    f"DPSGD protects at little utility (AUC that it takes, at {CHEAP:g} points of mIoU at most)": private_protects,
+    "and by its noise, beyond clipping alone": private_beyond_control,
+}
+
+
+def overall(found: list[Finding]) -> str:
+    """One verdict of several settings: what all of them say, or how many say what."""
+    said = [one.verdict for one in found]
+    kinds = [kind for kind in (HOLDS, FAILS, OPEN) if kind in said]
+    return kinds[0] if len(kinds) == 1 else ", ".join(f"{kind} in {said.count(kind)}" for kind in kinds)

@@ -1,0 +1,81 @@
+"""Turn a run of attack.py into the small JSON that tables and figures are made from.
+
+    python -m reproduce.collect RUN --into JSON --pictures JSON [--curve N ...] [--patches]
+
+The JSON has the run's figures, and its scores in the order of the pictures' names, so that any two attacks on the same
+victim can be compared, paired, without the runs. `--pictures` says once for all cells of a setting which they are.
+"""
+
+import argparse
+from pathlib import Path
+
+from utils.cli import UserError, positive, run
+
+KEPT = ("image", "patch", "chance", "members", "non_members", "blocks", "tau", "miou", "defense", "cam")
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(prog="reproduce.collect", description=__doc__,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("run", metavar="RUN", help="folder of attack.py")
+    flags.add_argument("--into", metavar="JSON", required=True, help="where the cell goes")
+    flags.add_argument("--pictures", metavar="JSON", required=True, help="members and blocks of the setting")
+    flags.add_argument("--curve", metavar="N", nargs="+", type=positive, default=[],
+                       help="also the figures of the first N patches of each picture")
+    flags.add_argument("--patches", action="store_true", help="also the scores of single patches")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from evaluation.compare import read_paired
+    from evaluation.metrics import figures
+    from reproduce.table import read
+    from utils.files import write_json
+
+    folder = Path(args.run)
+    found = read(folder / "results.json")
+    (scores,), member, group = read_paired([folder])
+    remember(Path(args.pictures), folder, member, group)
+    cell = {key: found[key] for key in KEPT if key in found}
+    cell |= {"commit": read(folder / "args.json")["commit"], "scores": pack(scores)}
+    if args.curve or args.patches:
+        with np.load(folder / "patches.npz", allow_pickle=False) as stored:
+            names, each = stored["image"], stored["score"]
+        patches = [each[names == name] for name in np.unique(names)]
+        if args.patches:
+            cell["patch_scores"] = [pack(own) for own in patches]
+        means = {count: np.array([own[:count].mean() for own in patches]) for count in args.curve}
+        cell["curve"] = {str(count): figures(mean, member) | {"scores": pack(mean)} for count, mean in means.items()}
+    write_json(args.into, cell)
+
+
+def remember(path: Path, folder: Path, member, group) -> None:
+    """Write which pictures a setting has, or check that they are those of the cells before."""
+    from evaluation.compare import read_scores
+    from reproduce.table import read
+    from utils.files import write_json
+
+    pictures = {"pictures": sorted(read_scores(folder)), "member": "".join("01"[bool(m)] for m in member),
+                "group": list(group)}
+    if not path.exists():
+        write_json(path, pictures)
+    elif read(path) != pictures:
+        raise UserError(f"{folder} scored other pictures than those of {path}")
+
+
+def pack(scores) -> str:
+    """Scores as text, on one line of a JSON."""
+    return " ".join(f"{score:.7g}" for score in scores)
+
+
+def unpack(text: str):
+    """Scores float64 (n,) of `pack`."""
+    import numpy as np
+
+    return np.array(text.split(), float)
+
+
+if __name__ == "__main__":
+    run(main, parser())

@@ -1,0 +1,163 @@
+"""Figures 1 to 4, drawn from the cells that are there."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from evaluation.metrics import Curves
+from reproduce import paper
+from reproduce.collect import unpack
+from reproduce.measured import Measured
+from utils.files import whole
+
+STYLE = {"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 7, "lines.markersize": 4}
+GREYS = ("0.0", "0.35", "0.55", "0.7", "0.8")
+DASHES = ("-", "--", "-.", ":", (0, (1, 3)))
+MARKS = {"gauss": "o", "dropout": "s", "dpsgd": "^", "argmax": "D", "frozen": "x", "clip": "+", "none": "*"}
+KINDS = {"loss": ("0.0", "-"), "concate": ("0.55", "--")}
+NAMES = {"none": "no defense", "gauss": "Gauss", "dropout": "Dropout", "dpsgd": "DPSGD", "argmax": "Argmax",
+         "frozen": "frozen norms", "clip": "clipping alone"}
+
+
+def draw(measured: Measured, folder: Path) -> list[str]:
+    """Write the figures into `folder`; the names of those for which there are cells."""
+    made = []
+    with rc_context(STYLE):
+        for name, figure in (("fig1", sizes), ("fig2", selections), ("fig3", argmax), ("fig4", trade)):
+            if found := figure(measured):
+                with whole(folder / f"{name}.png") as file:
+                    found.savefig(file, dpi=160, format="png")
+                made.append(name)
+    return made
+
+
+def _axes(count: int, **options: object) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(3.3 * count, 3.3), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
+
+
+def _roc(axes: Axes, score: np.ndarray, member: np.ndarray, label: str, index: int) -> None:
+    (true,), (false,) = Curves(score, member).counts()
+    axes.plot(np.append(0, false / false[-1]), np.append(0, true / true[-1]), color=GREYS[index % len(GREYS)],
+              linestyle=DASHES[index % len(DASHES)], label=label)
+
+
+def _diagonal(axes: Axes) -> None:
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
+
+
+def sizes(measured: Measured) -> Figure | None:
+    """Fig. 1: precision and recall of patches, and ROC of pictures, for each patch size."""
+    cells = [cell for cell in measured.there.values() if cell.patches]
+    if not cells:
+        return None
+    figure, (left, right) = _axes(2)
+    for index, cell in enumerate(sorted(cells, key=lambda cell: -cell.size)):
+        found, (member, _) = measured.figures(cell), measured.pictures(cell.setting)
+        each = [unpack(own) for own in found["patch_scores"]]
+        (true,), (false,) = Curves(np.concatenate(each), np.repeat(member, [len(own) for own in each])).counts()
+        left.plot(true / true[-1], true / (true + false), color=GREYS[index % 5], linestyle=DASHES[index % 5],
+                  label=f"{cell.size} x {cell.size}, F {100 * found['patch']['max_f']:.1f}")
+        _roc(right, unpack(found["scores"]), member,
+             f"{cell.size} x {cell.size}, {cell.count} patches, AUC {100 * found['image']['auc']:.1f}", index)
+    share = member.mean()
+    left.plot([0.5], [share], "k*", label=f"random guess, F {100 * share / (share + 0.5):.1f}")
+    left.set(xlabel="recall", ylabel="precision", title="patches", xlim=(0, 1.01))
+    right.set(title="pictures")
+    _diagonal(right)
+    left.legend()
+    right.legend(loc="lower right")
+    return figure
+
+
+def selections(measured: Measured) -> Figure | None:
+    """Fig. 2: AUC against the number of patches, mean and standard deviation over attacker seeds."""
+    settings = [s for s in measured.scale.selections["settings"] if any(c.curve for c in measured.there.values()
+                                                                        if c.setting == s)]
+    if not settings:
+        return None
+    figure, panels = _axes(len(settings), sharey=True)
+    for axes, setting in zip(panels, settings, strict=True):
+        for kind, (grey, dash) in KINDS.items():
+            for select, mark in (("random", "o"), ("rejection", "^"), ("sliding", "s")):
+                points = selection_points(measured, setting, f"{kind}-{select}")
+                if not points:
+                    continue
+                x = sorted(points)
+                y, spread = (np.array([f(points[n]) for n in x]) for f in (np.mean, np.std))
+                axes.errorbar(x, 100 * y, 100 * spread, color=grey, linestyle=dash, marker=mark, capsize=2,
+                              label=f"{paper.INPUTS[kind]}, {select}")
+        axes.set(xlabel="patches of a picture", title=paper.SETTINGS[setting], xscale="log")
+    panels[0].set(ylabel="AUC, %")
+    panels[-1].legend()
+    return figure
+
+
+def selection_points(measured: Measured, setting: str, method: str) -> dict[int, list[float]]:
+    """Patch count -> AUC of each seed."""
+    points: dict[int, list[float]] = {}
+    for cell in measured.there.values():
+        if (cell.setting, cell.method, cell.defense, cell.size) != (setting, method, "none", measured.scale.size):
+            continue
+        found = measured.figures(cell)
+        if cell.curve:
+            for count, at in found["curve"].items():
+                points.setdefault(int(count), []).append(at["auc"])
+        elif method.endswith("sliding"):
+            points.setdefault(cell.count, []).append(found["image"]["auc"])
+    return points
+
+
+def argmax(measured: Measured) -> Figure | None:
+    """Fig. 3: ROC of all attackers and baselines under Argmax."""
+    settings = [s for s in measured.scale.settings if measured.seeds(s, "loss-random", "argmax")]
+    if not settings:
+        return None
+    figure, panels = _axes(len(settings), sharey=True)
+    for axes, setting in zip(panels, settings, strict=True):
+        member, _ = measured.pictures(setting)
+        for index, method in enumerate(m for m in paper.TABLE if measured.seeds(setting, m, "argmax")):
+            cell = measured.seeds(setting, method, "argmax")[0]
+            label = f"{paper.title(method)}, {100 * measured.mean([cell]):.1f}"
+            _roc(axes, measured.scores(cell), member, label, index)
+        _diagonal(axes)
+        axes.set(title=f"Argmax, {paper.SETTINGS[setting]}")
+        axes.legend(loc="lower right", title="AUC, %", fontsize=5.5, title_fontsize=6)
+    return figure
+
+
+def trade(measured: Measured) -> Figure | None:
+    """Fig. 4: AUC against mIoU on non-members under each defense; the ideal is on the right at an AUC of 50."""
+    settings = [s for s in measured.scale.settings if len({c.defense for c in measured.there.values()
+                                                           if c.setting == s}) > 1]
+    if not settings:
+        return None
+    figure, panels = _axes(len(settings), sharey=True)
+    for axes, setting in zip(panels, settings, strict=True):
+        best = 0.0
+        for kind, (grey, dash) in KINDS.items():
+            curves: dict[str, list[tuple[float, float]]] = {}
+            for cell in measured.there.values():
+                if (cell.setting, cell.method, cell.seed, cell.size, cell.curve, cell.patches) == (
+                        setting, f"{kind}-random", 0, measured.scale.size, False, False):
+                    found = measured.figures(cell)
+                    point = (100 * found["miou"]["out"], 100 * found["image"]["auc"])
+                    curves.setdefault(cell.defense.partition("-")[0], []).append(point)
+            start = curves.pop("none", [])[:1]
+            for name, points in ({"none": start} if start else {}).items():
+                axes.plot(*zip(*points, strict=True), MARKS[name], color=grey, markersize=8, linestyle="",
+                          label=f"{paper.INPUTS[kind]}, {NAMES[name]}")
+                best = max(best, points[0][0])
+            for name, points in curves.items():
+                line = [*(start if name in ("gauss", "dropout") else []), *points]
+                axes.plot(*zip(*line, strict=True), marker=MARKS[name], color=grey,
+                          linestyle=dash if len(points) > 1 else "", label=f"{paper.INPUTS[kind]}, {NAMES[name]}")
+        axes.plot([best], [50], "kP", markersize=7, label="ideal", clip_on=False)
+        axes.set(xlabel="mIoU on non-members, %", title=paper.SETTINGS[setting])
+    panels[0].set(ylabel="AUC, %")
+    panels[0].legend(fontsize=5.5)
+    return figure

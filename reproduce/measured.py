@@ -1,0 +1,59 @@
+"""The cells of a scale as they were measured, and what may be said of two of them."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.intervals import paired_difference
+from reproduce.collect import unpack
+from reproduce.plan import Cell, Scale
+from reproduce.table import read
+
+
+class Measured:
+    """Reads the JSONs of `scale`, each once. `missing` has the cells that are not there."""
+
+    def __init__(self, scale: Scale):
+        self.scale, self._read = scale, cache(read)
+        self.there = {name: cell for name, cell in scale.cells.items() if self._path(cell).exists()}
+        self.missing = [name for name in scale.cells if name not in self.there]
+
+    def _path(self, cell: Cell) -> Path:
+        return self.scale.results / f"{cell.name}.json"
+
+    def figures(self, cell: Cell) -> dict:
+        """What `reproduce.collect` kept of a cell."""
+        return self._read(self._path(cell))
+
+    def model(self, name: str) -> dict | None:
+        """results.json of `victim-NAME` or `shadow-NAME`."""
+        path = self.scale.results / "models" / f"{name}.json"
+        return self._read(path) if path.exists() else None
+
+    def pictures(self, setting: str) -> tuple[np.ndarray, list[str]]:
+        """Membership bool (n,) and block of each picture of a setting."""
+        known = self._read(self.scale.results / setting / "pictures.json")
+        return np.array([mark == "1" for mark in known["member"]]), known["group"]
+
+    def seeds(self, setting: str, method: str, defense: str = "none", **of: int) -> list[Cell]:
+        """The cells of an attack that are there, one a seed; `of` says count and size where these are not the usual."""
+        wanted = {"count": self.scale.count, "size": self.scale.size, **of}
+        return [cell for cell in self.there.values()
+                if (cell.setting, cell.method, cell.defense) == (setting, method, defense)
+                and all(getattr(cell, key) == value for key, value in wanted.items())]
+
+    def mean(self, cells: list[Cell], figure: str = "auc", level: str = "image") -> float:
+        return float(np.mean([self.figures(cell)[level][figure] for cell in cells]))
+
+    def scores(self, cell: Cell, count: int | None = None) -> np.ndarray:
+        """Scores (n,) of the pictures; of the first `count` patches where the cell is a curve."""
+        found = self.figures(cell)
+        return unpack(found["scores"] if count is None else found["curve"][str(count)]["scores"])
+
+    def difference(self, first: list[Cell], second: list[Cell], figure: str = "auc",
+                   counts: tuple[int | None, int | None] = (None, None)) -> dict:
+        """Figure of `first` minus that of `second`, attacks on one victim, means over seeds, with its interval."""
+        columns = [[self.scores(cell, count) for cell in cells]
+                   for cells, count in zip((first, second), counts, strict=True)]
+        return paired_difference(*columns, *self.pictures(first[0].setting), figure)

@@ -1,0 +1,91 @@
+"""Write a scale's tables and figures, or the page of findings over several scales.
+
+    python -m reproduce.report tiny                            # reproduce/results/tiny/report.md and fig1-4.png
+    python -m reproduce.report tiny camvid --findings docs/findings.md
+"""
+
+import argparse
+from pathlib import Path
+
+from utils.cli import UserError, run
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(prog="reproduce.report", description=__doc__,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("scales", nargs="+", metavar="SCALE", help="tiny, camvid, paper, or a file of that form")
+    flags.add_argument("--findings", metavar="FILE", help="only write the page of findings there")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    from reproduce.measured import Measured
+    from reproduce.plan import Scale
+    from utils.files import whole
+
+    all_measured = [Measured(Scale(name)) for name in args.scales]
+    for measured in all_measured:
+        if not measured.there:
+            raise UserError(f"{measured.scale.results} holds no cells; `make reproduce SCALE={measured.scale.name}`")
+    texts = {Path(args.findings): findings(all_measured)} if args.findings else {
+        measured.scale.results / "report.md": report(measured) for measured in all_measured}
+    for path, text in texts.items():
+        with whole(path, "w") as file:
+            file.write(text)
+        print(path)
+
+
+def report(measured) -> str:
+    """Tables and figures of one scale, in the paper's order; the figures are drawn beside report.md."""
+    from reproduce import figures, tables
+
+    scale = measured.scale
+    drawn = figures.draw(measured, scale.results)
+    titles = {"fig1": "Fig. 1: patch sizes", "fig2": "Fig. 2: where to look, and how often",
+              "fig3": "Fig. 3: Argmax", "fig4": "Fig. 4: AUC against mIoU on non-members (right and low is good)"}
+    missing = f" {len(measured.missing)} of {len(scale.cells)} cells are not there yet." if measured.missing else ""
+    commits = sorted({measured.figures(cell)["commit"].rstrip("+") for cell in measured.there.values()})
+    return "\n".join([
+        f"# Scale {scale.name}", "",
+        f"{scale.note.strip()} `make reproduce SCALE={scale.name}`, attacker seeds 0 to {scale.seeds - 1}, commits "
+        f"{', '.join(commits)}.{missing}", "",
+        "## Table 2", "",
+        "Max-F / AUC, mean over attacker seeds, in parentheses the range of the AUC; the paper's figures beside.", "",
+        tables.table_two(measured), "## Victims and shadows", "", tables.models(measured), "## Defenses", "",
+        "Random patches, seed 0. mIoU is that of the posteriors that were attacked.", "", tables.defenses(measured),
+        *(f"## {titles[name]}\n\n![{titles[name]}]({name}.png)\n" for name in drawn),
+        "## Claims", "", claims([measured])])
+
+
+def findings(all_measured: list) -> str:
+    """The page of findings: each claim of the paper as a line."""
+    from reproduce import claims as module
+
+    notes = [f"- **{m.scale.name}**: {m.scale.note.strip()} [Tables and figures](../{m.scale.results}/report.md)."
+             for m in all_measured]
+    names = " ".join(m.scale.name for m in all_measured)
+    return "\n".join([
+        "# What of the paper holds here", "",
+        f"Written by `python -m reproduce.report {names} --findings docs/findings.md` from the committed cells in "
+        "`reproduce/results/`. Figures are points (%) with 95 % intervals over blocks of pictures, differences paired.",
+        "", *(module.__doc__ or "").strip().split("\n\n")[1:], "", *notes, "", claims(all_measured)])
+
+
+def claims(all_measured: list) -> str:
+    """A row a claim: what was found in each setting of each scale, and the verdicts."""
+    from reproduce.claims import CLAIMS, overall
+    from reproduce.table import markdown
+
+    rows = []
+    for claim, measure in CLAIMS.items():
+        cells = []
+        for measured in all_measured:
+            found = list(measure(measured))
+            cells += ["<br>".join(map(str, found)) or "–", f"**{overall(found)}**" if found else "–"]
+        rows.append([claim, *cells])
+    heads = [head for m in all_measured for head in (m.scale.name, "verdict")]
+    return markdown(["the paper's claim", *heads], rows)
+
+
+if __name__ == "__main__":
+    run(main, parser())

@@ -1,0 +1,68 @@
+"""Table 2 and the defenses, ours beside the paper's, as Markdown."""
+
+import math
+
+from reproduce import paper
+from reproduce.measured import Measured
+from reproduce.table import markdown
+
+DASH = "–"
+
+
+def table_two(measured: Measured) -> str:
+    """Max-F / AUC in % of every attack in every setting: mean over seeds, range of the AUC, the paper's."""
+    settings = [name for name in measured.scale.settings if any(c.setting == name for c in measured.there.values())]
+    rows = []
+    for method, printed in paper.TABLE.items():
+        row = [paper.title(method)]
+        for setting in settings:
+            row += [_ours(measured, setting, method), printed[paper.COLUMNS.index(setting)]]
+        rows.append(row)
+    for name, text in (("random_f", "F of a coin"), ("all_member_f", "F of calling all members")):
+        row = [text]
+        for setting in settings:
+            any_cell = next(cell for cell in measured.there.values() if cell.setting == setting)
+            ours = measured.figures(any_cell)["chance"]["image"][name]
+            kind = "dependent" if measured.scale.settings[setting].get("dependent") else "independent"
+            printed = {"random_f": paper.RANDOM_F, "all_member_f": paper.ALL_MEMBER_F}[name][kind]
+            row += [f"{100 * ours:.1f}", f"{printed:.1f}"]
+        rows.append(row)
+    heads = [head for setting in settings for head in (paper.SETTINGS[setting], "paper")]
+    return markdown(["max-F / AUC, %", *heads], rows)
+
+
+def _ours(measured: Measured, setting: str, method: str) -> str:
+    cells = measured.seeds(setting, method)
+    if not cells:
+        return DASH
+    aucs = [100 * measured.mean([cell]) for cell in cells]
+    spread = f" ({min(aucs):.1f}-{max(aucs):.1f})" if len(aucs) > 1 else ""
+    return f"{100 * measured.mean(cells, 'max_f'):.1f} / {sum(aucs) / len(aucs):.1f}{spread}"
+
+
+def models(measured: Measured) -> str:
+    """mIoU of every victim and shadow on what it was and was not trained on, and the epsilon of private ones."""
+    rows = []
+    for name in measured.scale.models:
+        if found := measured.model(name):
+            private = found.get("dpsgd") or {}
+            epsilon = private.get("epsilon")
+            rows.append([name, f"{100 * found['miou_in']:.1f}", f"{100 * found['miou_out']:.1f}", str(found["in"]),
+                         str(found["out"]), str(found["minutes"]),
+                         DASH if not private else "infinite" if epsilon is None else f"{epsilon:.3g}"])
+    return markdown(["model", "mIoU in", "mIoU out", "in", "out", "minutes", "epsilon"], rows)
+
+
+def defenses(measured: Measured) -> str:
+    """AUC of the attackers on random patches, and mIoU of what they met, under each defense of each setting, in %."""
+    rows = []
+    for setting in measured.scale.settings:
+        for defense in dict.fromkeys(cell.defense for cell in measured.there.values() if cell.setting == setting):
+            aucs, miou = [], {}
+            for method in ("loss-random", "concate-random"):
+                cells = [cell for cell in measured.seeds(setting, method, defense) if cell.seed == 0]
+                aucs.append(f"{100 * measured.mean(cells):.1f}" if cells else DASH)
+                miou = measured.figures(cells[0])["miou"] if cells else miou
+            rows.append([paper.SETTINGS[setting], defense, *aucs,
+                         *(f"{100 * miou.get(side, math.nan):.1f}" for side in ("in", "out"))])
+    return markdown(["setting", "defense", "AUC, Loss", "AUC, C+GT", "mIoU of members", "of non-members"], rows)
