@@ -101,10 +101,13 @@ def count_pictures(args: argparse.Namespace) -> int:
 def spec_of(args: argparse.Namespace, classes: int) -> dict:
     """The dict that rebuilds the attacker which the flags ask for."""
     from attacks.representation import channels
+    from models.attacker import halvings_for
 
-    return {"name": "attacker", "classes": classes, "arguments": {
-        "arch": args.arch, "channels": channels(args.input, classes, args.void), "width": args.width,
-        "dropout": args.dropout}}
+    arguments = {"arch": args.arch, "channels": channels(args.input, classes, args.void), "width": args.width,
+                 "dropout": args.dropout}
+    if args.arch != "pixelwise":
+        arguments["halvings"] = halvings_for(args.patch_size)
+    return {"name": "attacker", "classes": classes, "arguments": arguments}
 
 
 def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:

@@ -17,6 +17,11 @@ def build_attacker(arch: str = "resnet50", **arguments) -> "Attacker | Pixelwise
     return Pixelwise(**arguments) if arch == "pixelwise" else Attacker(arch, **arguments)
 
 
+def halvings_for(size: int) -> int:
+    """How often the map of a patch of side `size` may be halved and still have 2 x 2 positions; 3 at most."""
+    return max((n for n in (1, 2, 3) if size > 2**n), default=0)
+
+
 class _Block(nn.Module):
     """Residual block: two 3x3 convolutions (expansion 1), or 1x1, 3x3, 1x1 (expansion 4)."""
 
@@ -51,25 +56,27 @@ class Attacker(nn.Module):
     """The release's attacker: deep stem, stride 2 in layer2, stride 1 in layer3 and layer4, average pool, 2 logits.
 
     forward: patches (N, channels, h, w) -> (logits (N, 2), layer4 features (N, K, h', w') for activation maps).
-    Logit 1 is the member's. Any h, w of 8 or more. The fully connected layer computes in float32 under autocast, so
+    Logit 1 is the member's. The stem, the pooling and layer2 halve the map; `halvings` below 3 leaves out the last of
+    them, for the smallest patches. The fully connected layer computes in float32 under autocast, so
     that bf16 rounds no two scores together.
     """
 
     def __init__(self, arch: str = "resnet50", channels: int = 1, width: float = 1.0, dilated: bool = False,
-                 dropout: float = 0.0):
+                 dropout: float = 0.0, halvings: int = 3):
         super().__init__()
+        stem, pool, second = (2 if halvings > step else 1 for step in range(3))
         expansion = 4 if arch == "resnet50" else 1
         base = max(8, round(64 * width))
         self.conv1 = nn.Sequential(
-            nn.Conv2d(channels, base, 3, 2, 1, bias=False), nn.BatchNorm2d(base), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, base, 3, stem, 1, bias=False), nn.BatchNorm2d(base), nn.ReLU(inplace=True),
             nn.Conv2d(base, base, 3, 1, 1, bias=False), nn.BatchNorm2d(base), nn.ReLU(inplace=True),
             nn.Conv2d(base, 2 * base, 3, 1, 1, bias=False),
         )
         self.bn1 = nn.BatchNorm2d(2 * base)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.MaxPool2d(3, pool, 1)
         inputs = 2 * base
-        plan = zip(DEPTHS[arch], (1, 2, 1, 1), ((1, 1), (1, 1), (1, 2), (2, 4)) if dilated else ((1, 1),) * 4,
+        plan = zip(DEPTHS[arch], (1, second, 1, 1), ((1, 1), (1, 1), (1, 2), (2, 4)) if dilated else ((1, 1),) * 4,
                    strict=True)
         for stage, (blocks, stride, dilations) in enumerate(plan):
             width_here = base * 2**stage

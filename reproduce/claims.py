@@ -95,7 +95,7 @@ def pictures_stay(measured: Measured) -> Iterator[Finding]:
 def sliding_as_random(measured: Measured) -> Iterator[Finding]:
     """At the usual number of patches; the random ones are the first of the curve's."""
     count = measured.scale.count
-    for setting in measured.scale.settings:
+    for setting in measured.scale.selections["settings"]:
         for kind, name in paper.INPUTS.items():
             sliding = measured.seeds(setting, f"{kind}-sliding")
             walk = measured.seeds(setting, f"{kind}-random", count=max(measured.scale.selections["counts"]))
@@ -106,8 +106,8 @@ def sliding_as_random(measured: Measured) -> Iterator[Finding]:
 
 def rejection_at_few(measured: Measured) -> Iterator[Finding]:
     """Rejection minus random with the fewest patches, minus the same with the most."""
-    few, many = (f(measured.scale.selections["counts"]) for f in (min, max))
-    for setting in measured.scale.settings:
+    for setting in measured.scale.selections["settings"]:
+        few, many = (f(measured.scale.selections["counts"]) for f in (min, max))
         for kind, name in paper.INPUTS.items():
             cells = _both(measured, setting, f"{kind}-rejection", f"{kind}-random", count=many)
             if cells:
@@ -190,7 +190,12 @@ def loss_more_sensitive(measured: Measured) -> Iterator[Finding]:
 
 def _gauss(measured: Measured) -> str:
     """The paper's strongest noise for independent attacks, or the strongest there is."""
-    return f"gauss-{max((v for v in measured.scale.gauss if v <= 0.1), default=max(measured.scale.gauss)):g}"
+    return f"gauss-{max((v for v in measured.scale.gauss if v <= 0.1), default=_strongest(measured)):g}"
+
+
+def _strongest(measured: Measured) -> float:
+    """The largest variance of Gauss."""
+    return max(measured.scale.gauss, default=0)
 
 
 def dropout_costs(measured: Measured) -> Iterator[Finding]:
@@ -249,7 +254,7 @@ CLAIMS: dict[str, Callable[[Measured], Iterator[Finding]]] = {
     "Argmax protects little: the loss map still attacks (AUC over 50)": under("argmax"),
     "Gauss protects in independent settings (AUC that it takes)": gauss_protects,
     "Gauss does not protect in the dependent one (AUC over 50 under the strongest noise)":
-        lambda measured: under(f"gauss-{max(measured.scale.gauss):g}", True)(measured),
+        lambda measured: under(f"gauss-{_strongest(measured):g}", True)(measured),
     "the loss attacker is more sensitive to Gauss than C+GT": loss_more_sensitive,
     "Dropout costs more utility than it protects (mIoU lost - AUC lost)": dropout_costs,
     f"DPSGD protects at little utility (AUC that it takes, at {CHEAP:g} points of mIoU at most)": private_protects,

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import yaml
 
+from reproduce.paper import TABLE
+
 HERE = Path(__file__).resolve().parent
 INPUTS = ("concate", "loss")
-THRESHOLDS = ("confidence", "loss")
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Scale:
     def __init__(self, path: str | Path):
         path = Path(path) if str(path).endswith(".yaml") else HERE / "scales" / f"{path}.yaml"
         self.name, self.config = path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))
-        self.runs = Path("runs/reproduce") / self.name
-        self.results = Path(self.config.get("results", HERE.name + f"/results/{self.name}"))
+        self.runs = Path(self.config.get("runs", f"runs/reproduce/{self.name}"))
+        self.results = Path(self.config.get("results", f"reproduce/results/{self.name}"))
         self.settings: dict[str, dict] = self.config["settings"]
 
     def __getattr__(self, name: str):
@@ -87,9 +88,8 @@ class Scale:
 
     def attacks(self, setting: str, defense: str, seeds: int) -> list[Cell]:
         """The rows of table 2 under a defense."""
-        rows = [f"{kind}-{select}" for select in ("full", "random", "rejection") for kind in INPUTS] + ["pixelwise"]
-        return ([self._cell(setting, row, defense, seed) for row in rows for seed in range(seeds)]
-                + [self._cell(setting, f"threshold-{kind}", defense) for kind in THRESHOLDS])
+        return [self._cell(setting, row, defense, seed) for row in self.config.get("rows", TABLE)
+                for seed in range(1 if row.startswith("threshold") else seeds)]
 
     def _table(self, setting: str) -> list[Cell]:
         return self.attacks(setting, "none", self.seeds)

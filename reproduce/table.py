@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
         print(summary(settings))
         print(claims(settings))
     for name, setting in settings.items() if not args.brief else ():
-        print(asmarkdown(name, setting))
+        print(as_markdown(name, setting))
 
 
 def read(path: Path) -> dict:
@@ -86,7 +86,7 @@ def compare_seeds(runs: Path, first: str, second: str) -> dict:
     return paired_difference(columns[: len(folders[0])], columns[len(folders[0]) :], member, group)
 
 
-def asmarkdown(name: str, setting: dict) -> str:
+def as_markdown(name: str, setting: dict) -> str:
     """One setting as a table: mean over attacker seeds, their range, and the interval of the first seed, in %."""
     victim, shadow = setting["victim"], setting["shadow"]
     any_attack = next(iter(setting["attacks"].values()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models import SEGMENTERS, build_segmenter
-from models.attacker import Attacker
+from models.attacker import Attacker, halvings_for
 from models.backbones import Backbone
 from models.query import query
 
@@ -117,3 +117,12 @@ def test_folded_norms_change_nothing(arch):
         folded, features = attacker.fold_norms()(patches)
     assert torch.allclose(plain, folded, atol=1e-4) and features.shape[0] == 5
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in attacker.modules())
+
+
+@pytest.mark.parametrize("size, halvings", [(90, 3), (9, 3), (8, 2), (7, 2), (5, 2), (4, 1), (3, 1), (2, 0)])
+def test_small_patches_are_halved_less(size, halvings):
+    assert halvings_for(size) == halvings
+    model = Attacker("resnet18", 1, width=0.125, halvings=halvings).eval()
+    with torch.no_grad():
+        _, features = model(torch.rand(1, 1, size, size))
+    assert min(features.shape[-2:]) >= 2
