@@ -4,10 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test weights lint help
+SCALE ?= tiny
+
+.PHONY: demo test weights lint help reproduce
 help:
 	@echo "make demo     attack the shipped examples with both representations (installs into $(VENV) first)"
 	@echo "make test     run the tests (installs into $(VENV) first)"
+	@echo "make reproduce SCALE=tiny|camvid|paper   every table and figure of the paper at that scale"
 	@echo "make weights  draw streets, train victim, shadow and attackers anew, write weights/ and examples/"
 	@echo "make lint     ruff"
 
@@ -30,6 +33,9 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
+
+reproduce: $(STAMP)
+	@$(VENV)/bin/snakemake -s reproduce/Snakefile --config scale=$(SCALE)
 
 weights: $(STAMP)
 	@sh examples/make.sh $(RUN)
