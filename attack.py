@@ -4,6 +4,7 @@
     python attack.py                                                     # structured loss map, on examples/
     python attack.py -resume weights/concate.pth.tar -input concate      # posterior and label concatenated
     python attack.py -gauss 0.1                                          # against a defense
+    python attack.py -argmax -cam runs/cam                               # where the attacker looks, before and under it
     python attack.py --victim runs/victim/last.pth.tar --root data/streets \\
         --members splits/streets/victim_in.txt --non-members splits/streets/victim_out.txt
 
@@ -14,6 +15,7 @@ results.json, scores.csv, patches.npz and the curves into the run's folder.
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import datasets
 import defenses
@@ -53,6 +55,11 @@ def parser() -> argparse.ArgumentParser:
     datasets.add_flags(flags)
     group = defenses.add_flags(flags)
     flag(group, "dpsgd", action="store_true", help="attack the posteriors of the DPSGD victim, pred_dpsgd")
+    maps = flags.add_argument_group("activation maps")
+    flag(maps, "cam", metavar="DIR", help="write there where the attacker looks (figure 5): correlations.csv of class "
+         "activation maps with loss maps, of all pictures, and drawings")
+    maps.add_argument("--cam-pictures", type=int, default=4, metavar="N",
+                      help="members and as many non-members, the first by name, that are drawn (default: 4)")
     add_run_flags(flags, "attack")
     return flags
 
@@ -81,14 +88,22 @@ def main(args: argparse.Namespace) -> None:
         items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes, view.stride or None)
     block = selection.pictures(args.batch)
     examples = meet(progress(share(items, block), "attacking"),
-                    Defense(args.argmax, args.gauss, args.seed, args.gauss_floor))
+                    Defense(args.argmax, args.gauss, args.seed, args.gauss_floor),
+                    Defense() if args.cam and (args.argmax or args.gauss) else None)
+    looks: list = []
     if args.threshold:
         scores = attack_threshold(examples, args.threshold, view.size, selection, view.floor)
     else:
         model = model.to(device, memory_format=torch.channels_last)
+        if args.cam:
+            from attacks.activation import watch
+
+            drawn = first_by_name(items, args.cam_pictures)
+            examples = watch(examples, model, view, device, args.precision, drawn, looks)
         scores = attack_patches(examples, model, view, selection, device, args.precision, args.score, args.batch)
     laps.lap("starting")
     scored = gather(list(scores), block)
+    looks = gather(looks, block)
     laps.lap("attacking")
     if not is_main():
         return
@@ -97,10 +112,16 @@ def main(args: argparse.Namespace) -> None:
              "tau": selection.tau if args.select == "rejection" else None, "score": args.score,
              "defense": next((f"{name} {value}" if name == "gauss" else name
                               for name in ("argmax", "gauss", "dpsgd") if (value := getattr(args, name))), None)}
+    if args.cam:
+        from evaluation.activation import sentence, write_looks
+
+        about["cam"] = write_looks(Path(args.cam), looks, about["defense"], args.seed)
     results = write_report(folder, scored, about, args.seed)
     print(f"{about['input']}, {args.select} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")
     print(table(results))
+    if args.cam:
+        print(f"{sentence(results['cam'])}; maps in {args.cam}")
     laps.lap("figures and plots")
     print(f"{laps}; all in {folder}")
 
@@ -118,6 +139,16 @@ def check(args: argparse.Namespace) -> None:
     if args.threshold and args.select == "full":
         raise UserError("a threshold always reads the full picture; --select says which patches its per-patch figures "
                         "are of: random, sliding or rejection")
+    if args.cam and args.threshold:
+        raise UserError("-cam shows where a trained attacker looks; a threshold has no activation map: leave one out")
+    if args.cam and (args.cam_pictures < 0 or Path(args.cam).is_file()):
+        raise UserError("-cam DIR is a folder, and --cam-pictures 0 or more")
+
+
+def first_by_name(items: list, count: int) -> set[str]:
+    """Names of the first `count` members and the first `count` non-members."""
+    return {name for side in (True, False)
+            for name in sorted(item.name for item in items if item.member is side)[:count]}
 
 
 def load_attacker(args: argparse.Namespace) -> tuple:
@@ -182,7 +213,6 @@ def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, devic
     The victim must know `classes` classes (None: any number).
     """
     from functools import cache
-    from pathlib import Path
 
     from datasets import find_dataset
     from datasets.pairs import load_pair, read_split, split_files
