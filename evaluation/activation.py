@@ -86,7 +86,7 @@ def draw(path: Path, look: Look, defense: str | None) -> None:
             shown = above.imshow(sight.loss, vmin=0, vmax=high, interpolation="nearest")
             figure.colorbar(shown, ax=above, extend="max" if np.nanmax(sight.loss) > high else "neither",
                             extendfrac=0.04, label="loss (wrong: 1.38)" if "argmax" in title else "loss (nats)")
-            figure.colorbar(below.imshow(sight.cam), ax=below, label="evidence for member (logits)")
+            figure.colorbar(below.imshow(sight.cam), ax=below, label="for member (logits)")
             above.set_title(title)
             below.set_title("no correlation" if sight.pearson is None else
                             f"Pearson {sight.pearson:+z.2f}, Spearman {sight.spearman:+z.2f}")
