@@ -4,6 +4,7 @@
     python attack.py                                                     # structured loss map, on examples/
     python attack.py -resume weights/concate.pth.tar -input concate      # posterior and label concatenated
     python attack.py -gauss 0.1                                          # against a defense
+    python attack.py -argmax -cam runs/cam                               # where the attacker looks, before and under it
     python attack.py --victim runs/victim/last.pth.tar --root data/streets \\
         --members splits/streets/victim_in.txt --non-members splits/streets/victim_out.txt
 
@@ -12,8 +13,8 @@ results.json, scores.csv, patches.npz and the curves into the run's folder.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import defenses
@@ -53,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
     datasets.add_flags(flags)
     group = defenses.add_flags(flags)
     flag(group, "dpsgd", action="store_true", help="attack the posteriors of the DPSGD victim, pred_dpsgd")
+    maps = flags.add_argument_group("activation maps")
+    flag(maps, "cam", metavar="DIR", help="write there where the attacker looks (figure 5): correlations.csv of class "
+         "activation maps with loss maps, of all pictures, and drawings")
+    maps.add_argument("--cam-pictures", type=int, default=4, metavar="N",
+                      help="members and as many non-members, the first by name, that are drawn (default: 4)")
     add_run_flags(flags, "attack")
     return flags
 
@@ -66,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
     from attacks.scoring import Selection, attack_patches, attack_threshold, meet
     from datasets.posteriors import list_tree
     from defenses.apply import Defense
+    from defenses.victim import ask_victim
     from evaluation.report import table, write_report
     from evaluation.utility import Utility
     from models.pixelwise import Pixelwise
@@ -76,6 +83,8 @@ def main(args: argparse.Namespace) -> None:
     check(args)
     device = choose_device(args.gpu)
     model, view, classes = load_attacker(args)
+    if args.cam and isinstance(model, Pixelwise):
+        raise UserError("-cam shows where an attacker of patches looks; a pixelwise one looks at every position alike")
     args.select = args.select or ("full" if isinstance(model, Pixelwise) and not args.threshold else "random")
     selection = Selection(args.select, args.num_patch, view.tau if args.tau is None else args.tau, args.seed)
     if args.victim:
@@ -83,17 +92,23 @@ def main(args: argparse.Namespace) -> None:
     else:
         items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes, view.stride or None)
     block = selection.pictures(args.batch)
-    utility = Utility()
+    utility, looks = Utility(), []
     examples = utility.watch(meet(progress(share(items, block), "attacking"),
-                                  Defense(args.argmax, args.gauss, args.seed, args.gauss_floor)))
+                                  Defense(args.argmax, args.gauss, args.seed, args.gauss_floor),
+                                  Defense() if args.cam and (args.argmax or args.gauss) else None))
     if args.threshold:
         scores = attack_threshold(examples, args.threshold, view.size, selection, view.floor)
     else:
         model = model.to(device, memory_format=torch.channels_last)
+        if args.cam:
+            from attacks.activation import watch
+
+            drawn = first_by_name(items, args.cam_pictures)
+            examples = watch(examples, model, view, device, args.precision, drawn, looks)
         scores = attack_patches(examples, model, view, selection, device, args.precision, args.score, args.batch)
     laps.lap("starting")
     scored = gather(list(scores), block)
-    miou = utility.miou()
+    miou, looks = utility.miou(), gather(looks, block)
     laps.lap("attacking")
     if not is_main():
         return
@@ -101,11 +116,17 @@ def main(args: argparse.Namespace) -> None:
     about = {"input": args.threshold or view.input, "select": args.select, "num_patch": args.num_patch,
              "tau": selection.tau if args.select == "rejection" else None, "score": args.score, "miou": miou,
              "defense": defenses.describe(args)}
+    if args.cam:
+        from evaluation.activation import sentence, write_looks
+
+        about["cam"] = write_looks(Path(args.cam), looks, about["defense"], args.seed)
     results = write_report(folder, scored, about, args.seed)
     print(f"{about['input']}, {args.select} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")
     print(table(results))
     print(f"mIoU of what was attacked: {100 * miou['in']:.1f} members, {100 * miou['out']:.1f} non-members")
+    if args.cam:
+        print(f"{sentence(results['cam'])}; maps in {args.cam}")
     laps.lap("figures and plots")
     print(f"{laps}; all in {folder}")
 
@@ -125,6 +146,16 @@ def check(args: argparse.Namespace) -> None:
     if args.threshold and args.select == "full":
         raise UserError("a threshold always reads the full picture; --select says which patches its per-patch figures "
                         "are of: random, sliding or rejection")
+    if args.cam and args.threshold:
+        raise UserError("-cam shows where a trained attacker looks; a threshold has no activation map: leave one out")
+    if args.cam and (args.cam_pictures < 0 or Path(args.cam).is_file()):
+        raise UserError("-cam DIR is a folder, and --cam-pictures 0 or more")
+
+
+def first_by_name(items: list, count: int) -> set[str]:
+    """Names of the first `count` members and the first `count` non-members."""
+    return {name for side in (True, False)
+            for name in sorted(item.name for item in items if item.member is side)[:count]}
 
 
 def load_attacker(args: argparse.Namespace) -> tuple:
@@ -157,79 +188,6 @@ def load_attacker(args: argparse.Namespace) -> tuple:
         raise UserError(f"{args.resume} reads -input {view.input}; for -input {args.input} give another -resume")
     load_weights(model, checkpoint["state_dict"], args.resume)
     return model.fold_norms(), replace(view, argmax=args.argmax), classes
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A picture that the victim is asked about when its turn comes."""
-
-    pair: "datasets.pairs.Pair"
-    member: bool
-    ask: Callable
-
-    @property
-    def name(self) -> str:
-        return self.pair.name
-
-    @property
-    def key(self) -> str:
-        return self.pair.key
-
-    @property
-    def group(self) -> str:
-        return self.pair.group
-
-    def load(self) -> tuple:
-        return self.ask(self.pair)
-
-
-def ask_victim(args: argparse.Namespace, stride: int, classes: int | None, device: object) -> list:
-    """Members and non-members, sorted by name, with the victim or its kept posteriors behind them.
-
-    The victim must know `classes` classes (None: any number).
-    """
-    from functools import cache
-    from pathlib import Path
-
-    from datasets import find_dataset
-    from datasets.pairs import load_pair, read_split, split_files
-    from datasets.posteriors import list_tree
-    from defenses.dropout import Dropout
-    from models import load_segmenter, read_segmenter
-    from models.query import query, query_tree
-
-    known = read_segmenter(args.victim)["model"]["classes"]
-    if classes not in (None, known):
-        raise UserError(f"{args.victim} knows {known} classes; {args.resume} was trained for {classes}")
-    dataset, step = find_dataset(args.dataset), args.stride or stride
-    if len(dataset.CLASSES) != known:
-        raise UserError(f"{args.victim} knows {known} classes; {args.dataset} has {len(dataset.CLASSES)}: --dataset?")
-    members, non_members = (read_split(path, args.root, args.strip_prefix) for path in (args.members, args.non_members))
-    both = {pair.name for pair in members} & {pair.name for pair in non_members}
-    if both:
-        raise UserError(f"{min(both)} is in both {args.members} and {args.non_members}")
-
-    dropout = None if args.test_dropout is None else Dropout(args.test_dropout, args.seed)
-
-    @cache
-    def victim():
-        model = load_segmenter(args.victim)[0].to(device)
-        return dropout.switch_on(model) if dropout else model
-
-    if args.keep:
-        made_from = [Path(args.victim), *split_files(args.members), *split_files(args.non_members)]
-        tree = query_tree(Path(args.keep), victim, {"train": members, "val": non_members}, dataset, device, step,
-                          args.precision, made_from, dropout)
-        kept = (replace(item, name=item.name.partition("/")[2]) for item in list_tree(tree, classes=known, stride=step))
-        return sorted(kept, key=lambda item: item.name)
-
-    def ask(pair):
-        image, label = load_pair(pair, dataset)
-        seed = dropout and dropout.draw(pair.key)
-        return query(victim(), image, device, step, args.precision, seed).numpy(), label[::step, ::step]
-
-    items = [Asked(pair, side is members, ask) for side in (members, non_members) for pair in side]
-    return sorted(items, key=lambda item: item.name)
 
 
 if __name__ == "__main__":

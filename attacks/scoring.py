@@ -79,7 +79,10 @@ class Scored:
 
 @dataclass
 class Example:
-    """A picture as an attack meets it: posterior float32 (C, H, W), sums 1, and label (H, W) with 255 = void."""
+    """A picture as an attack meets it: posterior float32 (C, H, W), sums 1, and label (H, W) with 255 = void.
+
+    `before` is the posterior before the defense, where someone wants to compare.
+    """
 
     name: str
     key: str
@@ -87,6 +90,7 @@ class Example:
     group: str
     posterior: torch.Tensor
     label: torch.Tensor
+    before: torch.Tensor | None = None
 
 
 class Item(Protocol):
@@ -100,8 +104,9 @@ class Item(Protocol):
     def load(self) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def meet(items: Iterable[Item], defense: Callable[[torch.Tensor, str], torch.Tensor]) -> Iterator[Example]:
-    """Load posteriors one by one, under `defense` (which normalises them).
+def meet(items: Iterable[Item], defense: Callable[[torch.Tensor, str], torch.Tensor],
+         undefended: Callable[[torch.Tensor, str], torch.Tensor] | None = None) -> Iterator[Example]:
+    """Load posteriors one by one, under `defense` (which normalises them) and, beside it, as `undefended` gives them.
 
     Raises `UserError` when a label is all void or a posterior is not finite.
     """
@@ -110,10 +115,12 @@ def meet(items: Iterable[Item], defense: Callable[[torch.Tensor, str], torch.Ten
         if (label == VOID).all():
             raise UserError(f"{item.name}: its label is void everywhere, so there is nothing to compare; leave it out")
         label = torch.from_numpy(np.ascontiguousarray(label))
-        posterior = defense(torch.from_numpy(np.ascontiguousarray(posterior)), item.key)
+        given = torch.from_numpy(np.ascontiguousarray(posterior))
+        posterior = defense(given, item.key)
         if not posterior.isfinite().all():
             raise UserError(f"{item.name}: the model's posterior is not finite")
-        yield Example(item.name, item.key, item.member, item.group, posterior, label)
+        yield Example(item.name, item.key, item.member, item.group, posterior, label,
+                      undefended(given, item.key) if undefended else None)
 
 
 @torch.inference_mode()

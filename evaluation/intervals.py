@@ -63,6 +63,16 @@ def intervals(score: np.ndarray, member: np.ndarray, group: Sequence[str], seed:
     return {name: [float(q) for q in np.quantile(values[:, 0], [0.025, 0.975])] for name, values in drawn.items()}
 
 
+def mean_interval(values: np.ndarray, group: Sequence[str], seed: int = 0, resamples: int = RESAMPLES) -> list[float]:
+    """95 % percentile interval [low, high] of the mean of `values` (n,), over their blocks."""
+    values = np.asarray(values, float)
+    draw, means = block_weights(group, np.ones(len(values)), resamples, seed), np.empty(0)
+    while len(means) < resamples:
+        weights = draw()[: resamples - len(means)]
+        means = np.append(means, weights @ values / weights.sum(axis=1))
+    return [float(q) for q in np.quantile(means, [0.025, 0.975])]
+
+
 def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray], member: np.ndarray,
                       group: Sequence[str], figure: str = "auc", seed: int = 0) -> dict[str, object]:
     """Figure of `first` minus that of `second` on the same items: {"difference", "interval": [low, high]}.

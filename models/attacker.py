@@ -64,6 +64,7 @@ class Attacker(nn.Module):
     def __init__(self, arch: str = "resnet50", channels: int = 1, width: float = 1.0, dilated: bool = False,
                  dropout: float = 0.0, halvings: int = 3):
         super().__init__()
+        self.stride = 2**halvings  # positions per feature
         stem, pool, second = (2 if halvings > step else 1 for step in range(3))
         expansion = 4 if arch == "resnet50" else 1
         base = max(8, round(64 * width))

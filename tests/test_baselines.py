@@ -75,6 +75,11 @@ def test_pixelwise_attack_averages_over_the_picture(live, pixelwise, tmp_path):
     assert scores[item.name.partition("/")[2]] == pytest.approx(mean, abs=1e-4)
 
 
+def test_pixelwise_has_no_activation_map(live, pixelwise, tmp_path):
+    result = script("attack.py", "-resume", pixelwise, *live, "-cam", tmp_path / "cam", "--out", tmp_path / "run")
+    assert result.returncode == 2 and "every position alike" in result.stderr and not (tmp_path / "run").exists()
+
+
 def test_pixelwise_reads_posterior_and_label(world):
     result = script("train_attacker.py", "--shadow", world / "shadow", "--arch", "pixelwise")
     assert result.returncode == 2 and "-input concate" in result.stderr

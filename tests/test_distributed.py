@@ -59,9 +59,10 @@ def one_thread():
 
 def test_attack_on_two_processes_writes_the_same_bytes(world, live, tmp_path, one_thread):
     args = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live, "--batch", 12, "-num-patch", 4, "--out"]
-    must(script(*args, tmp_path / "one"))
-    must(torchrun(*args, tmp_path / "two"))  # 16 pictures in groups of 3: 9 for one process, 7 for the other
-    assert (tmp_path / "two" / "scores.csv").read_bytes() == (tmp_path / "one" / "scores.csv").read_bytes()
+    for run, name in ((script, "one"), (torchrun, "two")):  # 16 pictures in groups of 3: 9 and 7
+        must(run(*args, tmp_path / name, "-cam", tmp_path / name, "--cam-pictures", 1))
+    for file in ("scores.csv", "correlations.csv", "img_0.png", "img_100.png"):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
 
 
 def test_attacker_trains_on_two_processes(world, tmp_path):

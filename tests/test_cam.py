@@ -1,0 +1,197 @@
+"""Class activation maps: the identity behind them, where they lie, correlations, and what attack.py -cam writes."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import must, script, write_tree
+from PIL import Image
+
+from attacks.activation import activation_map, correlation, resize, see
+from attacks.scoring import View, member_logits
+from evaluation.intervals import mean_interval
+from models.attacker import Attacker
+from utils.checkpoints import save_checkpoint
+
+CPU = torch.device("cpu")
+VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4, "argmax": False, "tau": 0.9}
+
+
+def attacker(channels=1, **options):
+    torch.manual_seed(0)
+    return Attacker("resnet18", channels, 0.125, **options).eval()
+
+
+def read(folder):
+    with open(folder / "correlations.csv") as file:
+        return {row.pop("image"): row for row in csv.DictReader(file)}
+
+
+def cam_of(folder):
+    return json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)["cam"]
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (33, 70), (90, 41)])
+@pytest.mark.parametrize("folded", [False, True])
+def test_mean_of_the_map_and_bias_are_the_difference_of_the_logits(shape, folded):
+    model = attacker(3)
+    model.fc.bias.data = torch.tensor([0.3, -0.9])
+    model = model.fold_norms() if folded else model
+    image = torch.rand(3, *shape)
+    logits = member_logits(model, image[None], CPU, "fp32")[0]
+    cam = activation_map(model, image, CPU, "fp32")
+    assert cam.shape == tuple(-(-n // 8) for n in shape)
+    assert float(cam.double().mean()) + (-0.9 - 0.3) == pytest.approx(logits[1] - logits[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("dilated", [False, True])
+def test_features_lie_on_every_eighth_position_from_the_first(dilated):
+    """With kernels that are their own mirror image, a map of 8 n + 1 positions and its mirror image have mirrored CAMs.
+
+    Feature i at position 8 i + b then is feature n - i at 8 n - 8 i - b, so b is 0.
+    """
+    model = attacker(dilated=dilated)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = (parameter + parameter.flip(2, 3)) / 2
+    image = torch.rand(1, 41, 65)
+    one, two = (activation_map(model, x, CPU, "fp32") for x in (image, image.flip(1, 2)))
+    assert one.shape == (6, 9)
+    torch.testing.assert_close(one.flip(0, 1), two, atol=1e-5, rtol=1e-4)
+    assert one.std() > 0
+
+
+def test_resized_map_holds_each_feature_at_its_position_and_goes_on_past_the_last():
+    cam = torch.tensor([[0.0, 8.0, 0.0], [16.0, 24.0, 16.0]])
+    fine = resize(cam, (16, 20), 8)
+    assert fine.shape == (16, 20) and torch.equal(fine[::8, ::8], cam)
+    assert fine[0, 3] == 3 and fine[4, 8] == 16 and torch.equal(fine[9:], fine[8:9].expand(7, -1))
+
+
+def test_correlation_of_what_is_known():
+    ramp = np.arange(10, dtype=np.float32)
+    assert correlation(ramp, 3 * ramp + 2) == pytest.approx(1) and correlation(ramp, -ramp) == pytest.approx(-1)
+    assert correlation(np.array([1, 2, 3, 4]), np.array([1, -1, -1, 1])) == pytest.approx(0)
+    assert correlation(ramp, np.zeros(10)) is None and correlation(np.full(10, 5 + 1e-7), ramp) is None
+    assert correlation(np.ones(1), np.ones(1)) is None
+
+
+class Linear(torch.nn.Module):
+    """Stands for an attacker whose features are its input at every eighth position."""
+
+    stride = 8
+
+    def __init__(self, sign):
+        super().__init__()
+        self.fc = torch.nn.Linear(1, 2)
+        self.fc.weight.data = torch.tensor([[0.0], [sign]])
+
+    def forward(self, x):
+        features = x[:, :, ::8, ::8]
+        return self.fc(features.mean(dim=(2, 3))), features
+
+
+@pytest.mark.parametrize("sign", [1.0, -2.0])
+def test_an_attacker_that_looks_at_the_loss_correlates_with_it(sign):
+    """A loss that bilinear resizing gives back correlates to 1; void positions, whose loss is 0, do not count."""
+    loss = torch.linspace(0.1, 4, 17).expand(9, 17)
+    posterior = torch.stack([(-loss).exp(), 1 - (-loss).exp()])
+    label = torch.zeros(9, 17, dtype=torch.uint8)
+    label[1:8, 1:8] = 255
+    sight = see(Linear(sign), posterior, label, View("loss", 8, 1e-30), CPU, "fp32")
+    assert sight.pearson == pytest.approx(np.sign(sign), abs=1e-3)
+    assert sight.spearman == pytest.approx(np.sign(sign), abs=1e-3)
+    assert np.isnan(sight.loss[2, 2]) and sight.loss[0, 16] == pytest.approx(4, abs=1e-4)
+
+
+def test_interval_of_a_mean():
+    values = np.random.default_rng(0).normal(3, 1, 400)
+    low, high = mean_interval(values, [str(i) for i in range(400)])
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1) and low < values.mean() < high
+    assert mean_interval(np.ones(4), list("aabb")) == [1, 1]
+
+
+def blank(path):
+    with Image.open(path) as image:
+        return np.unique(np.asarray(image.convert("L"))).size < 50
+
+
+@pytest.mark.parametrize("kind, flags", [("loss", []), ("concate", ["-argmax"]), ("loss", ["-gauss", 0.3])])
+def test_attack_writes_correlations_and_drawings(world, live, tmp_path, kind, flags):
+    base = ["attack.py", "-resume", world / kind / "best.pth.tar", *live, *flags]
+    out = must(script(*base, "-cam", tmp_path / "cam", "--cam-pictures", 1, "--out", tmp_path / "run")).stdout
+    assert "correlation of activation map and loss map: members" in out
+    rows, found = read(tmp_path / "cam"), cam_of(tmp_path / "run")
+    assert len(rows) == 16 and list(rows) == sorted(rows)
+    assert set(next(iter(rows.values()))) == {"member", "pearson", "spearman"} | (
+        {"pearson_before", "spearman_before", "cam_kept"} if flags else set())
+    for side, member in (("members", "1"), ("non_members", "0")):
+        values = [float(row["pearson"]) for row in rows.values() if row["member"] == member and row["pearson"]]
+        assert all(-1 <= value <= 1 for value in values)
+        if values:
+            assert found[f"correlation_{side}"] == pytest.approx(np.mean(values))
+            low, high = found[f"correlation_{side}_interval"]
+            assert low <= found[f"correlation_{side}"] <= high
+    assert found["without_correlation"] == sum(row["pearson"] == "" for row in rows.values())
+    assert ("cam_kept_members" in found) == bool(flags)
+    drawn = sorted(path.name for path in (tmp_path / "cam").glob("*.png"))
+    assert drawn == ["img_0.png", "img_100.png"]
+    assert not any(blank(tmp_path / "cam" / name) for name in drawn)
+    must(script(*base, "-cam", tmp_path / "again", "--cam-pictures", 0, "--out", tmp_path / "run-again"))
+    assert not list((tmp_path / "again").glob("*.png"))
+    assert (tmp_path / "again" / "correlations.csv").read_bytes() == (
+        tmp_path / "cam" / "correlations.csv").read_bytes()
+
+
+def test_the_attack_itself_is_as_without(world, live, tmp_path):
+    base = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live, "-argmax", "--out"]
+    must(script(*base, tmp_path / "plain"))
+    must(script(*base, tmp_path / "seen", "-cam", tmp_path / "seen" / "cam", "--cam-pictures", 0))
+    assert (tmp_path / "plain" / "scores.csv").read_bytes() == (tmp_path / "seen" / "scores.csv").read_bytes()
+    before = cam_of(tmp_path / "seen")["correlation_before_members"]
+    must(script(*base[:-2], "--out", tmp_path / "open", "-cam", tmp_path / "open" / "cam", "--cam-pictures", 0))
+    assert before == cam_of(tmp_path / "open")["correlation_members"]
+
+
+@pytest.fixture
+def place(tmp_path):
+    write_tree(tmp_path / "examples", names=("a", "b"))
+    spec = {"name": "attacker", "classes": 19, "arguments": {"arch": "resnet18", "channels": 1, "width": 0.125}}
+    save_checkpoint(tmp_path / "loss.pth.tar", spec, attacker().state_dict(), view=VIEW)
+    return tmp_path
+
+
+def attack(place, *flags):
+    return script("attack.py", "-resume", place / "loss.pth.tar", "--examples", place / "examples", "--out",
+                  place / "out", *flags)
+
+
+def test_a_map_without_variance_is_left_out_and_counted(place):
+    """Under Argmax a picture that the victim gets right everywhere has a loss map of zeros."""
+    for name in ("a", "b"):
+        with Image.open(place / "examples" / "train" / "label" / f"{name}.png") as image:
+            label = np.asarray(image)[::4, ::4]
+        right = np.where(label == 255, 0, label)[None] == np.arange(19)[:, None, None]
+        np.save(place / "examples" / "train" / "pred_sgd" / f"{name}.npy", (0.9 * right + 0.1 / 19).astype(np.float32))
+    must(attack(place, "-argmax", "-cam", place / "cam", "--cam-pictures", 1))
+    found, rows = cam_of(place / "out"), read(place / "cam")
+    assert found["without_correlation"] == 2 and found["correlation_members"] is None
+    assert found["correlation_members_interval"] is None and found["correlation_non_members"] is not None
+    assert rows["train/a"]["pearson"] == rows["train/a"]["spearman"] == "" and rows["val/a"]["pearson"]
+    assert (place / "cam" / "train_a.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--threshold", "loss"], "no activation map"), (["--cam-pictures", -1], "0 or more"),
+])
+def test_refused(place, flags, message):
+    result = attack(place, "-cam", place / "cam", *flags)
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not (place / "out").exists() and not (place / "cam").exists()
+
+
+def test_a_file_is_no_folder(place):
+    result = attack(place, "-cam", place / "loss.pth.tar")
+    assert result.returncode == 2 and "folder" in result.stderr and not (place / "out").exists()
