@@ -6,7 +6,7 @@ of a table, a point of a curve. All are named by what they are, so that a name s
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -74,13 +74,14 @@ class Scale:
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
-        """Every cell by its name."""
+        """Every cell by its name; one that two figures share keeps what either asks for."""
         found = itertools.chain.from_iterable(
             part(setting) for setting in self.settings
             for part in (self._table, self._selections, self._sizes, self._defended))
         cells: dict[str, Cell] = {}
         for cell in found:
-            cells[cell.name] = cell
+            same = cells.get(cell.name, cell)
+            cells[cell.name] = replace(cell, curve=cell.curve or same.curve, patches=cell.patches or same.patches)
         return cells
 
     def _cell(self, setting: str, method: str, defense: str = "none", seed: int = 0, **rest) -> Cell:
