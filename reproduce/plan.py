@@ -182,10 +182,17 @@ class Scale:
         attacker, victim = self.attacker_of(cell), self.runs / f"victim-{self.victim_of(cell)}"
         tree = "posteriors" + (f"-{cell.defense}" if cell.defense.startswith("dropout") else "")
         how = {"threshold": ["--threshold", select], "pixelwise": []}.get(kind, ["--select", select])
+        if self.looked_at(cell):
+            how += ["-cam", str(self.run_of(cell) / "cam"), "--cam-pictures", "1"]
         return ["attack.py", "--out", str(self.run_of(cell)), "-resume",
                 str(self.runs / "attackers" / attacker.name / "best.pth.tar"), "--victim", str(victim / "last.pth.tar"),
                 "--keep", str(victim / tree), *self.target[self.settings[cell.setting]["victim"]].split(),
                 "-num-patch", str(cell.count), "--seed", str(cell.seed), *how, *_flags(cell.defense)]
+
+    def looked_at(self, cell: Cell) -> bool:
+        """Fig. 5: whether activation maps are made of a cell, once for each defense of the dependent setting."""
+        return (self.settings[cell.setting].get("dependent", False) and cell.method in ("loss-random", "concate-random")
+                and (cell.seed, cell.count, cell.size) == (0, self.count, self.size))
 
     def run_of(self, cell: Cell) -> Path:
         return self.runs / "cells" / cell.name

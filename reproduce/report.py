@@ -53,6 +53,10 @@ def report(measured) -> str:
         "Max-F / AUC, mean over attacker seeds, in parentheses the range of the AUC; the paper's figures beside.", "",
         tables.table_two(measured), "## Victims and shadows", "", tables.models(measured), "## Defenses", "",
         "Random patches, seed 0. mIoU is that of the posteriors that were attacked.", "", tables.defenses(measured),
+        "## Fig. 5: where the attacker looks", "",
+        "Mean over pictures of the correlation (Pearson) of the class activation map with the loss map, and of the map "
+        "under the defense with that before it; where a victim answers otherwise there is no before.", "",
+        tables.activation(measured),
         *(f"## {titles[name]}\n\n![{titles[name]}]({name}.png)\n" for name in drawn),
         "## Claims", "", claims([measured])])
 

@@ -53,6 +53,24 @@ def models(measured: Measured) -> str:
     return markdown(["model", "mIoU in", "mIoU out", "in", "out", "minutes", "epsilon"], rows)
 
 
+def activation(measured: Measured) -> str:
+    """Fig. 5 in figures: correlation of activation map and loss map, and of the map with that before the defense."""
+    rows = []
+    for cell in measured.there.values():
+        if found := measured.figures(cell).get("cam"):
+            rows.append([paper.title(cell.method), cell.defense, *(_interval(found, f"{figure}_{side}")
+                         for figure in ("correlation", "cam_kept") for side in ("members", "non_members"))])
+    return markdown(["attacker", "defense", "CAM and loss map, members", "non-members",
+                     "CAM before and under the defense, members", "non-members"], rows)
+
+
+def _interval(found: dict, name: str) -> str:
+    if found.get(name) is None:
+        return DASH
+    low, high = found[f"{name}_interval"]
+    return f"{found[name]:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def defenses(measured: Measured) -> str:
     """AUC of the attackers on random patches, and mIoU of what they met, under each defense of each setting, in %."""
     rows = []
