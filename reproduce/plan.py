@@ -173,9 +173,14 @@ class Scale:
         pixelwise = attacker.input == "pixelwise"
         return ["train_attacker.py", "--out", str(self.runs / "attackers" / attacker.name), "--shadow",
                 str(self.runs / f"shadow-{attacker.shadow}"), "-input", "concate" if pixelwise else attacker.input,
-                "--patch-size", str(attacker.size), "--epochs", str(self.attacker_epochs[attacker.input]),
+                "--patch-size", str(attacker.size), "--epochs", str(self.epochs_of(attacker)),
                 "--seed", str(attacker.seed), *self.attacker.split(), *(["--arch", "pixelwise"] if pixelwise else []),
                 *_flags(attacker.defense)]
+
+    def epochs_of(self, attacker: Attacker) -> int:
+        """Epochs by representation, and by shadow where their numbers of pictures differ much."""
+        own = self.attacker_epochs.get(attacker.shadow.partition("@")[0], self.attacker_epochs)
+        return own[attacker.input]
 
     def cell_command(self, cell: Cell) -> list[str]:
         kind, _, select = cell.method.partition("-")
