@@ -176,7 +176,7 @@ def dpsgd_training(beside: str, count: int = 8) -> Stage:
         return [p.grad for p in models[0].parameters()]
 
     def fast() -> list[torch.Tensor]:
-        segmentation.learn_privately(net, private, images, labels, 0.4, CPU, "auto", count)
+        segmentation.learn_privately(net, private, images, labels, 0.4, CPU, "auto")
         return [p.grad for p in models[1].parameters()]
 
     with FlopCounterMode(display=False) as counter:

@@ -111,7 +111,7 @@ def test_a_step_clips_each_layer_of_each_picture():
     bounds = bounds_of(alone, 0.7)
     before = {name: p.detach().clone() for name, p in trained(model).items()}
     net, optimizer = private(model, bounds)
-    learn_privately(net, optimizer, images, labels, 0.4, CPU, "fp32", BATCH)
+    learn_privately(net, optimizer, images, labels, 0.4, CPU, "fp32")
     clipped = 0
     for name, parameter in trained(model).items():
         expected = torch.zeros_like(parameter)
@@ -132,7 +132,7 @@ def test_frozen_statistics_do_not_move():
     net, optimizer = private(model, dict.fromkeys(trained(model), 1.0), VARIANCE, lr=1e-3)
     images, labels = pictures(3)
     for _ in range(2):
-        learn_privately(net, optimizer, images, labels, 0.4, CPU, "fp32", BATCH)
+        learn_privately(net, optimizer, images, labels, 0.4, CPU, "fp32")
     assert any("running_mean" in name for name in before) and len(scales) > 4
     for name, value in {**before, **scales}.items():
         assert torch.equal(model.state_dict().get(name, value), value), name
@@ -148,7 +148,7 @@ def test_noise_has_the_deviation_that_is_printed(drawn):
         model = make()
         net, optimizer = private(model, bounds, variance)
         dpsgd.reseed(optimizer, 0, 0)
-        learn_privately(net, optimizer, images[:drawn], labels[:drawn], 0.4, CPU, "fp32", BATCH)
+        learn_privately(net, optimizer, images[:drawn], labels[:drawn], 0.4, CPU, "fp32")
         after.append({name: p.detach().flatten() for name, p in trained(model).items()})
     noise = {name: after[1][name] - after[0][name] for name in after[0]}
     assert torch.cat(list(noise.values())).std().item() == pytest.approx(printed, rel=0.01)
@@ -165,7 +165,7 @@ def test_bf16_gives_float32_gradients_that_are_close():
         model = make()
         before = torch.cat([p.detach().flatten() for p in trained(model).values()])
         net, optimizer = private(model, bounds_of(one_at_a_time(model, images, labels)))
-        learn_privately(net, optimizer, images, labels, 0.4, CPU, precision, BATCH)
+        learn_privately(net, optimizer, images, labels, 0.4, CPU, precision)
         assert all(p.grad.dtype == torch.float32 for p in trained(model).values())
         moved.append(torch.cat([p.detach().flatten() for p in trained(model).values()]) - before)
     assert F.cosine_similarity(*moved, dim=0) > 0.95

@@ -3,7 +3,6 @@
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +69,7 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     data = Augmented(pairs, args.dataset, args.seed, tuple(args.crop), [255 * m for m in model.backbone.mean],
                      tuple(args.scale), args.rotate, args.blur)
     steps = max(1, len(pairs) // args.batch)
-    net, private = parallel(model, device) if not args.dpsgd else model, {}
+    private = {}
     if args.dpsgd:
         from defenses import dpsgd
 
@@ -78,6 +77,8 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
         net, optimizer = dpsgd.privatise(model, optimizer, bounds, args.noise_variance, args.batch)
         private = dpsgd.account(bounds, args.noise_variance, args.batch, len(pairs), steps * args.epochs)
         say(dpsgd.describe(private))
+    else:
+        net = parallel(model, device)
     # One loader for all epochs: workers are started once, before the first step, and read ahead.
     loader = iter(DataLoader(data, batch_sampler=_batches(len(data), args, start), num_workers=args.workers,
                              worker_init_fn=_one_thread, pin_memory=device.type == "cuda", collate_fn=_collate))
@@ -147,8 +148,8 @@ def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader:
         rate = args.lr * (1 - (epoch * steps + step) / (args.epochs * steps)) ** POLY
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        step_on = partial(learn_privately, batch=args.batch) if args.dpsgd else learn
-        summed += step_on(model, optimizer, images, labels, args.aux_weight, device, args.precision, epoch=epoch)
+        step_down = learn_privately if args.dpsgd else learn
+        summed += step_down(model, optimizer, images, labels, args.aux_weight, device, args.precision, epoch)
     agree_on_buffers(model)
     return summed / steps
 
@@ -169,13 +170,13 @@ def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torc
 
 
 def learn_privately(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor,
-                    labels: torch.Tensor, aux_weight: float, device: torch.device, precision: str, batch: int,
+                    labels: torch.Tensor, aux_weight: float, device: torch.device, precision: str,
                     epoch: int = 0) -> float:
-    """`learn` with what `defenses.dpsgd.privatise` gave; `batch` pictures are expected of all processes, N came."""
+    """`learn` with the model and the optimizer that `defenses.dpsgd.privatise` gave; N may be 0."""
     losses = torch.zeros(0, device=device)
     if len(images):
         losses = picture_losses(*_forward(model, images, labels, device, precision), aux_weight)
-    return descend_privately(optimizer, losses, batch, epoch)
+    return descend_privately(optimizer, losses, epoch)
 
 
 def _forward(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device,

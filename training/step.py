@@ -50,12 +50,13 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, epoch: int) ->
     return value
 
 
-def descend_privately(optimizer: torch.optim.Optimizer, losses: torch.Tensor, batch: int, epoch: int) -> float:
-    """One step of DPSGD; `losses` (n,) are those of this process's pictures, of which `batch` are expected in all.
+def descend_privately(optimizer: torch.optim.Optimizer, losses: torch.Tensor, epoch: int) -> float:
+    """One step of DPSGD, whose mean loss is returned; `losses` (n,) are those of this process's pictures.
 
-    Returns the sum of all losses divided by `batch`. Raises `UserError` when it is no number.
+    Raises `UserError` when it is no number.
     """
-    value = _finite(losses.sum() / batch, epoch)
+    drawn = total(torch.tensor(len(losses), device=losses.device)).clamp_min(1)
+    value = _finite(losses.sum() / drawn, epoch)
     optimizer.zero_grad(set_to_none=True)
     if len(losses):
         losses.sum().backward()  # each picture's own gradient; Opacus averages them
