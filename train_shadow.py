@@ -43,6 +43,7 @@ def main(args: argparse.Namespace) -> None:
 
     if bool(args.train) != bool(args.test):
         raise UserError("--train and --test go together: D_in^S and D_out^S")
+    training.check(args)
     if args.plan:
         from training.plan import plan_segmenter
 

@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> None:
     from utils.distributed import on_main
     from utils.files import start_run
 
+    training.check(args)
     if args.plan:
         from training.plan import plan_segmenter
 

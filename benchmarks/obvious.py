@@ -77,6 +77,21 @@ def attacker_step(model, optimizer, patches):
     return loss.item()
 
 
+def private_step(model, optimizer, images, labels, bound, aux_weight=0.4):
+    """A step of DPSGD without noise: the gradient of one picture after the other, each tensor clipped to `bound`."""
+    parameters = list(model.parameters())
+    summed = [torch.zeros_like(p) for p in parameters]
+    for i in range(len(images)):
+        main, auxiliary = model(images[i : i + 1])
+        loss = F.cross_entropy(main, labels[i : i + 1], ignore_index=VOID)
+        loss = loss + aux_weight * F.cross_entropy(auxiliary, labels[i : i + 1], ignore_index=VOID)
+        for total, gradient in zip(summed, torch.autograd.grad(loss, parameters), strict=True):
+            total += gradient * min(1.0, bound / (gradient.norm().item() + 1e-6))
+    for p, total in zip(parameters, summed, strict=True):
+        p.grad = total / len(images)
+    optimizer.step()
+
+
 def train_step(model, optimizer, images, labels, aux_weight=0.4):
     """A step in float32 and the default layout."""
     main, auxiliary = model(images)

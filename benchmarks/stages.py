@@ -155,6 +155,36 @@ def victim_training(folder: Path, count: int = 16, batch: int = 8) -> Stage:
     return Stage("pictures", count, plain, fast, flops=counter.get_total_flops() / 2 * count)
 
 
+def dpsgd_training(beside: str, count: int = 8) -> Stage:
+    """A step of DPSGD without noise beside the obvious way of it, or beside plain SGD of the same model."""
+    from defenses.dpsgd import privatise
+
+    spec = SEGMENTER | {"dropout": 0.0, "group_norms": ["backbone", "head", "auxiliary"]}
+    torch.manual_seed(0)
+    models = [build_segmenter(spec).train().to(memory_format=torch.channels_last) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in models]  # each round meets the same gradient
+    bounds = dict.fromkeys(dict(models[1].named_parameters()), 1.0)
+    net, private = privatise(models[1], optimizers[1], bounds, 0.0, count)
+    images, labels = torch.rand(count, 3, *CROP), torch.randint(0, spec["classes"], (count, *CROP))
+
+    def plain() -> list[torch.Tensor]:
+        if beside == "SGD":
+            segmentation.learn(models[0], optimizers[0], images, labels, 0.4, CPU, "auto")
+        else:
+            obvious.private_step(models[0], optimizers[0], images, labels, 1.0)
+        return [p.grad for p in models[0].parameters()]
+
+    def fast() -> list[torch.Tensor]:
+        segmentation.learn_privately(net, private, images, labels, 0.4, CPU, "auto")
+        return [p.grad for p in models[1].parameters()]
+
+    with FlopCounterMode(display=False) as counter:
+        obvious.train_step(models[0], optimizers[0], images[:2], labels[:2])
+    return Stage("pictures", count, plain, fast, flops=counter.get_total_flops() / 2 * count,
+                 agree=None if beside == "SGD" else largest_difference)
+
+
 def attacker_training(folder: Path, pictures: int = 16, repeat: int = 8, batch: int = 32) -> Stage:
     for index, example in enumerate(posteriors(pictures, 11, (90, 120))):
         write_posterior(folder, "train" if example.member else "val", f"{index}", example.posterior.numpy(),
@@ -189,6 +219,8 @@ STAGES = {
     "asking the victim": lambda folder: asking(),
     "loading pictures": loading,
     "training the victim": victim_training,
+    "training with DPSGD": lambda folder: dpsgd_training("one picture at a time"),
+    "DPSGD beside plain SGD": lambda folder: dpsgd_training("SGD"),
     "training the attacker": attacker_training,
 }
 

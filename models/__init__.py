@@ -18,8 +18,18 @@ SEGMENTERS = {"pspnet": "models.pspnet", "upernet": "models.upernet", "deeplabv3
 
 
 def build_segmenter(spec: dict, pretrained: bool = False) -> "nn.Module":
-    """Build the model of `spec`: `name`, one of `SEGMENTERS`, and the arguments of its `build`."""
-    return importlib.import_module(SEGMENTERS[spec["name"]]).build(**spec, pretrained=pretrained)
+    """Build the model of `spec`: `name`, one of `SEGMENTERS`, and the arguments of its `build`.
+
+    `group_norms` names the parts (backbone, head, auxiliary) that have GroupNorm instead of BatchNorm.
+    """
+    from models.layers import group_norms
+
+    arguments = dict(spec)
+    grouped = arguments.pop("group_norms", ())
+    model = importlib.import_module(SEGMENTERS[spec["name"]]).build(**arguments, pretrained=pretrained)
+    for part in grouped:
+        group_norms(getattr(model, part))
+    return model
 
 
 def read_segmenter(path: str) -> dict:

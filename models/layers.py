@@ -1,5 +1,7 @@
 """What the segmentation heads have in common."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from models.backbones import Backbone
 
 BINS = (1, 2, 3, 6)
+GROUP = 16  # channels of a GroupNorm group, or more: one position of a pooled map must not be a group of its own
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -16,6 +19,20 @@ def conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> 
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
+
+
+def group_norms(module: nn.Module) -> None:
+    """Put GroupNorm without scales in the place of every BatchNorm below `module`; an activation inside it stays.
+
+    It keeps no statistics of training pictures, and there is nothing in it to be clipped or to get noise.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            channels = child.num_features
+            norm = nn.GroupNorm(math.gcd(max(1, channels // GROUP), channels), channels, affine=False)
+            setattr(module, name, nn.Sequential(norm, child.act) if hasattr(child, "act") else norm)
+        else:
+            group_norms(child)
 
 
 class PyramidPooling(nn.Module):

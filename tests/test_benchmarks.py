@@ -5,7 +5,7 @@ import torch
 from conftest import must, script
 
 from benchmarks.planned import measure
-from benchmarks.stages import asking, attack, built
+from benchmarks.stages import asking, attack, built, dpsgd_training
 
 
 @pytest.mark.parametrize("name", ["loss map", "concatenation"])
@@ -24,6 +24,12 @@ def test_attacks_agree(kind):
 def test_posteriors_agree():
     stage = asking()
     assert stage.agree(stage.plain(), stage.fast()) < 1e-4
+
+
+def test_dpsgd_steps_agree():
+    stage = dpsgd_training("one picture at a time", count=2)
+    plain = stage.plain()
+    assert max(float(g.norm()) for g in plain) > 0.1 and stage.agree(plain, stage.fast()) < 1e-3
 
 
 def test_growth_counts_pictures(tmp_path):

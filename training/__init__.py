@@ -2,7 +2,9 @@
 
 import argparse
 
-from utils.cli import positive
+from utils.cli import UserError, flag, positive
+
+NOISE_VARIANCE = 1e-3  # of DPSGD, in the paper's range
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -34,11 +36,30 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="random scaling; the paper's: 0.5 2 (default: 0.85 1.4)")
     train.add_argument("--rotate", type=float, default=0.0,
                        help="largest angle in degrees; the paper's: 10 (default: 0)")
-    train.add_argument("--freeze-norms", action="store_true", help="leave BatchNorm as it is, for tiny batches")
+    train.add_argument("--freeze-norms", action="store_true", help="for tiny batches: BatchNorm that comes with "
+                       "ImageNet weights stays as it is, a fresh one is GroupNorm without scales")
     train.add_argument("--blur", type=float, default=0.5,
                        help="share of the pictures that a 5 x 5 blur meets, which is much where pictures are small "
                        "(default: 0.5, as in the paper)")
     train.add_argument("--workers", type=int, default=1, help="processes that prepare pictures (default: 1)")
     train.add_argument("--continue", dest="continue_", metavar="DIR",
                        help="go on with the run in DIR, with the arguments it was started with")
+    defense = parser.add_argument_group("DPSGD")
+    flag(defense, "dpsgd", action="store_true", help="clip the gradient of each picture layer by layer, add noise to "
+         "their sum, and draw the pictures of a step by Poisson sampling; implies --freeze-norms")
+    flag(defense, "noise-variance", metavar="V", type=float, help="square of the noise multiplier; 0 clips alone "
+         f"(default: {NOISE_VARIANCE:g})")
     add_plan_flags(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Settle what -dpsgd implies; `UserError` for flags that contradict one another."""
+    if args.noise_variance is not None and not args.dpsgd:
+        raise UserError("-noise-variance goes with -dpsgd")
+    if args.dpsgd:
+        if args.plan:
+            raise UserError("--plan knows plain SGD only; leave -dpsgd out")
+        args.freeze_norms = True
+        args.noise_variance = NOISE_VARIANCE if args.noise_variance is None else args.noise_variance
+        if not 0 <= args.noise_variance < float("inf"):
+            raise UserError(f"-noise-variance {args.noise_variance}: a variance is 0 or more")

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from datasets import find_dataset
 from datasets.pairs import Pair, load_pair
@@ -19,7 +19,7 @@ from datasets.transforms import Augmented
 from evaluation.metrics import confusion, mean_iou
 from models import build_segmenter
 from models.query import query
-from training.step import agree_on_buffers, descend, freeze_norms, parallel
+from training.step import agree_on_buffers, descend, descend_privately, freeze_norms, parallel
 from utils import VOID
 from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from utils.cli import UserError
@@ -35,14 +35,20 @@ POLY = 0.9  # power of the learning-rate schedule, per iteration
 def spec_of(args: argparse.Namespace, classes: int) -> dict:
     """The dict that rebuilds the model which the flags ask for."""
     return {"name": args.model, "backbone": args.backbone, "classes": classes, "output_stride": args.output_stride,
-            "stages": args.stages, "width": args.width, "dropout": args.dropout, "auxiliary": args.aux_weight > 0}
+            "stages": args.stages, "width": args.width, "dropout": args.dropout, "auxiliary": args.aux_weight > 0,
+            "group_norms": _fresh_parts(args) if args.freeze_norms else []}
+
+
+def _fresh_parts(args: argparse.Namespace) -> list[str]:
+    """Parts whose BatchNorm would be frozen at mean 0 and variance 1, which is no norm at all."""
+    return ["head"] + ["auxiliary"] * (args.aux_weight > 0) + ["backbone"] * (not args.pretrained)
 
 
 def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Path,
-                    device: torch.device) -> tuple[torch.nn.Module, float]:
+                    device: torch.device) -> tuple[torch.nn.Module, float, dict]:
     """Train the model of `args` on `pairs` (SGD, momentum 0.9, poly schedule) and leave it in folder/last.pth.tar.
 
-    Returns the model and the minutes its training took in all.
+    Returns the model, the minutes its training took in all, and what `defenses.dpsgd.account` says of it with -dpsgd.
     A checkpoint is written after every epoch; where one lies in `folder`, training goes on from it and ends with the
     weights that an unbroken run would have. Raises `UserError` for fewer than two pictures, and when the loss is no
     number any more.
@@ -58,23 +64,35 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     if args.freeze_norms:
         freeze_norms(model)
     optimizer = optimizer_of(model, args)
-    start, minutes = _restore(last, model, optimizer) if last.exists() else (0, 0.0)
+    start, minutes, bounds = _restore(last, model, optimizer) if last.exists() else (0, 0.0, {})
     begun = time.monotonic() - 60 * minutes
     data = Augmented(pairs, args.dataset, args.seed, tuple(args.crop), [255 * m for m in model.backbone.mean],
                      tuple(args.scale), args.rotate, args.blur)
     steps = max(1, len(pairs) // args.batch)
-    net = parallel(model, device)
+    private = {}
+    if args.dpsgd:
+        from defenses import dpsgd
+
+        bounds = bounds or dpsgd.gradient_bounds(model, _first_losses(model, data, args, device))
+        net, optimizer = dpsgd.privatise(model, optimizer, bounds, args.noise_variance, args.batch)
+        private = dpsgd.account(bounds, args.noise_variance, args.batch, len(pairs), steps * args.epochs)
+        say(dpsgd.describe(private))
+    else:
+        net = parallel(model, device)
     # One loader for all epochs: workers are started once, before the first step, and read ahead.
     loader = iter(DataLoader(data, batch_sampler=_batches(len(data), args, start), num_workers=args.workers,
-                             worker_init_fn=_one_thread, pin_memory=device.type == "cuda"))
+                             worker_init_fn=_one_thread, pin_memory=device.type == "cuda", collate_fn=_collate))
     with RunLog(folder) as log:
         for epoch in range(start, args.epochs):
+            if args.dpsgd:
+                dpsgd.reseed(optimizer, args.seed, epoch)
             loss = _one_epoch(net, optimizer, loader, args, epoch, steps, device)
             log.add(epoch + 1, loss=loss, lr=optimizer.param_groups[0]["lr"])
             minutes = (time.monotonic() - begun) / 60
             save_checkpoint(last, spec, model.state_dict(), epoch=epoch + 1, optimizer=optimizer.state_dict(),
-                            minutes=minutes, classes=list(dataset.CLASSES), dataset=args.dataset, args=vars(args))
-    return model.eval(), minutes
+                            minutes=minutes, classes=list(dataset.CLASSES), dataset=args.dataset, args=vars(args),
+                            bounds=bounds)
+    return model.eval(), minutes, private
 
 
 def optimizer_of(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -85,47 +103,88 @@ def optimizer_of(model: torch.nn.Module, args: argparse.Namespace) -> torch.opti
     return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
 
 
-def _restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float, dict]:
     checkpoint = load_checkpoint(path)
     load_weights(model, checkpoint["state_dict"], path)
     optimizer.load_state_dict(checkpoint["optimizer"])
-    return checkpoint["epoch"], checkpoint["minutes"]
+    return checkpoint["epoch"], checkpoint["minutes"], checkpoint.get("bounds", {})
 
 
 def _batches(pictures: int, args: argparse.Namespace, start: int) -> Iterator[list[tuple[int, int]]]:
-    """This process's share of every batch from epoch `start` on, as (epoch, picture), in the order of (seed, epoch)."""
+    """This process's share of every batch from epoch `start` on, as (epoch, picture), in the order of (seed, epoch).
+
+    With -dpsgd each batch is a Poisson sample, which is what its accountant assumes.
+    """
     for epoch in range(start, args.epochs):
-        order = stream(args.seed, "order", epoch).permutation(pictures).tolist()
+        rng = stream(args.seed, "order", epoch)
+        order = [] if args.dpsgd else rng.permutation(pictures).tolist()
         for first in range(0, max(1, pictures // args.batch) * args.batch, args.batch):
-            yield share([(epoch, index) for index in order[first : first + args.batch]])
+            drawn = (np.flatnonzero(rng.random(pictures) < args.batch / pictures).tolist() if args.dpsgd else
+                     order[first : first + args.batch])
+            yield share([(epoch, index) for index in drawn])
+
+
+def _collate(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pictures of a batch, which Poisson sampling may leave empty."""
+    return default_collate(items) if items else (torch.empty(0, 3, 1, 1), torch.empty(0, 1, 1, dtype=torch.long))
+
+
+def _first_losses(model: torch.nn.Module, data: Augmented, args: argparse.Namespace,
+                  device: torch.device) -> Iterator[torch.Tensor]:
+    """The loss of each picture of this process's share, before the first step."""
+    _prepare(model, args, "bounds")
+    for index in progress(share(range(len(data))), "gradient norms"):
+        images, labels = _collate([data[0, index]])
+        yield picture_losses(*_forward(model, images, labels, device, args.precision), args.aux_weight).sum()
 
 
 def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Iterator, args: argparse.Namespace,
                epoch: int, steps: int, device: torch.device) -> float:
     """The next `steps` batches of the loader; the mean loss."""
-    torch.manual_seed(int(stream(args.seed, "dropout", epoch).integers(2**62)) + rank())
-    model.train()
-    if args.freeze_norms:
-        freeze_norms(model)
+    _prepare(model, args, epoch)
     summed = 0.0
     bar = progress(islice(loader, steps), f"epoch {epoch + 1}/{args.epochs}", total=steps)
     for step, (images, labels) in enumerate(bar):
         rate = args.lr * (1 - (epoch * steps + step) / (args.epochs * steps)) ** POLY
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        summed += learn(model, optimizer, images, labels, args.aux_weight, device, args.precision, epoch)
+        step_down = learn_privately if args.dpsgd else learn
+        summed += step_down(model, optimizer, images, labels, args.aux_weight, device, args.precision, epoch)
     agree_on_buffers(model)
     return summed / steps
+
+
+def _prepare(model: torch.nn.Module, args: argparse.Namespace, when: object) -> None:
+    """Training mode, as the flags have it, with the dropout that belongs to the seed and this process."""
+    torch.manual_seed(int(stream(args.seed, "dropout", when).integers(2**62)) + rank())
+    model.train()
+    if args.freeze_norms:
+        freeze_norms(model)
 
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
           aux_weight: float, device: torch.device, precision: str, epoch: int = 0) -> float:
     """One step on a batch: images float32 (N, 3, H, W), labels int64 (N, H, W); the loss before it."""
+    outputs, labels = _forward(model, images, labels, device, precision)
+    return descend(optimizer, segmentation_loss(outputs, labels, aux_weight), epoch)
+
+
+def learn_privately(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor,
+                    labels: torch.Tensor, aux_weight: float, device: torch.device, precision: str,
+                    epoch: int = 0) -> float:
+    """`learn` with the model and the optimizer that `defenses.dpsgd.privatise` gave; N may be 0."""
+    losses = torch.zeros(0, device=device)
+    if len(images):
+        losses = picture_losses(*_forward(model, images, labels, device, precision), aux_weight)
+    return descend_privately(optimizer, losses, epoch)
+
+
+def _forward(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device,
+             precision: str) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
     images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-    labels = labels.to(device, non_blocking=True)
     with autocast(device, precision):
         outputs = model(images)
-    return descend(optimizer, segmentation_loss(outputs, labels, aux_weight), epoch)
+    return outputs, labels.to(device, non_blocking=True)
 
 
 def _one_thread(_: int) -> None:
@@ -142,6 +201,22 @@ def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
 
     def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum") / known
+
+    if isinstance(outputs, tuple):
+        return cross_entropy(outputs[0]) + aux_weight * cross_entropy(outputs[1])
+    return cross_entropy(outputs)
+
+
+def picture_losses(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
+                   aux_weight: float) -> torch.Tensor:
+    """Cross-entropy of each picture (N,): the mean over its own labelled positions, plus that of the auxiliary head.
+
+    The mean over those of the batch would let a picture's gradient depend on the void of the others.
+    """
+    known = (labels != VOID).sum(dim=(1, 2)).clamp_min(1)
+
+    def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none").sum(dim=(1, 2)) / known
 
     if isinstance(outputs, tuple):
         return cross_entropy(outputs[0]) + aux_weight * cross_entropy(outputs[1])
@@ -165,11 +240,11 @@ def train_and_report(args: argparse.Namespace, inside: Sequence[Pair], outside: 
     """Train on `inside`, measure mIoU on both sides, write results.json and say where everything is."""
     dataset = find_dataset(args.dataset)
     say(f"training {args.model} ({args.backbone}) on {len(inside)} pictures -> {folder}")
-    model, minutes = train_segmenter(args, inside, folder, device)
+    model, minutes, private = train_segmenter(args, inside, folder, device)
     scores = {f"miou_{side}": utility(model, pairs, dataset, device, args.precision, side)
               for side, pairs in (("in", inside), ("out", outside))}
     if is_main():
         write_json(folder / "results.json", {**scores, "in": len(inside), "out": len(outside), "epochs": args.epochs,
-                                             "minutes": round(minutes, 1)})
+                                             "minutes": round(minutes, 1), **({"dpsgd": private} if private else {})})
     say(f"mIoU {100 * scores['miou_in']:.1f} in, {100 * scores['miou_out']:.1f} out; {minutes:.1f} minutes; "
           f"{folder / 'last.pth.tar'}")

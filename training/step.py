@@ -43,10 +43,32 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, epoch: int) ->
 
     `loss` is this process's part of it, a scalar. Raises `UserError` when the sum is no number.
     """
-    value = total(loss.detach()).item()
-    if not math.isfinite(value):
-        raise UserError(f"the loss became {value} in epoch {epoch + 1}; try a smaller --lr")
+    value = _finite(loss, epoch)
     optimizer.zero_grad(set_to_none=True)
     (loss * size()).backward()  # since gradients are averaged, not summed
     optimizer.step()
+    return value
+
+
+def descend_privately(optimizer: torch.optim.Optimizer, losses: torch.Tensor, epoch: int) -> float:
+    """One step of DPSGD, whose mean loss is returned; `losses` (n,) are those of this process's pictures.
+
+    Raises `UserError` when it is no number.
+    """
+    drawn = total(torch.tensor(len(losses), device=losses.device)).clamp_min(1)
+    value = _finite(losses.sum() / drawn, epoch)
+    optimizer.zero_grad(set_to_none=True)
+    if len(losses):
+        losses.sum().backward()  # each picture's own gradient; Opacus averages them
+    else:  # Poisson sampling drew none: the step is noise alone
+        for parameter in optimizer.params:
+            parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
+    optimizer.step()
+    return value
+
+
+def _finite(loss: torch.Tensor, epoch: int) -> float:
+    value = total(loss.detach()).item()
+    if not math.isfinite(value):
+        raise UserError(f"the loss became {value} in epoch {epoch + 1}; try a smaller --lr")
     return value

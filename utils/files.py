@@ -59,7 +59,7 @@ def start_run(stage: str, args: dict, out: str | None = None) -> Path:
     if (folder / "last.pth.tar").exists():
         raise UserError(f"{folder} holds a run already; go on with it by --continue {folder}, or give another --out")
     folder.mkdir(parents=True, exist_ok=bool(out))
-    packages = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "scikit-learn")
+    packages = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "scikit-learn", "opacus")
     write_json(folder / "args.json", {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "args": args,
