@@ -60,7 +60,7 @@ def _above(*pairs: tuple[str, str], judge: Callable = _sign) -> Callable[[Measur
             for first, second in pairs:
                 if cells := _both(measured, setting, first, second):
                     what = f", {paper.INPUTS[first.partition('-')[0]]}" if len(pairs) > 1 else ""
-                    yield _finding(paper.SETTINGS[setting] + what, measured.difference(*cells), judge)
+                    yield _finding(measured.title(setting) + what, measured.difference(*cells), judge)
     return findings
 
 
@@ -100,7 +100,7 @@ def sliding_as_random(measured: Measured) -> Iterator[Finding]:
             sliding = measured.seeds(setting, f"{kind}-sliding")
             walk = measured.seeds(setting, f"{kind}-random", count=max(measured.scale.selections["counts"]))
             if sliding and walk:
-                yield _finding(f"{paper.SETTINGS[setting]}, {name}",
+                yield _finding(f"{measured.title(setting)}, {name}",
                                measured.difference(sliding, walk, counts=(None, count)), _close)
 
 
@@ -115,7 +115,7 @@ def rejection_at_few(measured: Measured) -> Iterator[Finding]:
                                      for own in cells)
                 found = paired_difference([*rejection[0], *random[1]], [*random[0], *rejection[1]],
                                           *measured.pictures(setting))
-                yield _finding(f"{paper.SETTINGS[setting]}, {name}", found, factor=200)  # of two means, the halves
+                yield _finding(f"{measured.title(setting)}, {name}", found, factor=200)  # of two means, the halves
 
 
 def above_guess(figure: str) -> Callable[[Measured], Iterator[Finding]]:
@@ -127,7 +127,7 @@ def above_guess(figure: str) -> Callable[[Measured], Iterator[Finding]]:
                 for cell in measured.seeds(setting, method)[:1]:
                     own = measured.figures(cell)
                     guess = own["chance"]["image"][figure]
-                    found.append(_finding(f"{paper.SETTINGS[setting]}, {paper.title(method)}", {
+                    found.append(_finding(f"{measured.title(setting)}, {paper.title(method)}", {
                         "difference": own["image"]["max_f"] - guess,
                         "interval": [bound - guess for bound in own["image"]["max_f_interval"]]}))
             if found:
@@ -147,12 +147,12 @@ def _over_chance(measured: Measured, cells: list[Cell], where: str,
 def independent_succeed(measured: Measured) -> Iterator[Finding]:
     for setting, own in measured.scale.settings.items():
         if not own.get("dependent"):
-            yield from _over_chance(measured, measured.seeds(setting, "loss-random"), paper.SETTINGS[setting])
+            yield from _over_chance(measured, measured.seeds(setting, "loss-random"), measured.title(setting))
 
 
 def learned_fails(measured: Measured) -> Iterator[Finding]:
-    for setting in ("dpc-psp", "dpc-uper"):
-        yield from _over_chance(measured, measured.seeds(setting, "pixelwise"), paper.SETTINGS[setting],
+    for setting in (name for name in measured.scale.settings if name.startswith("dpc")):
+        yield from _over_chance(measured, measured.seeds(setting, "pixelwise"), measured.title(setting),
                                 lambda low, high: FAILS if low > 0 else HOLDS)
 
 
@@ -162,7 +162,7 @@ def under(defense: str, dependent: bool | None = None) -> Callable[[Measured], I
         for setting, own in measured.scale.settings.items():
             if dependent in (None, bool(own.get("dependent"))):
                 yield from _over_chance(measured, measured.seeds(setting, "loss-random", defense),
-                                        paper.SETTINGS[setting])
+                                        measured.title(setting))
     return findings
 
 
@@ -175,7 +175,7 @@ def _drop(measured: Measured, setting: str, method: str, defense: str) -> tuple[
 def gauss_protects(measured: Measured) -> Iterator[Finding]:
     for setting, own in measured.scale.settings.items():
         if not own.get("dependent") and (cells := _drop(measured, setting, "loss-random", _gauss(measured))):
-            yield _finding(paper.SETTINGS[setting], measured.difference(*cells))
+            yield _finding(measured.title(setting), measured.difference(*cells))
 
 
 def loss_more_sensitive(measured: Measured) -> Iterator[Finding]:
@@ -185,7 +185,7 @@ def loss_more_sensitive(measured: Measured) -> Iterator[Finding]:
         if loss and both:
             found = measured.difference([*loss[0], *both[1]], [*loss[1], *both[0]])
             doubled = {"difference": 2 * found["difference"], "interval": [2 * bound for bound in found["interval"]]}
-            yield _finding(paper.SETTINGS[setting], doubled)
+            yield _finding(measured.title(setting), doubled)
 
 
 def _gauss(measured: Measured) -> str:
@@ -205,7 +205,7 @@ def dropout_costs(measured: Measured) -> Iterator[Finding]:
             if cells := _drop(measured, setting, "loss-random", f"dropout-{ratio:g}"):
                 lost, found = _utility_lost(measured, *cells), measured.difference(*cells)
                 low, high = (lost - 100 * bound for bound in reversed(found["interval"]))
-                yield Finding(f"{paper.SETTINGS[setting]}, {ratio:g}", lost - 100 * found["difference"], low, high,
+                yield Finding(f"{measured.title(setting)}, {ratio:g}", lost - 100 * found["difference"], low, high,
                               _sign(low, high))
 
 
@@ -219,7 +219,7 @@ def private_protects(measured: Measured) -> Iterator[Finding]:
         for variance in measured.scale.dpsgd["variances"].get(setting, ()):
             if cells := _drop(measured, setting, "loss-random", f"dpsgd-{variance:g}"):
                 lost = _utility_lost(measured, *cells)
-                found = _finding(f"{paper.SETTINGS[setting]}, variance {variance:g} (mIoU {-lost:+.1f})",
+                found = _finding(f"{measured.title(setting)}, variance {variance:g} (mIoU {-lost:+.1f})",
                                  measured.difference(*cells))
                 dear = found.verdict == HOLDS and lost > CHEAP
                 yield Finding(found.where, found.value, found.low, found.high, FAILS if dear else found.verdict)
@@ -232,7 +232,7 @@ def private_beyond_control(measured: Measured) -> Iterator[Finding]:
             pair = (measured.seeds(setting, "loss-random", "clip")[:1],
                     measured.seeds(setting, "loss-random", f"dpsgd-{variance:g}")[:1])
             if all(pair):
-                yield _finding(f"{paper.SETTINGS[setting]}, variance {variance:g}", measured.difference(*pair))
+                yield _finding(f"{measured.title(setting)}, variance {variance:g}", measured.difference(*pair))
 
 
 KINDS = ("loss", "concate")

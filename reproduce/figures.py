@@ -91,7 +91,7 @@ def selections(measured: Measured) -> Figure | None:
                 y, spread = (np.array([f(points[n]) for n in x]) for f in (np.mean, np.std))
                 axes.errorbar(x, 100 * y, 100 * spread, color=grey, linestyle=dash, marker=mark, capsize=2,
                               label=f"{paper.INPUTS[kind]}, {select}")
-        axes.set(xlabel="patches of a picture", title=paper.SETTINGS[setting], xscale="log")
+        axes.set(xlabel="patches of a picture", title=measured.title(setting), xscale="log")
     panels[0].set(ylabel="AUC, %")
     panels[-1].legend()
     return figure
@@ -100,8 +100,9 @@ def selections(measured: Measured) -> Figure | None:
 def selection_points(measured: Measured, setting: str, method: str) -> dict[int, list[float]]:
     """Patch count -> AUC of each seed."""
     points: dict[int, list[float]] = {}
+    usual = measured.scale.size_of(setting)
     for cell in measured.there.values():
-        if (cell.setting, cell.method, cell.defense, cell.size) != (setting, method, "none", measured.scale.size):
+        if (cell.setting, cell.method, cell.defense, cell.size) != (setting, method, "none", usual):
             continue
         found = measured.figures(cell)
         if cell.curve:
@@ -125,7 +126,7 @@ def argmax(measured: Measured) -> Figure | None:
             label = f"{paper.title(method)}, {100 * measured.mean([cell]):.1f}"
             _roc(axes, measured.scores(cell), member, label, index)
         _diagonal(axes)
-        axes.set(title=f"Argmax, {paper.SETTINGS[setting]}")
+        axes.set(title=f"Argmax, {measured.title(setting)}")
         axes.legend(loc="lower right", title="AUC, %", fontsize=5.5, title_fontsize=6)
     return figure
 
@@ -143,7 +144,7 @@ def trade(measured: Measured) -> Figure | None:
             curves: dict[str, list[tuple[float, float]]] = {}
             for cell in measured.there.values():
                 if (cell.setting, cell.method, cell.seed, cell.size, cell.curve, cell.patches) == (
-                        setting, f"{kind}-random", 0, measured.scale.size, False, False):
+                        setting, f"{kind}-random", 0, measured.scale.size_of(setting), False, False):
                     found = measured.figures(cell)
                     point = (100 * found["miou"]["out"], 100 * found["image"]["auc"])
                     curves.setdefault(cell.defense.partition("-")[0], []).append(point)
@@ -157,7 +158,7 @@ def trade(measured: Measured) -> Figure | None:
                 axes.plot(*zip(*line, strict=True), marker=MARKS[name], color=grey,
                           linestyle=dash if len(points) > 1 else "", label=f"{paper.INPUTS[kind]}, {NAMES[name]}")
         axes.plot([best], [50], "kP", markersize=7, label="ideal", clip_on=False)
-        axes.set(xlabel="mIoU on non-members, %", title=paper.SETTINGS[setting])
+        axes.set(xlabel="mIoU on non-members, %", title=measured.title(setting))
     panels[0].set(ylabel="AUC, %")
     panels[0].legend(fontsize=5.5)
     return figure

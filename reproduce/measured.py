@@ -7,6 +7,7 @@ import numpy as np
 
 from evaluation.intervals import paired_difference
 from reproduce.collect import unpack
+from reproduce.paper import SETTINGS
 from reproduce.plan import Cell, Scale
 from reproduce.table import read
 
@@ -21,6 +22,10 @@ class Measured:
 
     def _path(self, cell: Cell) -> Path:
         return self.scale.results / f"{cell.name}.json"
+
+    def title(self, setting: str) -> str:
+        """How a setting is called: as the paper's, or as the scale says."""
+        return self.scale.settings[setting].get("title") or SETTINGS[setting]
 
     def figures(self, cell: Cell) -> dict:
         """What `reproduce.collect` kept of a cell."""
@@ -38,7 +43,7 @@ class Measured:
 
     def seeds(self, setting: str, method: str, defense: str = "none", **of: int) -> list[Cell]:
         """The cells of an attack that are there, one a seed; `of` says count and size where these are not the usual."""
-        wanted = {"count": self.scale.count, "size": self.scale.size, **of}
+        wanted = {"count": self.scale.count, "size": self.scale.size_of(setting), **of}
         return [cell for cell in self.there.values()
                 if (cell.setting, cell.method, cell.defense) == (setting, method, defense)
                 and all(getattr(cell, key) == value for key, value in wanted.items())]

@@ -85,7 +85,11 @@ class Scale:
         return cells
 
     def _cell(self, setting: str, method: str, defense: str = "none", seed: int = 0, **rest) -> Cell:
-        return Cell(setting, method, defense, seed, **{"count": self.count, "size": self.size, **rest})
+        return Cell(setting, method, defense, seed, **{"count": self.count, "size": self.size_of(setting), **rest})
+
+    def size_of(self, setting: str) -> int:
+        """The usual patch size of a setting, in positions."""
+        return self.settings[setting].get("size", self.size)
 
     def attacks(self, setting: str, defense: str, seeds: int) -> list[Cell]:
         """The rows of table 2 under a defense."""
@@ -108,13 +112,15 @@ class Scale:
 
     def _sizes(self, setting: str) -> list[Cell]:
         """Fig. 1: smaller patches, more of them."""
-        if not self.settings[setting].get("dependent"):
+        if not self.settings[setting].get("dependent") or self.settings[setting].get("table_only"):
             return []
         return [self._cell(setting, "loss-random", size=size, count=count, patches=True)
                 for size, count in self.sizes.items()]
 
     def _defended(self, setting: str) -> list[Cell]:
         """Figs. 3 and 4: everything under Argmax, both attackers on random patches under the others."""
+        if self.settings[setting].get("table_only"):
+            return []
         cells = self.attacks(setting, "argmax", 1)
         for defense in self._defenses(setting):
             cells += [self._cell(setting, f"{kind}-random", defense) for kind in INPUTS]
@@ -197,7 +203,7 @@ class Scale:
     def looked_at(self, cell: Cell) -> bool:
         """Fig. 5: whether activation maps are made of a cell, once for each defense of the dependent setting."""
         return (self.settings[cell.setting].get("dependent", False) and cell.method in ("loss-random", "concate-random")
-                and (cell.seed, cell.count, cell.size) == (0, self.count, self.size))
+                and (cell.seed, cell.count, cell.size) == (0, self.count, self.size_of(cell.setting)))
 
     def run_of(self, cell: Cell) -> Path:
         return self.runs / "cells" / cell.name

@@ -16,7 +16,9 @@ def table_two(measured: Measured) -> str:
     for method, printed in paper.TABLE.items():
         row = [paper.title(method)]
         for setting in settings:
-            row += [_ours(measured, setting, method), printed[paper.COLUMNS.index(setting)]]
+            row.append(_ours(measured, setting, method))
+            if setting in paper.COLUMNS:
+                row.append(printed[paper.COLUMNS.index(setting)])
         rows.append(row)
     for name, text in (("random_f", "F of a coin"), ("all_member_f", "F of calling all members")):
         row = [text]
@@ -25,9 +27,10 @@ def table_two(measured: Measured) -> str:
             ours = measured.figures(any_cell)["chance"]["image"][name]
             kind = "dependent" if measured.scale.settings[setting].get("dependent") else "independent"
             printed = {"random_f": paper.RANDOM_F, "all_member_f": paper.ALL_MEMBER_F}[name][kind]
-            row += [f"{100 * ours:.1f}", f"{printed:.1f}"]
+            row += [f"{100 * ours:.1f}", *([f"{printed:.1f}"] if setting in paper.COLUMNS else [])]
         rows.append(row)
-    heads = [head for setting in settings for head in (paper.SETTINGS[setting], "paper")]
+    heads = [head for setting in settings for head in (measured.title(setting), "paper")
+             if head != "paper" or setting in paper.COLUMNS]
     return markdown(["max-F / AUC, %", *heads], rows)
 
 
@@ -81,6 +84,6 @@ def defenses(measured: Measured) -> str:
                 cells = [cell for cell in measured.seeds(setting, method, defense) if cell.seed == 0]
                 aucs.append(f"{100 * measured.mean(cells):.1f}" if cells else DASH)
                 miou = measured.figures(cells[0])["miou"] if cells else miou
-            rows.append([paper.SETTINGS[setting], defense, *aucs,
+            rows.append([measured.title(setting), defense, *aucs,
                          *(f"{100 * miou.get(side, math.nan):.1f}" for side in ("in", "out"))])
     return markdown(["setting", "defense", "AUC, Loss", "AUC, C+GT", "mIoU of members", "of non-members"], rows)
