@@ -1,12 +1,15 @@
 #!/bin/sh
-# Make weights/ and examples/ from nothing (runs that are finished in runs/demo are kept): draw streets, train victim, shadow and both attackers, store the
-# victim's posteriors on the first 60 members and the first 60 non-members. Usage: sh examples/make.sh [PYTHON]
+# Make weights/ and examples/ from nothing (runs that are finished in runs/demo are kept): draw streets, train victim,
+# shadow and both attackers, and a victim by DPSGD; store the victim's posteriors on the first 60 members and the first
+# 60 non-members, and those of the DPSGD victim on the first 30. Usage: sh examples/make.sh [PYTHON]
 set -e
 cd "$(dirname "$0")/.."
 python=${1:-python3}
 runs=runs/demo
 $python -m datasets streets
 test -f $runs/victim/results.json || $python train_victim.py --out $runs/victim
+test -f $runs/victim-dpsgd/results.json ||
+    $python train_victim.py -dpsgd -noise-variance 0.001 --epochs 30 --batch 8 --lr 0.02 --out $runs/victim-dpsgd
 test -f $runs/shadow/results.json || $python train_shadow.py --victim $runs/victim/last.pth.tar --out $runs/shadow
 for input in loss concate; do
     test -f $runs/$input/results.json || $python train_attacker.py --shadow $runs/shadow -input $input --out $runs/$input

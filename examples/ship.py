@@ -11,7 +11,8 @@ from utils.cli import run
 
 def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="examples.ship", description=__doc__)
-    flags.add_argument("--runs", default="runs/demo", help="folder with the runs victim, loss and concate")
+    flags.add_argument("--runs", default="runs/demo",
+                       help="folder with the runs victim, victim-dpsgd, loss and concate")
     flags.add_argument("--count", type=int, default=60, help="pictures of each side, the first by index")
     flags.add_argument("--root", default="data/streets", help="where the streets lie")
     return flags
@@ -28,17 +29,21 @@ def main(args: argparse.Namespace) -> None:
     from utils.checkpoints import half, load_checkpoint, save_checkpoint
 
     runs = Path(args.runs)
-    for name, file in (("victim", "last"), ("loss", "best"), ("concate", "best")):
+    for name, file in (("victim", "last"), ("victim-dpsgd", "last"), ("loss", "best"), ("concate", "best")):
         kept = load_checkpoint(runs / name / f"{file}.pth.tar")
         rest = {key: kept[key] for key in ("epoch", "view", "classes", "dataset") if key in kept}
         save_checkpoint(f"weights/{name}.pth.tar", kept["model"], half(kept["state_dict"]), **rest)
-    victim, _ = load_segmenter("weights/victim.pth.tar")
+    victims = {f"pred_{how}": load_segmenter(f"weights/{name}.pth.tar")[0]
+               for how, name in (("sgd", "victim"), ("dpsgd", "victim-dpsgd"))}
     view = load_checkpoint("weights/loss.pth.tar")["view"]
     for side, split in (("train", "victim_in"), ("val", "victim_out")):
-        for pair in read_split(f"splits/streets/{split}.txt", args.root)[: args.count]:
+        for index, pair in enumerate(read_split(f"splits/streets/{split}.txt", args.root)[: args.count]):
             image, label = load_pair(pair, streets)
-            posterior = query(victim, image, torch.device("cpu"), view["stride"], "fp32")
-            write_posterior(Path("examples"), side, pair.key, posterior.numpy(), label, image)
+            for folder, victim in victims.items():
+                if folder == "pred_dpsgd" and index >= args.count // 2:  # half of them, for the size of a checkout
+                    continue
+                posterior = query(victim, image, torch.device("cpu"), view["stride"], "fp32")
+                write_posterior(Path("examples"), side, pair.key, posterior.numpy(), label, image, folder)
 
 
 if __name__ == "__main__":

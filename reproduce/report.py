@@ -64,6 +64,7 @@ def report(measured) -> str:
 def findings(all_measured: list) -> str:
     """The page of findings: each claim of the paper as a line."""
     from reproduce import claims as module
+    from reproduce.plan import HERE
 
     notes = [f"- **{m.scale.name}**: {m.scale.note.strip()} [Tables and figures](../{m.scale.results}/report.md)."
              for m in all_measured]
@@ -72,7 +73,8 @@ def findings(all_measured: list) -> str:
         "# What of the paper holds here", "",
         f"Written by `python -m reproduce.report {names} --findings docs/findings.md` from the committed cells in "
         "`reproduce/results/`. Figures are points (%) with 95 % intervals over blocks of pictures, differences paired.",
-        "", *(module.__doc__ or "").strip().split("\n\n")[1:], "", *notes, "", claims(all_measured)])
+        "", *(module.__doc__ or "").strip().split("\n\n")[1:], "", *notes, "", claims(all_measured),
+        (HERE / "notes.md").read_text(encoding="utf-8")])
 
 
 def claims(all_measured: list) -> str:
