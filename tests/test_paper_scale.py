@@ -30,4 +30,4 @@ def test_one_step_at_full_crop(name):
     loss = learn(model, optimizer, images, labels, args.aux_weight, torch.device("cpu"), "auto")
     assert 1 < loss < 10
     moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
-    assert sum(moved) > 0.95 * len(moved)
+    assert sum(moved) > 0.75 * len(moved)  # a branch whose last scale timm starts at 0 moves from the second step on
