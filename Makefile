@@ -14,7 +14,7 @@ help:
 	@echo "make weights  draw streets, train victim, shadow and attackers anew, write weights/ and examples/"
 	@echo "make lint     ruff"
 
-$(STAMP): requirements.txt requirements-dev.txt
+$(STAMP): requirements.txt requirements-dev.txt reproduce/requirements.txt
 	@echo "== installing into $(VENV) (about 6 GB; once)"
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -68,6 +68,8 @@ def main(args: argparse.Namespace) -> None:
         return print(plan_attacker(args, spec_of(args, args.classes), args.pictures or count_pictures(args)))
     if args.arch == "pixelwise" and args.input != "concate":
         raise UserError("--arch pixelwise reads posterior and label; give it -input concate")
+    if args.posteriors and args.test_dropout is not None:
+        raise UserError("-test-dropout changes how a shadow is asked: give --shadow DIR")
     device = choose_device(args.gpu)
     args, folder = resume_arguments(args)
     trees = [Path(args.posteriors)] if args.posteriors else [ask_shadow(Path(run), args, device) for run in args.shadow]
@@ -129,7 +131,7 @@ def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
     sides = {side: read_split(folder / f"{name}.txt", root) for side, name in (("train", "in"), ("val", "out"))}
 
     dropout = None if args.test_dropout is None else Dropout(args.test_dropout, args.seed)
-    under = f"-dropout-{dropout.ratio:g}" if dropout else ""
+    under = f"-dropout-{dropout.ratio:g}-{dropout.seed}" if dropout else ""
 
     @cache
     def shadow():

@@ -1,4 +1,4 @@
-"""A victim that is asked live, or whose answers are kept: what an attack on one's own model starts from."""
+"""The victim as it lets itself be asked: live, or once with its answers kept, with dropout if that is its defense."""
 
 import argparse
 from collections.abc import Callable

@@ -18,8 +18,11 @@ def build_attacker(arch: str = "resnet50", **arguments) -> "Attacker | Pixelwise
 
 
 def halvings_for(size: int) -> int:
-    """How often the map of a patch of side `size` may be halved and still have 2 x 2 positions; 3 at most."""
-    return max((n for n in (1, 2, 3) if size > 2**n), default=0)
+    """How often the map of a patch of side `size` may be halved and still have 3 x 3 positions; 3 at most.
+
+    The paper leaves poolings out for its smallest patch, of 15 (section 2.4).
+    """
+    return max((n for n in (1, 2, 3) if size > 2 * 2**n), default=0)
 
 
 class _Block(nn.Module):

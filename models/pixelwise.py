@@ -11,7 +11,8 @@ class Pixelwise(nn.Module):
 
     forward: posterior and one-hot label (N, 2C or more, h, w) -> (logits (N, 2), position logits (N, 2, h, w)).
     The softmax of the logits is the mean of the positions' softmaxes, so an attack with whole pictures scores as
-    the paper's baseline does. In training the logits are those of each position, (N h w, 2), constant where void.
+    the paper's baseline does. In training it returns instead the logits of all labelled positions, (K, 2), patch after
+    patch, and how many each patch has, int64 (N,).
     """
 
     def __init__(self, channels: int, width: float = 0.25, dropout: float = 0.0):
@@ -27,9 +28,9 @@ class Pixelwise(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         known = maps[:, self.classes : 2 * self.classes].sum(dim=1, keepdim=True) > 0
-        positions = self.classify(maps).float() * known
+        positions = self.classify(maps).float()
         if self.training:
-            return positions.movedim(1, -1).reshape(-1, 2), positions
+            return positions.movedim(1, -1)[known[:, 0]], known.sum(dim=(1, 2, 3))
         count = known.sum(dim=(2, 3)).clamp_min(1)
         summed = positions.log_softmax(dim=1).masked_fill(~known, -torch.inf).logsumexp(dim=(2, 3))
         return torch.where(known.any(dim=3).any(dim=2), summed - count.log(), 0), positions

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from utils.distributed import barrier, on_main, share
 from utils.files import fingerprint, whole
 from utils.log import progress
 
-if TYPE_CHECKING:
-    from defenses.dropout import Dropout
+
+class Drawn(Protocol):
+    """What a model drops when it is asked: `draw` gives the seed for a picture's key; `repr` says all of it."""
+
+    def draw(self, key: str) -> int: ...
 
 
 @torch.inference_mode()
@@ -40,7 +43,7 @@ def query(model: torch.nn.Module, image: np.ndarray, device: torch.device, strid
 
 def query_tree(tree: Path, model: Callable[[], torch.nn.Module], sides: Mapping[str, Sequence[Pair]],
                dataset: ModuleType, device: torch.device, stride: int, precision: str,
-               made_from: Sequence[Path], dropout: "Dropout | None" = None) -> Path:
+               made_from: Sequence[Path], dropout: Drawn | None = None) -> Path:
     """Keep the posteriors of a model in `tree` (layout of `datasets.posteriors`); pictures already there stay.
 
     model: gives the model (the same each time), once it has to be asked. sides: {"train": members, "val":

@@ -2,8 +2,9 @@
 
     python -m reproduce.collect RUN --into JSON --pictures JSON [--curve N ...] [--patches]
 
-The JSON has the run's figures, and its scores in the order of the pictures' names, so that any two attacks on the same
-victim can be compared, paired, without the runs. `--pictures` says once for all cells of a setting which they are.
+The JSON has the run's figures, which victim and attacker they are of, and its scores in the order of the pictures'
+names, so that any two attacks on the same victim can be compared, paired, without the runs. `--pictures` says once for
+all cells of a setting which they are.
 """
 
 import argparse
@@ -39,7 +40,9 @@ def main(args: argparse.Namespace) -> None:
     (scores,), member, group = read_paired([folder])
     remember(Path(args.pictures), folder, member, group)
     cell = {key: found[key] for key in KEPT if key in found}
-    cell |= {"commit": read(folder / "args.json")["commit"], "scores": pack(scores)}
+    run = read(folder / "args.json")
+    cell |= {"commit": run["commit"], "scores": pack(scores)}
+    cell |= {name: origin(Path(run["args"][flag])) for name, flag in (("victim", "victim"), ("attacker", "resume"))}
     if args.curve or args.patches:
         with np.load(folder / "patches.npz", allow_pickle=False) as stored:
             names, each = stored["image"], stored["score"]
@@ -49,6 +52,14 @@ def main(args: argparse.Namespace) -> None:
         means = {count: np.array([own[:count].mean() for own in patches]) for count in args.curve}
         cell["curve"] = {str(count): figures(mean, member) | {"scores": pack(mean)} for count, mean in means.items()}
     write_json(args.into, cell)
+
+
+def origin(checkpoint: Path) -> dict:
+    """Which model this is: the start of its file's SHA-256, and the commit that it was trained at."""
+    from reproduce.table import read
+    from utils.files import fingerprint
+
+    return {"sha256": fingerprint([checkpoint])[:16], "commit": read(checkpoint.parent / "args.json")["commit"]}
 
 
 def remember(path: Path, folder: Path, member, group) -> None:

@@ -52,11 +52,11 @@ def _diagonal(axes: Axes) -> None:
 
 def sizes(measured: Measured) -> Figure | None:
     """Fig. 1: precision and recall of patches, and ROC of pictures, for each patch size."""
-    cells = [cell for cell in measured.there.values() if cell.patches]
+    cells = measured.sizes()
     if not cells:
         return None
     figure, (left, right) = _axes(2)
-    for index, cell in enumerate(sorted(cells, key=lambda cell: -cell.size)):
+    for index, cell in enumerate(cells):
         found, (member, _) = measured.figures(cell), measured.pictures(cell.setting)
         each = [unpack(own) for own in found["patch_scores"]]
         (true,), (false,) = Curves(np.concatenate(each), np.repeat(member, [len(own) for own in each])).counts()
@@ -142,12 +142,11 @@ def trade(measured: Measured) -> Figure | None:
         best = 0.0
         for kind, (grey, dash) in KINDS.items():
             curves: dict[str, list[tuple[float, float]]] = {}
-            for cell in measured.there.values():
-                if (cell.setting, cell.method, cell.seed, cell.size, cell.curve, cell.patches) == (
-                        setting, f"{kind}-random", 0, measured.scale.size_of(setting), False, False):
+            for defense in dict.fromkeys(cell.defense for cell in measured.there.values() if cell.setting == setting):
+                for cell in measured.seeds(setting, f"{kind}-random", defense)[:1]:
                     found = measured.figures(cell)
                     point = (100 * found["miou"]["out"], 100 * found["image"]["auc"])
-                    curves.setdefault(cell.defense.partition("-")[0], []).append(point)
+                    curves.setdefault(defense.partition("-")[0], []).append(point)
             start = curves.pop("none", [])[:1]
             for name, points in ({"none": start} if start else {}).items():
                 axes.plot(*zip(*points, strict=True), MARKS[name], color=grey, markersize=8, linestyle="",

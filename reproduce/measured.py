@@ -10,6 +10,7 @@ from reproduce.collect import unpack
 from reproduce.paper import SETTINGS
 from reproduce.plan import Cell, Scale
 from reproduce.table import read
+from utils.cli import UserError
 
 
 class Measured:
@@ -18,10 +19,27 @@ class Measured:
     def __init__(self, scale: Scale):
         self.scale, self._read = scale, cache(read)
         self.there = {name: cell for name, cell in scale.cells.items() if self._path(cell).exists()}
+        self._check()
         self.missing = [name for name in scale.cells if name not in self.there]
 
     def _path(self, cell: Cell) -> Path:
         return self.scale.results / f"{cell.name}.json"
+
+    def _check(self) -> None:
+        """Raises `UserError` when cells that are compared are of different victims."""
+        first: dict[str, tuple[str, str]] = {}
+        for name, cell in self.there.items():
+            victim, found = self.scale.victim_of(cell), self.figures(cell)["victim"]["sha256"]
+            other, known = first.setdefault(victim, (name, found))
+            if known != found:
+                raise UserError(f"{self.scale.results}: {name} and {other} are of different trainings of {victim}; "
+                                "remove those of the older one")
+
+    def commits(self) -> list[str]:
+        """Commits of attacks, victims and attackers."""
+        found = map(self.figures, self.there.values())
+        return sorted({commit for cell in found for commit in
+                       (cell["commit"], cell["victim"]["commit"], cell["attacker"]["commit"])})
 
     def title(self, setting: str) -> str:
         """How a setting is called: as the paper's, or as the scale says."""
@@ -47,6 +65,11 @@ class Measured:
         return [cell for cell in self.there.values()
                 if (cell.setting, cell.method, cell.defense) == (setting, method, defense)
                 and all(getattr(cell, key) == value for key, value in wanted.items())]
+
+    def sizes(self) -> list[Cell]:
+        """The cells of fig. 1, of the first setting that has them, from the largest patch to the smallest."""
+        cells = [cell for cell in self.there.values() if cell.patches]
+        return sorted((cell for cell in cells if cell.setting == cells[0].setting), key=lambda cell: -cell.size)
 
     def mean(self, cells: list[Cell], figure: str = "auc", level: str = "image") -> float:
         return float(np.mean([self.figures(cell)[level][figure] for cell in cells]))

@@ -201,8 +201,8 @@ class Scale:
                 "-num-patch", str(cell.count), "--seed", str(cell.seed), *how, *_flags(cell.defense)]
 
     def looked_at(self, cell: Cell) -> bool:
-        """Fig. 5: whether activation maps are made of a cell, once for each defense of the dependent setting."""
-        return (self.settings[cell.setting].get("dependent", False) and cell.method in ("loss-random", "concate-random")
+        """Fig. 5: whether activation maps are made of a cell, once for each defense of one setting."""
+        return (cell.setting == self.config.get("activation") and cell.method in ("loss-random", "concate-random")
                 and (cell.seed, cell.count, cell.size) == (0, self.count, self.size_of(cell.setting)))
 
     def run_of(self, cell: Cell) -> Path:
@@ -220,8 +220,9 @@ class Scale:
         there."""
         minutes, left = self.minutes, [c for c in self.cells.values() if not done(self.results / f"{c.name}.json")]
         attackers = {self.attacker_of(c).name: self.attacker_of(c) for c in left}
-        models = {f"victim-{self.victim_of(c)}" for c in left} | {f"shadow-{a.shadow}" for a in attackers.values()}
-        models = {m for m in models if not done(self.runs / m / "results.json")}
+        needed = {f"victim-{self.victim_of(c)}" for c in left} | {f"shadow-{a.shadow}" for a in attackers.values()}
+        needed |= {model for model in self.models if not done(self.results / "models" / f"{model}.json")}
+        models = {model for model in needed if not done(self.runs / model / "results.json")}
         attackers = [a for a in attackers.values() if not done(self.runs / "attackers" / a.name / "results.json")]
         private = [m for m in models if "@" in m]
         spent = {"models": [minutes["model"]] * (len(models) - len(private)),

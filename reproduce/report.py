@@ -44,18 +44,17 @@ def report(measured) -> str:
     titles = {"fig1": "Fig. 1: patch sizes", "fig2": "Fig. 2: where to look, and how often",
               "fig3": "Fig. 3: Argmax", "fig4": "Fig. 4: AUC against mIoU on non-members (right and low is good)"}
     missing = f" {len(measured.missing)} of {len(scale.cells)} cells are not there yet." if measured.missing else ""
-    commits = sorted({measured.figures(cell)["commit"].rstrip("+") for cell in measured.there.values()})
     return "\n".join([
         f"# Scale {scale.name}", "",
         f"{scale.note.strip()} `make reproduce SCALE={scale.name}`, attacker seeds 0 to {scale.seeds - 1}, commits "
-        f"{', '.join(commits)}.{missing}", "",
+        f"{', '.join(measured.commits())}.{missing}", "",
         "## Table 2", "",
         "Max-F / AUC, mean over attacker seeds, in parentheses the range of the AUC; the paper's figures beside.", "",
         tables.table_two(measured), "## Victims and shadows", "", tables.models(measured), "## Defenses", "",
         "Random patches, seed 0. mIoU is that of the posteriors that were attacked.", "", tables.defenses(measured),
         "## Fig. 5: where the attacker looks", "",
         "Mean over pictures of the correlation (Pearson) of the class activation map with the loss map, and of the map "
-        "under the defense with that before it; where a victim answers otherwise there is no before.", "",
+        "under the defense with that before it, where the attacker is the same one.", "",
         tables.activation(measured),
         *(f"## {titles[name]}\n\n![{titles[name]}]({name}.png)\n" for name in drawn),
         "## Claims", "", claims([measured])])

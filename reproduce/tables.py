@@ -61,9 +61,11 @@ def activation(measured: Measured) -> str:
     rows = []
     for cell in measured.there.values():
         if found := measured.figures(cell).get("cam"):
-            rows.append([paper.title(cell.method), cell.defense, *(_interval(found, f"{figure}_{side}")
-                         for figure in ("correlation", "cam_kept") for side in ("members", "non_members"))])
-    return markdown(["attacker", "defense", "CAM and loss map, members", "non-members",
+            same = measured.scale.attacker_of(cell).defense == "none"
+            rows.append([measured.title(cell.setting), paper.title(cell.method), cell.defense,
+                         *(_interval(found, f"{figure}_{side}") if same or figure == "correlation" else DASH
+                           for figure in ("correlation", "cam_kept") for side in ("members", "non_members"))])
+    return markdown(["setting", "attacker", "defense", "CAM and loss map, members", "non-members",
                      "CAM before and under the defense, members", "non-members"], rows)
 
 

@@ -160,13 +160,16 @@ def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.
           batch: int, device: torch.device, precision: str, epoch: int = 0) -> float:
     """One step on maps (N, K, s, s) and member int64 (N,), a share of `batch` patches; the loss of all before it.
 
-    A model that judges every position by itself gives each its patch's membership to learn.
+    A model that judges every position by itself learns its patch's membership at each; then the loss is the mean over
+    labelled positions.
     """
     with autocast(device, precision):
-        logits, _ = model(maps.contiguous(memory_format=torch.channels_last))
-    each = len(logits) // len(member)
-    loss = F.cross_entropy(logits, member.repeat_interleave(each), reduction="sum")
-    return descend(optimizer, loss / (batch * each), epoch)
+        logits, positions = model(maps.contiguous(memory_format=torch.channels_last))
+    share = len(member) / batch
+    if positions.ndim == 1:
+        member = member.repeat_interleave(positions)
+    loss = F.cross_entropy(logits, member, reduction="sum") / max(1, len(member))
+    return descend(optimizer, loss * share, epoch)
 
 
 def _choose_tau(best: Path, model: torch.nn.Module, validation: Sequence[Example], args: argparse.Namespace,
