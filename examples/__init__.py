@@ -1,0 +1,1 @@
+"""What ships: the tree that attack.py reads by default, and how it is made."""
