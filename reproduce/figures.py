@@ -18,6 +18,7 @@ GREYS = ("0.0", "0.35", "0.55", "0.7", "0.8")
 DASHES = ("-", "--", "-.", ":", (0, (1, 3)))
 MARKS = {"gauss": "o", "dropout": "s", "dpsgd": "^", "argmax": "D", "frozen": "x", "clip": "+", "none": "*"}
 KINDS = {"loss": ("0.0", "-"), "concate": ("0.55", "--")}
+PRINTED = {"markerfacecolor": "none", "linestyle": ""}  # how the paper's own figures are drawn
 NAMES = {"none": "no defense", "gauss": "Gauss", "dropout": "Dropout", "dpsgd": "DPSGD", "argmax": "Argmax",
          "frozen": "frozen norms", "clip": "clipping alone"}
 
@@ -91,10 +92,11 @@ def selections(measured: Measured) -> Figure | None:
                 y, spread = (np.array([f(points[n]) for n in x]) for f in (np.mean, np.std))
                 axes.errorbar(x, 100 * y, 100 * spread, color=grey, linestyle=dash, marker=mark, capsize=2,
                               label=f"{paper.INPUTS[kind]}, {select}")
+                if select != "sliding" and setting in paper.COLUMNS:
+                    axes.plot([10], [paper.auc(f"{kind}-{select}", setting)], mark, color=grey, **PRINTED)
         axes.set(xlabel="patches of a picture", title=measured.title(setting), xscale="log")
     panels[0].set(ylabel="AUC, %")
-    panels[-1].legend()
-    return figure
+    return _keyed(figure, panels)
 
 
 def selection_points(measured: Measured, setting: str, method: str) -> dict[int, list[float]]:
@@ -156,8 +158,18 @@ def trade(measured: Measured) -> Figure | None:
                 line = [*(start if name in ("gauss", "dropout") else []), *points]
                 axes.plot(*zip(*line, strict=True), marker=MARKS[name], color=grey,
                           linestyle=dash if len(points) > 1 else "", label=f"{paper.INPUTS[kind]}, {NAMES[name]}")
+            if setting == "psp-psp":
+                axes.plot(*zip(*paper.GAUSS[kind], strict=True), MARKS["gauss"], color=grey, **PRINTED)
         axes.plot([best], [50], "kP", markersize=7, label="ideal", clip_on=False)
         axes.set(xlabel="mIoU on non-members, %", title=measured.title(setting))
     panels[0].set(ylabel="AUC, %")
-    panels[0].legend(fontsize=5.5)
+    return _keyed(figure, panels)
+
+
+def _keyed(figure: Figure, panels: list[Axes]) -> Figure:
+    """One legend below, of what any panel has; hollow marks are the paper's."""
+    known = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    hollow = panels[0].plot([], [], "o", color="0.3", **PRINTED)[0]
+    figure.legend([*known.values(), hollow], [*known, "paper, where it prints a figure"], loc="outside lower center",
+                  ncols=min(4, 2 * len(panels)), fontsize=6)
     return figure

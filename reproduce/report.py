@@ -46,7 +46,8 @@ def report(measured) -> str:
     missing = f" {len(measured.missing)} of {len(scale.cells)} cells are not there yet." if measured.missing else ""
     return "\n".join([
         f"# Scale {scale.name}", "",
-        f"{scale.note.strip()} `make reproduce SCALE={scale.name}`, attacker seeds 0 to {scale.seeds - 1}, commits "
+        f"{scale.note.strip()} `make reproduce SCALE={scale.name}`, attacker seeds up to "
+        f"{max(cell.seed for cell in measured.there.values())}, commits "
         f"{', '.join(measured.commits())}.{missing}", "",
         "## Table 2", "",
         "Max-F / AUC, mean over attacker seeds, in parentheses the range of the AUC; the paper's figures beside.", "",
