@@ -30,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
                        "attacker, which then tells only patch size and stride")
     flags.add_argument("--score", choices=("paper", "release"), default="paper",
                        help="score of a picture: mean member probability, or sum of member logits (default: paper)")
+    flags.add_argument("--floor", type=float, metavar="P", help="posteriors are clamped there from below before the "
+                       "logarithm (default: the attacker's own, 6e-8 of those trained here, 1e-30 of the release's)")
     flags.add_argument("--batch", type=int, default=64, help="patches that go through the attacker together")
     flags.add_argument("-a", "-arch", "--arch", choices=("resnet50", "resnet18"), default="resnet50", dest="arch",
          help="architecture of a release checkpoint, which does not tell its own (default: resnet50)")
@@ -135,6 +137,8 @@ def check(args: argparse.Namespace) -> None:
     """Refuse flags that contradict one another, before anything is loaded."""
     if args.num_patch < 1 or args.batch < 1:
         raise UserError("-num-patch and --batch are 1 or more")
+    if args.floor is not None and not 0 < args.floor < 1:
+        raise UserError(f"--floor {args.floor}: a posterior lies between 0 and 1, and 0 has no logarithm")
     if args.victim and not (args.members and args.non_members):
         raise UserError("--victim needs --members SPLIT and --non-members SPLIT")
     if args.victim and args.dpsgd:
@@ -187,7 +191,7 @@ def load_attacker(args: argparse.Namespace) -> tuple:
     if args.input not in (None, view.input):
         raise UserError(f"{args.resume} reads -input {view.input}; for -input {args.input} give another -resume")
     load_weights(model, checkpoint["state_dict"], args.resume)
-    return model.fold_norms(), replace(view, argmax=args.argmax), classes
+    return model.fold_norms(), replace(view, argmax=args.argmax, floor=args.floor or view.floor), classes
 
 
 if __name__ == "__main__":

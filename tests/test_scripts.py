@@ -88,6 +88,17 @@ def test_attack_variants_change_the_scores(world, live, tmp_path, flags):
         np.testing.assert_array_equal(one["corner"], two["corner"], "the same locations serve every defense")
 
 
+def test_floor_bounds_what_noise_can_do_to_a_loss(world, tmp_path):
+    base = ["attack.py", "-resume", world / "loss" / "best.pth.tar", "--examples", write_tree(tmp_path / "tree"),
+            "--threshold", "loss", "-gauss", 1, "--gauss-floor", 0]
+    for name, floor in (("own", []), ("tiny", ["--floor", 2.0**-24]), ("release", ["--floor", 1e-30])):
+        must(script(*base, *floor, "--out", tmp_path / name))
+    own, tiny, release = (scores(tmp_path / name) for name in ("own", "tiny", "release"))
+    assert own == tiny and all(release[name][1] < own[name][1] for name in own)
+    refused = script(*base, "--floor", 0, "--out", tmp_path / "zero")
+    assert refused.returncode == 2 and "no logarithm" in refused.stderr
+
+
 def test_same_seed_same_bytes_whatever_the_order_and_the_batch(world, live, tmp_path):
     base = ["-resume", world / "loss" / "best.pth.tar", *live]
     must(script("attack.py", *base, "--out", tmp_path / "a"))
