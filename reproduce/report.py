@@ -43,12 +43,11 @@ def report(measured) -> str:
     drawn = figures.draw(measured, scale.results)
     titles = {"fig1": "Fig. 1: patch sizes", "fig2": "Fig. 2: where to look, and how often",
               "fig3": "Fig. 3: Argmax", "fig4": "Fig. 4: AUC against mIoU on non-members (right and low is good)"}
-    missing = f" {len(measured.missing)} of {len(scale.cells)} cells are not there yet." if measured.missing else ""
     return "\n".join([
         f"# Scale {scale.name}", "",
         f"{scale.note.strip()} `make reproduce SCALE={scale.name}`, attacker seeds up to "
         f"{max(cell.seed for cell in measured.there.values())}, commits "
-        f"{', '.join(measured.commits())}.{missing}", "",
+        f"{', '.join(measured.commits())}.{_missing(measured)}", "",
         "## Table 2", "",
         "Max-F / AUC, mean over attacker seeds, in parentheses the range of the AUC; the paper's figures beside.", "",
         tables.table_two(measured), "## Victims and shadows", "", tables.models(measured), "## Defenses", "",
@@ -61,13 +60,19 @@ def report(measured) -> str:
         "## Claims", "", claims([measured])])
 
 
+def _missing(measured) -> str:
+    """A sentence on the cells that are not there, if any."""
+    lacks, cells = len(measured.missing), len(measured.scale.cells)
+    return f" {lacks} of {cells} cells are not there yet." if lacks else ""
+
+
 def findings(all_measured: list) -> str:
     """The page of findings: each claim of the paper as a line."""
     from reproduce import claims as module
     from reproduce.plan import HERE
 
     notes = [f"- **{m.scale.name}**: {m.scale.note.strip()} [Tables and figures](../{m.scale.results}/report.md)."
-             for m in all_measured]
+             f"{_missing(m)}" for m in all_measured]
     names = " ".join(m.scale.name for m in all_measured)
     return "\n".join([
         "# What of the paper holds here", "",
