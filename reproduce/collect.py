@@ -55,11 +55,16 @@ def main(args: argparse.Namespace) -> None:
 
 
 def origin(checkpoint: Path) -> dict:
-    """Which model this is: the start of its file's SHA-256, and the commit that it was trained at."""
-    from reproduce.table import read
-    from utils.files import fingerprint
+    """Which model this is: the start of the SHA-256 of its weights, and the commit that it was trained at."""
+    import hashlib
 
-    return {"sha256": fingerprint([checkpoint])[:16], "commit": read(checkpoint.parent / "args.json")["commit"]}
+    from reproduce.table import read
+    from utils.checkpoints import load_checkpoint
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_checkpoint(checkpoint)["state_dict"].items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return {"sha256": digest.hexdigest()[:16], "commit": read(checkpoint.parent / "args.json")["commit"]}
 
 
 def remember(path: Path, folder: Path, member, group) -> None:

@@ -95,6 +95,9 @@ def selections(measured: Measured) -> Figure | None:
                 if select != "sliding" and setting in paper.COLUMNS:
                     axes.plot([10], [paper.auc(f"{kind}-{select}", setting)], mark, color=grey, **PRINTED)
         axes.set(xlabel="patches of a picture", title=measured.title(setting), xscale="log")
+        counts = measured.scale.selections["counts"]
+        axes.set_xticks(counts, labels=map(str, counts))
+        axes.minorticks_off()
     panels[0].set(ylabel="AUC, %")
     return _keyed(figure, panels)
 

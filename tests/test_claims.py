@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import must, script
 from sklearn.metrics import roc_auc_score
 
@@ -15,6 +16,7 @@ from reproduce.measured import Measured
 from reproduce.plan import Scale
 from reproduce.report import findings, report
 from reproduce.tables import table_two
+from utils.checkpoints import save_checkpoint
 from utils.cli import UserError
 from utils.files import write_json
 
@@ -59,7 +61,7 @@ def write_cell(scale, cell):
     models = {name: words[words.index(flag) + 1] for name, flag in (("victim", "--victim"), ("resume", "-resume"))}
     for path in map(Path, models.values()):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(str(path))
+        save_checkpoint(path, {}, {"weight": torch.tensor(len(str(path)))})
         (path.parent / "args.json").write_text('{"commit": "old"}')
     write_json(run / "args.json", {"commit": "abc", "args": models})
     flags = ["--curve", *scale.selections["counts"]] if cell.curve else []

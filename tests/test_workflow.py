@@ -136,3 +136,8 @@ def test_killed_and_called_again(cut):
         gone.unlink()
     assert "Nothing to be done" in finished(reproduce(cut))
     assert figures(results) == made
+    (results / "psp-psp" / "loss-random-n4-s12_argmax_0.json").unlink()  # it needs its models, the others stay
+    planned = finished(reproduce(cut, "--dry-run"))
+    for cell, wanted in (("loss-random-n4-s12_argmax_0", True), ("loss-random-n4-s12_none_0", False)):
+        assert (f"attack.py --out {runs}/cells/psp-psp/{cell}" in planned) == wanted
+    assert "train_victim.py" in planned and "-argmax" in planned
