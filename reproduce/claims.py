@@ -2,10 +2,11 @@
 
 A verdict is computed from a difference between attacks on the same pictures and its 95 % interval over blocks of
 pictures: *holds* where the interval lies on the paper's side of 0, *does not hold* where it lies on the other, *not
-decided* where it includes 0. "About as good" holds where the interval lies within 3 points of 0.
+decided* where it includes 0. "About as good" holds where the interval lies within 3 points of 0, an attack "fails"
+where it ends below 3, and where a claim names another bound, that takes the place of 0.
 An interval says what other pictures would give, not other trainings: victims and shadows are trained once, and where a
-defense or a patch size is compared, so are the attackers. The F of calling all pictures members is reached by any
-scores, so F of a coin always is; what is compared with it is what shuffled memberships give.
+defense or a patch size is compared, so are the attackers. Any scores reach the F of calling all pictures members, which
+lies above that of a coin; an attack is above guessing where it goes further than shuffled memberships do.
 """
 
 from collections.abc import Callable, Iterator
@@ -63,14 +64,14 @@ def _both(measured: Measured, setting: str, first: str, second: str, **of) -> tu
     return pair if all(pair) else None
 
 
-def _above(*pairs: tuple[str, str], judge: Callable = _sign) -> Callable[[Measured], Iterator[Finding]]:
+def _above(*pairs: tuple[str, str]) -> Callable[[Measured], Iterator[Finding]]:
     """The first attack of each pair against the second, in every setting that has both."""
     def findings(measured: Measured) -> Iterator[Finding]:
         for setting in measured.scale.settings:
             for first, second in pairs:
                 if cells := _both(measured, setting, first, second):
                     what = f", {paper.INPUTS[first.partition('-')[0]]}" if len(pairs) > 1 else ""
-                    yield _finding(measured.title(setting) + what, measured.difference(*cells), judge)
+                    yield _finding(measured.title(setting) + what, measured.difference(*cells))
     return findings
 
 

@@ -32,15 +32,14 @@ def main(args: argparse.Namespace) -> None:
 
     from evaluation.compare import read_paired
     from evaluation.metrics import figures
-    from reproduce.table import read
-    from utils.files import write_json
+    from utils.files import read_json, write_json
 
     folder = Path(args.run)
-    found = read(folder / "results.json")
+    found = read_json(folder / "results.json")
     (scores,), member, group = read_paired([folder])
     remember(Path(args.pictures), folder, member, group)
     cell = {key: found[key] for key in KEPT if key in found}
-    run = read(folder / "args.json")
+    run = read_json(folder / "args.json")
     cell |= {"commit": run["commit"], "scores": pack(scores)}
     cell |= {name: origin(Path(run["args"][flag])) for name, flag in (("victim", "victim"), ("attacker", "resume"))}
     if args.curve or args.patches:
@@ -58,26 +57,25 @@ def origin(checkpoint: Path) -> dict:
     """Which model this is: the start of the SHA-256 of its weights, and the commit that it was trained at."""
     import hashlib
 
-    from reproduce.table import read
     from utils.checkpoints import load_checkpoint
+    from utils.files import read_json
 
     digest = hashlib.sha256()
     for name, tensor in sorted(load_checkpoint(checkpoint)["state_dict"].items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return {"sha256": digest.hexdigest()[:16], "commit": read(checkpoint.parent / "args.json")["commit"]}
+    return {"sha256": digest.hexdigest()[:16], "commit": read_json(checkpoint.parent / "args.json")["commit"]}
 
 
 def remember(path: Path, folder: Path, member, group) -> None:
     """Write which pictures a setting has, or check that they are those of the cells before."""
     from evaluation.compare import read_scores
-    from reproduce.table import read
-    from utils.files import write_json
+    from utils.files import read_json, write_json
 
     pictures = {"pictures": sorted(read_scores(folder)), "member": "".join("01"[bool(m)] for m in member),
                 "group": list(group)}
     if not path.exists():
         write_json(path, pictures)
-    elif read(path) != pictures:
+    elif read_json(path) != pictures:
         raise UserError(f"{folder} scored other pictures than those of {path}")
 
 

@@ -14,12 +14,12 @@ from reproduce.measured import Measured
 from utils.files import whole
 
 STYLE = {"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 7, "lines.markersize": 4}
-GREYS = ("0.0", "0.35", "0.55", "0.7", "0.8")
+GREYS = ("0.0", "0.35", "0.55", "0.75")
 DASHES = ("-", "--", "-.", ":", (0, (1, 3)))
 MARKS = {"gauss": "o", "dropout": "s", "dpsgd": "^", "argmax": "D", "frozen": "x", "clip": "+", "none": "*"}
 KINDS = {"loss": ("0.0", "-"), "concate": ("0.55", "--")}
 PRINTED = {"markerfacecolor": "none", "linestyle": ""}  # how the paper's own figures are drawn
-NAMES = {"none": "no defense", "gauss": "Gauss", "dropout": "Dropout", "dpsgd": "DPSGD", "argmax": "Argmax",
+NAMES = {"gauss": "Gauss", "dropout": "Dropout", "dpsgd": "DPSGD", "argmax": "Argmax",
          "frozen": "frozen norms", "clip": "clipping alone"}
 
 
@@ -40,10 +40,14 @@ def _axes(count: int, **options: object) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
 
 
+def _style(index: int) -> dict:
+    """Grey and dash of the curve `index`; no two of the first twenty are alike."""
+    return {"color": GREYS[index % len(GREYS)], "linestyle": DASHES[index % len(DASHES)]}
+
+
 def _roc(axes: Axes, score: np.ndarray, member: np.ndarray, label: str, index: int) -> None:
     (true,), (false,) = Curves(score, member).counts()
-    axes.plot(np.append(0, false / false[-1]), np.append(0, true / true[-1]), color=GREYS[index % len(GREYS)],
-              linestyle=DASHES[index % len(DASHES)], label=label)
+    axes.plot(np.append(0, false / false[-1]), np.append(0, true / true[-1]), label=label, **_style(index))
 
 
 def _diagonal(axes: Axes) -> None:
@@ -61,10 +65,11 @@ def sizes(measured: Measured) -> Figure | None:
         found, (member, _) = measured.figures(cell), measured.pictures(cell.setting)
         each = [unpack(own) for own in found["patch_scores"]]
         (true,), (false,) = Curves(np.concatenate(each), np.repeat(member, [len(own) for own in each])).counts()
-        left.plot(true / true[-1], true / (true + false), color=GREYS[index % 5], linestyle=DASHES[index % 5],
-                  label=f"{cell.size} x {cell.size}, F {100 * found['patch']['max_f']:.1f}")
+        side = f"{cell.size} x {cell.size}"
+        left.plot(true / true[-1], true / (true + false), label=f"{side}, F {100 * found['patch']['max_f']:.1f}",
+                  **_style(index))
         _roc(right, unpack(found["scores"]), member,
-             f"{cell.size} x {cell.size}, {cell.count} patches, AUC {100 * found['image']['auc']:.1f}", index)
+             f"{side}, {cell.count} patches, AUC {100 * found['image']['auc']:.1f}", index)
     share = member.mean()
     left.plot([0.5], [share], "k*", label=f"random guess, F {100 * share / (share + 0.5):.1f}")
     left.set(xlabel="recall", ylabel="precision", title="patches", xlim=(0, 1.01))
@@ -153,10 +158,9 @@ def trade(measured: Measured) -> Figure | None:
                     point = (100 * found["miou"]["out"], 100 * found["image"]["auc"])
                     curves.setdefault(defense.partition("-")[0], []).append(point)
             start = curves.pop("none", [])[:1]
-            for name, points in ({"none": start} if start else {}).items():
-                axes.plot(*zip(*points, strict=True), MARKS[name], color=grey, markersize=8, linestyle="",
-                          label=f"{paper.INPUTS[kind]}, {NAMES[name]}")
-                best = max(best, points[0][0])
+            for x, y in start:
+                axes.plot([x], [y], MARKS["none"], color=grey, markersize=8, label=f"{paper.INPUTS[kind]}, no defense")
+                best = max(best, x)
             for name, points in curves.items():
                 line = [*(start if name in ("gauss", "dropout") else []), *points]
                 axes.plot(*zip(*line, strict=True), marker=MARKS[name], color=grey,

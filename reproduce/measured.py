@@ -9,15 +9,15 @@ from evaluation.intervals import paired_difference
 from reproduce.collect import unpack
 from reproduce.paper import SETTINGS
 from reproduce.plan import Cell, Scale
-from reproduce.table import read
 from utils.cli import UserError
+from utils.files import read_json
 
 
 class Measured:
     """Reads the JSONs of `scale`, each once. `missing` has the cells that are not there."""
 
     def __init__(self, scale: Scale):
-        self.scale, self._read = scale, cache(read)
+        self.scale, self._read = scale, cache(read_json)
         self.there = {name: cell for name, cell in scale.cells.items() if self._path(cell).exists()}
         self._check()
         self.missing = [name for name in scale.cells if name not in self.there]
@@ -71,17 +71,18 @@ class Measured:
         cells = [cell for cell in self.there.values() if cell.patches]
         return sorted((cell for cell in cells if cell.setting == cells[0].setting), key=lambda cell: -cell.size)
 
-    def mean(self, cells: list[Cell], figure: str = "auc", level: str = "image") -> float:
-        return float(np.mean([self.figures(cell)[level][figure] for cell in cells]))
+    def mean(self, cells: list[Cell], figure: str = "auc") -> float:
+        """Mean of a figure of pictures over cells."""
+        return float(np.mean([self.figures(cell)["image"][figure] for cell in cells]))
 
     def scores(self, cell: Cell, count: int | None = None) -> np.ndarray:
         """Scores (n,) of the pictures; of the first `count` patches where the cell is a curve."""
         found = self.figures(cell)
         return unpack(found["scores"] if count is None else found["curve"][str(count)]["scores"])
 
-    def difference(self, first: list[Cell], second: list[Cell], figure: str = "auc",
+    def difference(self, first: list[Cell], second: list[Cell],
                    counts: tuple[int | None, int | None] = (None, None)) -> dict:
-        """Figure of `first` minus that of `second`, attacks on one victim, means over seeds, with its interval."""
+        """AUC of `first` minus that of `second`, attacks on one victim, means over seeds, with its interval."""
         columns = [[self.scores(cell, count) for cell in cells]
                    for cells, count in zip((first, second), counts, strict=True)]
-        return paired_difference(*columns, *self.pictures(first[0].setting), figure)
+        return paired_difference(*columns, *self.pictures(first[0].setting))

@@ -51,7 +51,8 @@ def report(measured) -> str:
         "## Table 2", "",
         "Max-F / AUC, mean over attacker seeds, in parentheses the range of the AUC; the paper's figures beside.", "",
         tables.table_two(measured), "## Victims and shadows", "", tables.models(measured), "## Defenses", "",
-        "Random patches, seed 0. mIoU is that of the posteriors that were attacked.", "", tables.defenses(measured),
+        "Random patches, seed 0. Gauss is named by its variance (the flag is its root), Dropout by its ratio, DPSGD by "
+        "its noise variance. mIoU is that of the posteriors that were attacked.", "", tables.defenses(measured),
         "## Fig. 5: where the attacker looks", "",
         "Mean over pictures of the correlation (Pearson) of the class activation map with the loss map, and of the map "
         "under the defense with that before it, where the attacker is the same one.", "",
@@ -85,7 +86,7 @@ def findings(all_measured: list) -> str:
 def claims(all_measured: list) -> str:
     """A row a claim: what was found in each setting of each scale, and the verdicts."""
     from reproduce.claims import CLAIMS, overall
-    from reproduce.table import markdown
+    from reproduce.tables import markdown
 
     rows = []
     for claim, measure in CLAIMS.items():

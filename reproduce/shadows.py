@@ -6,8 +6,8 @@
 import argparse
 from pathlib import Path
 
-from reproduce.table import read
 from utils.cli import UserError, run
+from utils.files import read_json
 
 SHADOWS = {"dealt": "one shadow", "eight": "eight"}  # partition in the name of a JSON -> legend
 ATTACKS = {"concate-full": ("C+GT, full", "s"), "loss-full": ("Loss, full", "o")}
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
         for shadows in SHADOWS:
             path = Path(args.results) / f"{victim}-{shadows}.json"
             if path.exists():
-                draw(axes, row, read(path)["attacks"], shadows)
+                draw(axes, row, read_json(path)["attacks"], shadows)
     axes.set_yticks(range(len(victims)), [title(victim) for victim in victims])
     axes.set(xlabel="AUC", ylim=(len(victims) - 0.5, -0.5))
     axes.axvline(0.5, color="grey", linestyle=":", linewidth=1)

@@ -6,11 +6,12 @@
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from reproduce import paper
+from reproduce.tables import markdown
 from utils.cli import UserError, run
+from utils.files import read_json, write_json
 
 METHODS = ("threshold-confidence", "threshold-loss", "concate-full", "loss-full", "concate-sliding", "loss-sliding",
            "concate-random", "loss-random", "concate-rejection", "loss-rejection")
@@ -38,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
         if not (args.victim and args.shadow and args.into):
             raise UserError("--collect needs --victim, --shadow and --into")
         collect(Path(args.collect), Path(args.victim), [Path(run) for run in args.shadow], Path(args.into))
-    settings = {Path(path).stem: read(Path(path)) for path in args.settings}
+    settings = {Path(path).stem: read_json(Path(path)) for path in args.settings}
     if len(settings) > 1 or (settings and args.brief):
         print(summary(settings))
         print(claims(settings))
@@ -46,32 +47,22 @@ def main(args: argparse.Namespace) -> None:
         print(as_markdown(name, setting))
 
 
-def read(path: Path) -> dict:
-    """A JSON file; `UserError` when it is missing or none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-
-
 def collect(runs: Path, victim: Path, shadows: list[Path], into: Path) -> None:
     """Gather results.json of every run of one setting, with the commit that made it, into one file."""
-    from utils.files import write_json
-
     attacks, attackers = {}, {}
     for path in sorted(runs.glob("*/results.json")):
-        found = read(path)
+        found = read_json(path)
         if path.parent.name.startswith("attacker-"):
-            attackers[path.parent.name] = found | {"epochs": read(path.parent / "args.json")["args"]["epochs"]}
+            attackers[path.parent.name] = found | {"epochs": read_json(path.parent / "args.json")["args"]["epochs"]}
         else:
             attacks[path.parent.name] = {key: found[key] for key in KEPT if key in found}
     models = [folder / "args.json" for folder in (victim, *shadows)]
-    commits = sorted({read(path)["commit"] for path in [*runs.glob("*/args.json"), *models]})
-    shadow = read(shadows[0] / "results.json")
-    shadow["minutes"] = round(sum(read(folder / "results.json")["minutes"] for folder in shadows), 1)
+    commits = sorted({read_json(path)["commit"] for path in [*runs.glob("*/args.json"), *models]})
+    shadow = read_json(shadows[0] / "results.json")
+    shadow["minutes"] = round(sum(read_json(folder / "results.json")["minutes"] for folder in shadows), 1)
     paired = {f"{first} {second}": compare_seeds(runs, first, second) for first, second in CLAIMS
               if {first, second} <= {name.rpartition("-")[0] for name in attacks}}
-    write_json(into, {"victim": read(victim / "results.json"), "shadow": shadow,
+    write_json(into, {"victim": read_json(victim / "results.json"), "shadow": shadow,
                       "attackers": attackers, "attacks": attacks, "paired": paired, "commits": commits})
 
 
@@ -152,11 +143,6 @@ def _difference(found: dict) -> str:
 
 def _paper_difference(first: str, second: str) -> float:
     return paper.auc(first) - paper.auc(second)
-
-
-def markdown(heads: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)) + "\n"
 
 
 def _seeds(setting: dict, method: str) -> list[dict]:

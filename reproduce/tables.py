@@ -4,9 +4,13 @@ import math
 
 from reproduce import paper
 from reproduce.measured import Measured
-from reproduce.table import markdown
 
 DASH = "–"
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)) + "\n"
 
 
 def table_two(measured: Measured) -> str:

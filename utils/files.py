@@ -39,6 +39,14 @@ def write_json(path: str | Path, value: object) -> None:
         file.write(text)
 
 
+def read_json(path: str | Path) -> dict:
+    """The contents of a JSON file; `UserError` when it is missing or none."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
 def fingerprint(paths: list[Path], *rest: object) -> str:
     """SHA-256, in hex, of the contents of files and of `rest`."""
     digest = hashlib.sha256(repr(rest).encode())
