@@ -9,7 +9,7 @@ runs=runs/demo
 $python -m datasets streets
 test -f $runs/victim/results.json || $python train_victim.py --out $runs/victim
 test -f $runs/victim-dpsgd/results.json ||
-    $python train_victim.py -dpsgd -noise-variance 0.001 --epochs 30 --batch 8 --lr 0.02 --out $runs/victim-dpsgd
+    $python train_victim.py -dpsgd -noise-variance 0.001 --epochs 240 --batch 32 --lr 0.016 --out $runs/victim-dpsgd
 test -f $runs/shadow/results.json || $python train_shadow.py --victim $runs/victim/last.pth.tar --out $runs/shadow
 for input in loss concate; do
     test -f $runs/$input/results.json || $python train_attacker.py --shadow $runs/shadow -input $input --out $runs/$input
