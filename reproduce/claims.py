@@ -5,12 +5,14 @@ pictures: *holds* where the interval lies on the paper's side of 0, *does not ho
 decided* where it includes 0. "About as good" holds where the interval lies within 3 points of 0, an attack "fails"
 where it ends below 3, and where a claim names another bound, that takes the place of 0.
 An interval says what other pictures would give, not other trainings: victims and shadows are trained once, and where a
-defense or a patch size is compared, so are the attackers. Any scores reach the F of calling all pictures members, which
-lies above that of a coin; an attack is above guessing where it goes further than shuffled memberships do.
+defense or a patch size is compared, so are the attackers. Where everything was trained again, the differences then
+follow after "again", and a verdict stands only where each of them lies on its side. Any scores reach the F of calling
+all pictures members, which lies above that of a coin; an attack is above guessing where it goes further than shuffled
+memberships do.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,27 +30,39 @@ CHEAP = 2.0  # points of mIoU that a defense may cost and still cost little; the
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 
 
+def _sign(low: float, high: float) -> str:
+    return HOLDS if low > 0 else FAILS if high < 0 else OPEN
+
+
 @dataclass(frozen=True)
 class Finding:
-    """A figure in points (%), its interval, and what it says of a claim in one setting."""
+    """A figure in points (%) and its interval in one setting, and what `judge` says of a claim from an interval.
+
+    `again` has the same figure of other trainings of everything; a verdict that one of them contradicts is none.
+    """
 
     where: str
     value: float
     low: float
     high: float
-    verdict: str
+    judge: Callable[[float, float], str] = _sign
+    note: str = ""
+    again: tuple[float, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        said = self.judge(self.low, self.high)
+        return said if all(self.judge(value, value) == said for value in self.again) else OPEN
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        others = f"; again {', '.join(f'{value:+.1f}' for value in self.again)}" if self.again else ""
+        return f"{self.where}{self.note}: {self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{others}"
 
 
-def _sign(low: float, high: float) -> str:
-    return HOLDS if low > 0 else FAILS if high < 0 else OPEN
-
-
-def _finding(where: str, found: dict, judge: Callable[[float, float], str] = _sign, factor: float = 100) -> Finding:
+def _finding(where: str, found: dict, judge: Callable[[float, float], str] = _sign, factor: float = 100,
+             note: str = "") -> Finding:
     low, high = (factor * bound for bound in found["interval"])
-    return Finding(where, factor * found["difference"], low, high, judge(low, high))
+    return Finding(where, factor * found["difference"], low, high, judge, note)
 
 
 def _close(low: float, high: float) -> str:
@@ -142,8 +156,8 @@ def above_guess(measured: Measured) -> Iterator[Finding]:
                 scores, (member, group) = measured.scores(cell), measured.pictures(setting)
                 excess, luck = _excess(scores, member), [_excess(scores, one) for one in _shuffled(member, group)]
                 low, high = (excess - bound for bound in np.quantile(luck, [0.975, 0.025]))
-                found.append(_finding(f"{measured.title(setting)}, {paper.title(method)}",
-                                      {"difference": excess, "interval": [low, high]}))
+                found.append(_finding(measured.title(setting), {"difference": excess, "interval": [low, high]},
+                                      note=f", {paper.title(method)}"))
         if found:
             yield min(found, key=lambda one: one.low)
 
@@ -238,8 +252,7 @@ def dropout_costs(measured: Measured) -> Iterator[Finding]:
             if cells := _drop(measured, setting, "loss-random", f"dropout-{ratio:g}"):
                 lost, found = _utility_lost(measured, *cells), measured.difference(*cells)
                 low, high = (lost - 100 * bound for bound in reversed(found["interval"]))
-                yield Finding(f"{measured.title(setting)}, {ratio:g}", lost - 100 * found["difference"], low, high,
-                              _sign(low, high))
+                yield Finding(f"{measured.title(setting)}, {ratio:g}", lost - 100 * found["difference"], low, high)
 
 
 def _utility_lost(measured: Measured, plain: list[Cell], defended: list[Cell]) -> float:
@@ -252,10 +265,13 @@ def private_protects(measured: Measured) -> Iterator[Finding]:
         for variance in measured.scale.dpsgd["variances"].get(setting, ()):
             if cells := _drop(measured, setting, "loss-random", f"dpsgd-{variance:g}"):
                 lost = _utility_lost(measured, *cells)
-                found = _finding(f"{measured.title(setting)}, variance {variance:g} (mIoU {-lost:+.1f})",
-                                 measured.difference(*cells))
-                dear = found.verdict == HOLDS and lost > CHEAP
-                yield Finding(found.where, found.value, found.low, found.high, FAILS if dear else found.verdict)
+                yield _finding(f"{measured.title(setting)}, variance {variance:g}", measured.difference(*cells),
+                               _sign if lost <= CHEAP else _dear, note=f" (mIoU {-lost:+.1f})")
+
+
+def _dear(low: float, high: float) -> str:
+    """Of protection that costs too much: it counts against the claim."""
+    return FAILS if low > 0 else _sign(low, high)
 
 
 def private_beyond_control(measured: Measured) -> Iterator[Finding]:
@@ -291,6 +307,16 @@ CLAIMS: dict[str, Callable[[Measured], Iterator[Finding]]] = {
     f"DPSGD protects at little utility (AUC that it takes, at {CHEAP:g} points of mIoU at most)": private_protects,
     "and by its noise, beyond clipping alone": private_beyond_control,
 }
+
+
+def measure(measured: Measured) -> dict[str, list[Finding]]:
+    """What was found of each claim, beside the same of the scale's other trainings."""
+    others, found = measured.again(), {}
+    for claim, findings in CLAIMS.items():
+        known = [other["claims"].get(claim, {}) for other in others]
+        found[claim] = [replace(one, again=tuple(values[one.where] for values in known if one.where in values))
+                        for one in findings(measured)]
+    return found
 
 
 def overall(found: list[Finding]) -> str:

@@ -35,6 +35,10 @@ class Measured:
                 raise UserError(f"{self.scale.results}: {name} and {other} are of different trainings of {victim}; "
                                 "remove those of the older one")
 
+    def again(self) -> list[dict]:
+        """What `reproduce.report --again` kept of other trainings of this scale: commits, cells, figures by claim."""
+        return [self._read(path) for path in sorted(self.scale.again_folder.glob("*.json"))] * (not self.scale.again)
+
     def commits(self) -> list[str]:
         """Commits of attacks, victims and attackers."""
         found = map(self.figures, self.there.values())

@@ -55,13 +55,21 @@ class Cell:
 
 
 class Scale:
-    """`reproduce/scales/NAME.yaml`, or another file of that form, with the runs and cells it asks for."""
+    """`reproduce/scales/NAME.yaml`, or another file of that form, with the runs and cells it asks for.
 
-    def __init__(self, path: str | Path):
+    `again` 1, 2, ... is the same with other seeds for victims and shadows, to see what another training changes. Its
+    cells stay with its runs; only the figures of its claims go to `again_folder`.
+    """
+
+    def __init__(self, path: str | Path, again: int = 0):
         path = Path(path) if str(path).endswith(".yaml") else HERE / "scales" / f"{path}.yaml"
-        self.name, self.config = path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))
+        self.name, self.config, self.again = path.stem, yaml.safe_load(path.read_text(encoding="utf-8")), again
         self.runs = Path(self.config.get("runs", f"runs/reproduce/{self.name}"))
         self.results = Path(self.config.get("results", f"reproduce/results/{self.name}"))
+        self.again_folder = self.results / "again"
+        if again:
+            self.runs = self.runs.with_name(f"{self.runs.name}-again{again}")
+            self.results = self.runs / "results"
         self.settings: dict[str, dict] = self.config["settings"]
 
     def __getattr__(self, name: str):
@@ -173,6 +181,8 @@ class Scale:
             extra = {"frozen": "--freeze-norms", "clip": "-dpsgd -noise-variance 0",
                      "dpsgd": f"-dpsgd -noise-variance {variance}"}[how]
             flags += f" {self.dpsgd['flags']} {extra}"
+        if self.again:
+            flags += f" --seed {self.again}"
         return [f"train_{kind}.py", "--out", str(self.runs / model), *flags.split()]
 
     def attacker_command(self, attacker: Attacker) -> list[str]:

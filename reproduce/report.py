@@ -2,19 +2,23 @@
 
     python -m reproduce.report tiny                            # reproduce/results/tiny/report.md and fig1-4.png
     python -m reproduce.report tiny camvid --findings docs/findings.md
+    python -m reproduce.report camvid --again 1                # the claims' figures of another training of everything
 """
 
 import argparse
 from pathlib import Path
 
-from utils.cli import UserError, run
+from utils.cli import UserError, positive, run
 
 
 def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="reproduce.report", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("scales", nargs="+", metavar="SCALE", help="tiny, camvid, paper, or a file of that form")
-    flags.add_argument("--findings", metavar="FILE", help="only write the page of findings there")
+    what = flags.add_mutually_exclusive_group()
+    what.add_argument("--findings", metavar="FILE", help="only write the page of findings there")
+    what.add_argument("--again", metavar="N", type=positive, default=0,
+                      help="only write the claims' figures of training N (`--config again=N`), for the page to show")
     return flags
 
 
@@ -23,16 +27,31 @@ def main(args: argparse.Namespace) -> None:
     from reproduce.plan import Scale
     from utils.files import whole
 
-    all_measured = [Measured(Scale(name)) for name in args.scales]
+    all_measured = [Measured(Scale(name, args.again)) for name in args.scales]
     for measured in all_measured:
         if not measured.there:
             raise UserError(f"{measured.scale.results} holds no cells; `make reproduce SCALE={measured.scale.name}`")
+        if args.again:
+            keep_again(measured)
+    if args.again:
+        return
     texts = {Path(args.findings): findings(all_measured)} if args.findings else {
         measured.scale.results / "report.md": report(measured) for measured in all_measured}
     for path, text in texts.items():
         with whole(path, "w") as file:
             file.write(text)
         print(path)
+
+
+def keep_again(measured) -> None:
+    """Write what another training found: commits, number of cells, claim -> setting -> difference in points."""
+    from reproduce.claims import measure
+    from utils.files import write_json
+
+    path = measured.scale.again_folder / f"{measured.scale.again}.json"
+    figures = {claim: {one.where: round(one.value, 2) for one in found} for claim, found in measure(measured).items()}
+    write_json(path, {"commits": measured.commits(), "cells": len(measured.there), "claims": figures})
+    print(path)
 
 
 def report(measured) -> str:
@@ -67,13 +86,20 @@ def _missing(measured) -> str:
     return f" {lacks} of {cells} cells are not there yet." if lacks else ""
 
 
+def _again(measured) -> str:
+    """A sentence on the other trainings, if any."""
+    others = "; ".join(f"{', '.join(other['commits'])} ({other['cells']} cells)"
+                       for other in measured.again())
+    return f" Trained again at commits {others}." if others else ""
+
+
 def findings(all_measured: list) -> str:
     """The page of findings: each claim of the paper as a line."""
     from reproduce import claims as module
     from reproduce.plan import HERE
 
     notes = [f"- **{m.scale.name}**: {m.scale.note.strip()} [Tables and figures](../{m.scale.results}/report.md)."
-             f"{_missing(m)}" for m in all_measured]
+             f"{_missing(m)}{_again(m)}" for m in all_measured]
     names = " ".join(m.scale.name for m in all_measured)
     return "\n".join([
         "# What of the paper holds here", "",
@@ -85,17 +111,18 @@ def findings(all_measured: list) -> str:
 
 def claims(all_measured: list) -> str:
     """A row a claim: what was found in each setting of each scale, and the verdicts."""
-    from reproduce.claims import CLAIMS, overall
-    from reproduce.tables import markdown
+    from reproduce.claims import CLAIMS, measure, overall
+    from reproduce.tables import DASH, markdown
 
+    each = [measure(measured) for measured in all_measured]
     rows = []
-    for claim, measure in CLAIMS.items():
-        cells = []
-        for measured in all_measured:
-            found = list(measure(measured))
-            cells += ["<br>".join(map(str, found)) or "–", f"**{overall(found)}**" if found else "–"]
-        rows.append([claim, *cells])
-    heads = [head for m in all_measured for head in (m.scale.name, "verdict")]
+    for claim in CLAIMS:
+        row = [claim]
+        for found in (measures[claim] for measures in each):
+            row += ["<br>".join(map(str, found)) or DASH, f"**{overall(found)}**" if found else DASH]
+        rows.append(row)
+    heads = [head for m in all_measured
+             for head in (m.scale.name, "verdict" if m.scale.config.get("evidence", True) else "verdict (no evidence)")]
     return markdown(["the paper's claim", *heads], rows)
 
 

@@ -11,10 +11,10 @@ from sklearn.metrics import roc_auc_score
 
 from attacks.scoring import Scored
 from evaluation.report import summarise, write_scores
-from reproduce.claims import CLAIMS, FAILS, HOLDS, OPEN, _excess, _shuffled, overall
+from reproduce.claims import CLAIMS, FAILS, HOLDS, OPEN, _excess, _shuffled, measure, overall
 from reproduce.measured import Measured
 from reproduce.plan import Scale
-from reproduce.report import findings, report
+from reproduce.report import findings, keep_again, report
 from reproduce.tables import table_two
 from utils.checkpoints import save_checkpoint
 from utils.cli import UserError
@@ -78,6 +78,7 @@ def measured(tmp_path_factory):
                      "settings": {name: scale.settings[name] for name in ("psp-psp", "dlv3-psp", "dpc-psp")},
                      "dpsgd": {"flags": "", "variances": {"psp-psp": [0.001, 0.01]}}}
     scale.settings, scale.runs, scale.results = scale.config["settings"], place / "runs", place / "results"
+    scale.again_folder = scale.results / "again"
     for cell in scale.cells.values():
         write_cell(scale, cell)
     return Measured(scale)
@@ -155,6 +156,27 @@ def test_one_victim_a_comparison(measured):
 def test_overall_says_how_many(measured):
     (claim,) = (name for name in CLAIMS if name.startswith("Argmax"))
     assert overall(list(CLAIMS[claim](measured))) == f"{HOLDS} in 1, {FAILS} in 1"
+
+
+def test_another_training_may_contradict_a_verdict(measured, tmp_path):
+    """Its figures stand beside those of the scale; what differs in sign is no longer decided."""
+    scale = Scale("tiny", again=1)
+    scale.config, scale.settings = measured.scale.config, measured.scale.settings
+    scale.results, scale.again_folder = measured.scale.results, measured.scale.again_folder
+    keep_again(Measured(scale))
+    path = scale.again_folder / "1.json"
+    kept = json.loads(path.read_text())
+    assert kept["cells"] == len(measured.there) and kept["commits"] == ["abc", "old"]
+    (claim,) = (name for name in CLAIMS if name.startswith("loss map above"))
+    (plain,) = (one for one in CLAIMS[claim](measured) if one.where == "PSP→PSP, dependent")
+    assert kept["claims"][claim][plain.where] == pytest.approx(plain.value, abs=0.01)
+    for sign, verdict in ((1, HOLDS), (-1, OPEN)):
+        kept["claims"][claim][plain.where] = sign * 5.0
+        path.write_text(json.dumps(kept))
+        (found,) = (one for one in measure(Measured(measured.scale))[claim] if one.where == plain.where)
+        assert found.verdict == verdict and f"; again {sign * 5.0:+.1f}" in str(found)
+    assert "Trained again at commits abc, old" in findings([Measured(measured.scale)])
+    path.unlink()
 
 
 def test_tables_and_pages(measured, tmp_path):

@@ -49,6 +49,15 @@ def test_what_a_run_needs_another_makes(name):
     assert len(set(outs)) == len(outs)
 
 
+def test_trained_again_is_the_same_with_other_seeds_elsewhere():
+    first, again = Scale("camvid"), Scale("camvid", again=2)
+    assert again.again_folder == first.results / "again" and again.runs != first.runs and again.results != first.results
+    for model in first.models:
+        assert again.model_command(model) == [
+            word.replace(str(first.runs), str(again.runs)) for word in first.model_command(model)] + ["--seed", "2"]
+        parser_of(again.model_command(model)[0]).parse_args(again.model_command(model)[1:])
+
+
 def test_every_row_and_column_of_the_table_has_a_cell():
     from reproduce.paper import COLUMNS, TABLE
 
@@ -140,4 +149,6 @@ def test_killed_and_called_again(cut):
     planned = finished(reproduce(cut, "--dry-run"))
     for cell, wanted in (("loss-random-n4-s12_argmax_0", True), ("loss-random-n4-s12_none_0", False)):
         assert (f"attack.py --out {runs}/cells/psp-psp/{cell}" in planned) == wanted
+    planned_again = finished(reproduce(cut, "again=1", "--dry-run"))
+    assert f"--out {runs}-again1/victim-psp" in planned_again and str(results / "again" / "1.json") in planned_again
     assert "train_victim.py" in planned and "-argmax" in planned
