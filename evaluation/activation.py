@@ -16,7 +16,9 @@ SIDES = {"members": True, "non_members": False}
 
 
 def write_looks(folder: Path, looks: Sequence[Look], defense: str | None, seed: int) -> dict:
-    """Write correlations.csv and, of the pictures that were kept, NAME.png into `folder`; returns the mean figures.
+    """Write correlations.csv and, of the pictures that were kept, NAME.png and maps.npz; returns the mean figures.
+
+    maps.npz has arrays `NAME:loss` and `NAME:cam`, those of `Sight`, of the posterior that was attacked.
 
     correlations.csv has one row an image, sorted: `image,member,pearson,spearman` of CAM and loss map, under a defense
     also `pearson_before,spearman_before` and `cam_kept` (CAM before the defense with CAM under it). A map without
@@ -29,9 +31,12 @@ def write_looks(folder: Path, looks: Sequence[Look], defense: str | None, seed: 
         writer.writerow(["image", "member", *columns])
         for look, row in zip(looks, zip(*columns.values(), strict=True), strict=True):
             writer.writerow([look.name, int(look.member), *("" if value is None else repr(value) for value in row)])
-    for look in looks:
-        if look.sights:
-            draw(folder / f"{look.name.replace('/', '_')}.png", look, defense)
+    kept = {look.name: look for look in looks if look.sights}
+    with whole(folder / "maps.npz") as file:
+        np.savez_compressed(file, **{f"{name}:{what}": getattr(look.sights[0], what)
+                                     for name, look in kept.items() for what in ("loss", "cam")})
+    for name, look in kept.items():
+        draw(folder / f"{name.replace('/', '_')}.png", look, defense)
     return summarise(looks, columns, seed)
 
 

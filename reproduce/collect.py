@@ -1,6 +1,6 @@
 """Turn a run of attack.py into the small JSON that tables and figures are made from.
 
-    python -m reproduce.collect RUN --into JSON --pictures JSON [--curve N ...] [--patches]
+    python -m reproduce.collect RUN --into JSON --pictures JSON [--curve N ...] [--patches] [--maps]
 
 The JSON has the run's figures, which victim and attacker they are of, and its scores in the order of the pictures'
 names, so that any two attacks on the same victim can be compared, paired, without the runs. `--pictures` says once for
@@ -24,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--curve", metavar="N", nargs="+", type=positive, default=[],
                        help="also the figures of the first N patches of each picture")
     flags.add_argument("--patches", action="store_true", help="also the scores of single patches")
+    flags.add_argument("--maps", action="store_true", help="also loss map and activation map of the first member drawn, "
+                       "which show the outlines of its picture")
     return flags
 
 
@@ -50,7 +52,25 @@ def main(args: argparse.Namespace) -> None:
             cell["patch_scores"] = [pack(own) for own in patches]
         means = {count: np.array([own[:count].mean() for own in patches]) for count in args.curve}
         cell["curve"] = {str(count): figures(mean, member) | {"scores": pack(mean)} for count, mean in means.items()}
+    if args.maps:
+        cell["maps"] = maps_of(folder, member)
     write_json(args.into, cell)
+
+
+def maps_of(folder: Path, member) -> dict:
+    """Loss map and class activation map of the first member that a run has drawn, as text, NaN where void."""
+    import numpy as np
+
+    from evaluation.compare import read_scores
+
+    members = [name for name, inside in zip(sorted(read_scores(folder)), member, strict=True) if inside]
+    with np.load(folder / "cam" / "maps.npz", allow_pickle=False) as stored:
+        name = next((name for name in members if f"{name}:cam" in stored), None)
+        if name is None:
+            raise UserError(f"{folder} has drawn no member: give attack.py -cam {folder}/cam and --cam-pictures 1")
+        found = {what: stored[f"{name}:{what}"] for what in ("loss", "cam")}
+    return {"picture": name, "shape": found["cam"].shape} | {
+        what: " ".join(f"{value:.4g}" for value in array.ravel()) for what, array in found.items()}
 
 
 def origin(checkpoint: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Figures 1 to 4, drawn from the cells that are there."""
+"""Figures 1 to 5, drawn from the cells that are there."""
 
 from pathlib import Path
 
@@ -27,7 +27,8 @@ def draw(measured: Measured, folder: Path) -> list[str]:
     """Write the figures into `folder`; the names of those for which there are cells."""
     made = []
     with rc_context(STYLE):
-        for name, figure in (("fig1", sizes), ("fig2", selections), ("fig3", argmax), ("fig4", trade)):
+        for name, figure in (("fig1", sizes), ("fig2", selections), ("fig3", argmax), ("fig4", trade),
+                             ("fig5", looks)):
             if found := figure(measured):
                 with whole(folder / f"{name}.png") as file:
                     found.savefig(file, dpi=160, format="png")
@@ -171,6 +172,31 @@ def trade(measured: Measured) -> Figure | None:
         axes.set(xlabel="mIoU on non-members, %", title=measured.title(setting))
     panels[0].set(ylabel="AUC, %")
     return _keyed(figure, panels)
+
+
+def looks(measured: Measured) -> Figure | None:
+    """Fig. 5: loss map and class activation maps of one member, without a defense and under each."""
+    cells = [cell for cell in measured.there.values() if "maps" in measured.figures(cell)]
+    if not cells:
+        return None
+    rows = {("loss", "loss"): "loss map", ("loss", "cam"): "CAM, Loss", ("concate", "cam"): "CAM, C+GT"}
+    columns = list(dict.fromkeys(cell.defense for cell in cells))
+    figure = Figure(figsize=(2.2 * len(columns), 1.25 * len(rows) + 0.4), layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    for axes, name in zip(grid[:, 0], rows.values(), strict=True):
+        axes.set_ylabel(name)
+    for axes, defense in zip(grid[0], columns, strict=True):
+        axes.set_title(defense if defense != "none" else "no defense")
+    for cell in cells:
+        found = measured.figures(cell)["maps"]
+        for row, (kind, what) in enumerate(rows):
+            if cell.method.startswith(kind):
+                shown = unpack(found[what]).reshape(found["shape"])
+                grid[row, columns.index(cell.defense)].imshow(
+                    shown, cmap="cividis", interpolation="nearest", vmax=np.nanquantile(shown, 0.99))
+    return figure
 
 
 def _keyed(figure: Figure, panels: list[Axes]) -> Figure:

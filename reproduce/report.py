@@ -1,6 +1,6 @@
 """Write a scale's tables and figures, or the page of findings over several scales.
 
-    python -m reproduce.report tiny                            # reproduce/results/tiny/report.md and fig1-4.png
+    python -m reproduce.report tiny                            # reproduce/results/tiny/report.md and fig1-5.png
     python -m reproduce.report tiny camvid --findings docs/findings.md
     python -m reproduce.report camvid --again 1                # the claims' figures of another training of everything
 """
@@ -61,7 +61,8 @@ def report(measured) -> str:
     scale = measured.scale
     drawn = figures.draw(measured, scale.results)
     titles = {"fig1": "Fig. 1: patch sizes", "fig2": "Fig. 2: where to look, and how often",
-              "fig3": "Fig. 3: Argmax", "fig4": "Fig. 4: AUC against mIoU on non-members (right and low is good)"}
+              "fig3": "Fig. 3: Argmax", "fig4": "Fig. 4: AUC against mIoU on non-members (right and low is good)",
+              "fig5": "Fig. 5: maps of one member, each with colours of its own"}
     return "\n".join([
         f"# Scale {scale.name}", "",
         f"{scale.note.strip()} `make reproduce SCALE={scale.name}`, attacker seeds up to "

@@ -13,6 +13,7 @@ from attacks.activation import activation_map, correlation, resize, see
 from attacks.scoring import View, member_logits
 from evaluation.intervals import mean_interval
 from models.attacker import Attacker
+from reproduce.collect import unpack
 from utils.checkpoints import save_checkpoint
 
 CPU = torch.device("cpu")
@@ -181,6 +182,27 @@ def test_a_map_without_variance_is_left_out_and_counted(place):
     assert found["correlation_members_interval"] is None and found["correlation_non_members"] is not None
     assert rows["train/a"]["pearson"] == rows["train/a"]["spearman"] == "" and rows["val/a"]["pearson"]
     assert (place / "cam" / "train_a.png").stat().st_size > 5000
+
+
+def test_maps_are_kept_of_what_was_drawn(place):
+    run = place / "out"
+    must(attack(place, "-argmax", "-cam", run / "cam", "--cam-pictures", 1))
+    args = json.loads((run / "args.json").read_text())
+    args["args"]["victim"] = str(place / "loss.pth.tar")  # a run of the workflow has a live one
+    (run / "args.json").write_text(json.dumps(args))
+    (place / "args.json").write_text('{"commit": "x"}')
+    must(script("reproduce/collect.py", run, "--into", place / "cell.json", "--pictures", place / "pictures.json",
+                "--maps"))
+    maps = json.loads((place / "cell.json").read_text())["maps"]
+    loss, cam = (unpack(maps[what]).reshape(maps["shape"]) for what in ("loss", "cam"))
+    with Image.open(place / "examples" / "train" / "label" / "a.png") as image:
+        label = np.asarray(image)[::4, ::4]
+    guess = np.load(place / "examples" / "train" / "pred_sgd" / "a.npy").argmax(0)
+    expected = np.where(label == 255, np.nan, np.where(guess == label, 0, -np.log(1e-30) / 50))
+    np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-6)
+    assert maps["picture"] == "train/a" and loss.shape == cam.shape and np.ptp(cam) > 0
+    must(attack(place, "-cam", place / "cam", "--cam-pictures", 0, "--out", place / "none"))
+    assert not np.load(place / "cam" / "maps.npz").files
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -225,11 +225,16 @@ def test_victim_continues_to_the_same_weights(victim, tmp_path, monkeypatch):
     assert not torch.equal(one["state_dict"]["head.classify.2.bias"], clipped["state_dict"]["head.classify.2.bias"])
 
 
-def test_two_processes_give_the_losses_of_one(victim, tmp_path):
-    args = [*victim, "-noise-variance", 0, "--batch", 4, "--epochs", 3, "--dropout", 0, "--out"]
-    must(script(*args, tmp_path / "one"))
-    must(torchrun(*args, tmp_path / "two"))
+@pytest.mark.parametrize("variance", [0, 0.05])
+def test_two_processes_give_the_losses_of_one(victim, tmp_path, variance):
+    """Noise is drawn once for both, as much as for one and from the same stream."""
+    args = [*victim, "--batch", 4, "--epochs", 3, "--dropout", 0, "-noise-variance"]
+    must(script(*args, variance, "--out", tmp_path / "one"))
+    must(torchrun(*args, variance, "--out", tmp_path / "two"))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    if variance:
+        must(script(*args, 0, "--out", tmp_path / "none"))
+        assert losses(tmp_path / "none")[-1] != pytest.approx(losses(tmp_path / "one")[-1], rel=2e-3)
 
 
 @pytest.mark.parametrize(("flags", "text"), [(["-noise-variance", 1], "goes with -dpsgd"),
