@@ -24,8 +24,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--curve", metavar="N", nargs="+", type=positive, default=[],
                        help="also the figures of the first N patches of each picture")
     flags.add_argument("--patches", action="store_true", help="also the scores of single patches")
-    flags.add_argument("--maps", action="store_true", help="also loss map and activation map of the first member drawn, "
-                       "which show the outlines of its picture")
+    flags.add_argument("--maps", action="store_true", help="also the maps of the first member drawn, which show the "
+                       "outlines of its picture")
     return flags
 
 
