@@ -12,6 +12,8 @@ from sklearn.metrics import roc_auc_score
 from attacks.scoring import Scored
 from evaluation.report import summarise, write_scores
 from reproduce.claims import CLAIMS, FAILS, HOLDS, OPEN, _excess, _shuffled, measure, overall
+from reproduce.collect import pack
+from reproduce.figures import looks
 from reproduce.measured import Measured
 from reproduce.plan import Scale
 from reproduce.report import findings, keep_again, report
@@ -177,6 +179,22 @@ def test_another_training_may_contradict_a_verdict(measured, tmp_path):
         assert found.verdict == verdict and f"; again {sign * 5.0:+.1f}" in str(found)
     assert "Trained again at commits abc, old" in findings([Measured(measured.scale)])
     path.unlink()
+
+
+def test_figure_five_is_drawn_where_there_are_maps(measured):
+    paths = [measured.scale.results / f"{measured.seeds('psp-psp', f'{kind}-random', defense)[0].name}.json"
+             for kind in ("loss", "concate") for defense in ("none", "gauss-0.1")]
+    before = {path: path.read_text() for path in paths}
+    values = [*np.linspace(0, 1, 23), np.nan]
+    for path, text in before.items():
+        path.write_text(json.dumps(json.loads(text) | {"maps": {
+            "picture": "p", "shape": [4, 6], **{what: pack(values) for what in ("loss", "cam")}}}))
+    figure = looks(Measured(measured.scale))
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["no defense", "gauss-0.1"]
+    assert len(figure.axes) == 6 and all(axes.images[0].get_array().shape == (4, 6) for axes in figure.axes)
+    for path, text in before.items():
+        path.write_text(text)
+    assert looks(Measured(measured.scale)) is None
 
 
 def test_tables_and_pages(measured, tmp_path):
