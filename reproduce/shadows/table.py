@@ -1,8 +1,8 @@
 """Collect the results of one setting; print settings side by side, and each beside the paper's table.
 
-    python -m reproduce.table --collect RUNS --victim RUN --shadow RUN --into reproduce/results/NAME.json
-    python -m reproduce.table reproduce/results/*.json
-    python -m reproduce.table --brief reproduce/results/*.json      # side by side only
+    python -m reproduce.shadows.table --collect RUNS --victim RUN --shadow RUN --into reproduce/results/shadows/X.json
+    python -m reproduce.shadows.table reproduce/results/shadows/*.json
+    python -m reproduce.shadows.table --brief reproduce/results/shadows/*.json      # side by side only
 """
 
 import argparse
@@ -23,7 +23,7 @@ KEPT = ("image", "patch", "chance", "members", "non_members", "blocks", "tau")
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="reproduce.table", description=__doc__,
+    flags = argparse.ArgumentParser(prog="reproduce.shadows.table", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("settings", nargs="*", metavar="JSON", help="collected settings to print")
     flags.add_argument("--brief", action="store_true", help="leave out the table of each setting")

@@ -1,6 +1,6 @@
 """Plot AUC of the attacks on each victim of CamVid, with one shadow and with eight; bars span attacker seeds.
 
-    python -m reproduce.shadows --into docs/camvid-shadows.png
+    python -m reproduce.shadows.plot --into docs/camvid-shadows.png
 """
 
 import argparse
@@ -16,10 +16,10 @@ START = {"imagenet": "ImageNet weights", "scratch": "from scratch", "longer": "f
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="reproduce.shadows", description=__doc__,
+    flags = argparse.ArgumentParser(prog="reproduce.shadows.plot", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--results", metavar="DIR", default="reproduce/results",
-                       help="collected settings (default: reproduce/results)")
+    flags.add_argument("--results", metavar="DIR", default="reproduce/results/shadows",
+                       help="collected settings (default: reproduce/results/shadows)")
     flags.add_argument("--into", metavar="PNG", required=True, help="where the plot goes")
     return flags
 
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
 
     victims = sorted({path.stem.removesuffix("-eight") for path in Path(args.results).glob("camvid-*-*-eight.json")})
     if not victims:
-        raise UserError(f"{args.results} holds no camvid-*-eight.json; reproduce/camvid.sh makes them")
+        raise UserError(f"{args.results} holds no camvid-*-eight.json; reproduce/shadows/camvid.sh makes them")
     figure = Figure(figsize=(7.5, 1 + 0.7 * len(victims)), layout="constrained")
     axes = figure.subplots()
     for row, victim in enumerate(victims):

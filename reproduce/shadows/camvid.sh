@@ -1,13 +1,13 @@
 #!/bin/sh
 # One setting of the CamVid experiment: victim, shadow, three attackers a representation, every attack, one JSON.
-#   sh reproduce/camvid.sh CAMVID imagenet|scratch|longer block|random dealt|confidence|both|eight [PYTHON]
+#   sh reproduce/shadows/camvid.sh CAMVID imagenet|scratch|longer block|random dealt|confidence|both|eight [PYTHON]
 # Victim and shadows start from ImageNet weights, from scratch, or from scratch and train longer.
 # D^S falls into in and out as dealt at random, or by the victim's confidence as in the paper; "both" takes two shadows,
 # one trained on each half of the dealt D^S, "eight" those and six on random halves. What is done is not done again; a
 # run that was stopped goes on. Partitions of one regime and split share models: not two of them at once, until these are
 # trained.
 set -e
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 camvid=$1 regime=$2 split=$3 partition=$4 python=${5:-python3}
 usage() {
     echo "usage: sh $0 CAMVID imagenet|scratch|longer block|random dealt|confidence|both|eight [PYTHON]" >&2
@@ -80,5 +80,5 @@ done
 for kind in confidence loss; do
     attack threshold-$kind-0 $setting/attacker-loss-0/best.pth.tar --threshold $kind
 done
-$python -m reproduce.table --collect $setting --victim $runs/victim --shadow $shadows \
-    --into reproduce/results/camvid-$regime-$split-$partition.json
+$python -m reproduce.shadows.table --collect $setting --victim $runs/victim --shadow $shadows \
+    --into reproduce/results/shadows/camvid-$regime-$split-$partition.json

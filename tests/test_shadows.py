@@ -7,7 +7,7 @@ from conftest import must, script
 
 from attacks.scoring import Scored
 from evaluation.report import write_scores
-from reproduce.table import as_markdown
+from reproduce.shadows.table import as_markdown
 
 
 def figure(auc):
@@ -37,23 +37,23 @@ def test_collect_and_print(tmp_path):
     for run, gap in (("loss-random-0", 3.0), ("loss-random-1", 2.0), ("threshold-loss-0", 0.2)):
         write_attack(tmp_path / "s" / run, gap)
     into = tmp_path / "setting.json"
-    must(script("reproduce/table.py", "--collect", tmp_path / "s", "--victim", tmp_path / "victim", "--shadow",
+    must(script("reproduce/shadows/table.py", "--collect", tmp_path / "s", "--victim", tmp_path / "victim", "--shadow",
                 tmp_path / "shadow", "--into", into))
     table = as_markdown("setting", json.loads(into.read_text()))
     assert json.loads(into.read_text())["attackers"]["attacker-loss-0"]["epochs"] == 15
     assert "| Loss, random | 75.0 | 70.0-80.0 | 60.0-80.0 | 80.0 | 20.0 | 65.0 | 84.8 / 84.6 |" in table
     assert "50.0% in (5 pictures)" in table and "Commits abc." in table and "C+GT" not in table
     (tmp_path / "again.json").write_text(into.read_text())
-    both = must(script("reproduce/table.py", into, tmp_path / "again.json")).stdout
+    both = must(script("reproduce/shadows/table.py", into, tmp_path / "again.json")).stdout
     assert "| setting | 50.0 / 40.0 |" in both and "| again | 50.0 / 40.0 |" in both and both.count("### ") == 2
     found = json.loads(into.read_text())["paired"]["loss-random threshold-loss"]
     low, high = (f"{100 * bound:+.1f}" for bound in found["interval"])
     assert f"| **{100 * found['difference']:+.1f}** [{low}, {high}] |" in both and "| paper | +1.9 |" in both
-    brief = must(script("reproduce/table.py", "--brief", into, tmp_path / "again.json")).stdout
+    brief = must(script("reproduce/shadows/table.py", "--brief", into, tmp_path / "again.json")).stdout
     assert both.startswith(brief.rstrip("\n")) and "### " not in brief
     claim = next(line for line in table.splitlines() if "Loss, random > loss threshold" in line)
     assert claim.endswith("| holds | +9.7 |") and "rejection" not in table
-    assert script("reproduce/table.py", tmp_path / "none.json").returncode == 2
+    assert script("reproduce/shadows/table.py", tmp_path / "none.json").returncode == 2
 
 
 def test_plot_of_shadows(tmp_path):
@@ -61,7 +61,7 @@ def test_plot_of_shadows(tmp_path):
                for seed in (0, 1)} | {f"threshold-{kind}-0": result(0.55) for kind in ("loss", "confidence")}
     for name in ("dealt", "eight"):
         (tmp_path / f"camvid-scratch-block-{name}.json").write_text(json.dumps({"attacks": attacks}))
-    must(script("reproduce/shadows.py", "--results", tmp_path, "--into", tmp_path / "plot.png"))
+    must(script("reproduce/shadows/plot.py", "--results", tmp_path, "--into", tmp_path / "plot.png"))
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    empty = script("reproduce/shadows.py", "--results", tmp_path / "none", "--into", tmp_path / "plot.png")
+    empty = script("reproduce/shadows/plot.py", "--results", tmp_path / "none", "--into", tmp_path / "plot.png")
     assert empty.returncode == 2 and "camvid.sh" in empty.stderr
