@@ -68,17 +68,13 @@ def measure(name: str, rounds: int) -> dict:
 
 def memory_of(name: str) -> dict:
     """Peak resident memory in MiB, before and after the stage is done the fast way."""
-    import resource
-
+    from benchmarks.limits import peak_mib
     from benchmarks.stages import built
 
-    def peak() -> int:
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
     with built(name) as stage:
-        before = peak()
+        before = peak_mib()
         stage.fast()
-        return {"mib_before": before, "mib_peak": peak()}
+        return {"mib_before": before, "mib_peak": peak_mib()}
 
 
 def machine() -> dict:

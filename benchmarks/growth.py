@@ -47,7 +47,6 @@ def main(args: argparse.Namespace) -> None:
 
 def attack(count: int) -> dict:
     """Seconds, from the first picture to the figures, and peak memory of an attack on `count` pictures."""
-    import resource
     import time
     from dataclasses import replace
     from itertools import cycle, islice
@@ -55,6 +54,7 @@ def attack(count: int) -> dict:
     import torch
 
     from attacks.scoring import Selection, View, attack_patches, meet
+    from benchmarks.limits import peak_mib
     from datasets.posteriors import list_tree
     from defenses.apply import Defense
     from evaluation.metrics import figures
@@ -73,7 +73,7 @@ def attack(count: int) -> dict:
                                  Selection("random", 6), torch.device("cpu")))
     figures([s.score for s in scored], [s.member for s in scored])
     return {"pictures": count, "seconds": time.perf_counter() - begun,
-            "mib_peak": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+            "mib_peak": peak_mib()}
 
 
 if __name__ == "__main__":

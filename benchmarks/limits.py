@@ -1,7 +1,10 @@
-"""The most that this machine does: matrix products, convolutions, copying memory."""
+"""The most that this machine does: matrix products, convolutions, copying memory; and what a process took of it."""
 
+import re
+import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -47,3 +50,11 @@ def uses_bf16(device: torch.device = CPU) -> bool:
     """Whether `--precision auto` computes in bf16 there."""
     with autocast(device):
         return torch.is_autocast_enabled(device.type)
+
+
+def peak_mib() -> int:
+    """Peak resident memory of this process in MiB; on Linux not that of the parent, which getrusage may give."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return round(int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024)

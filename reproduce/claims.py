@@ -4,15 +4,15 @@ A verdict is computed from a difference between attacks on the same pictures and
 pictures: *holds* where the interval lies on the paper's side of 0, *does not hold* where it lies on the other, *not
 decided* where it includes 0. "About as good" holds where the interval lies within 3 points of 0, an attack "fails"
 where it ends below 3, and where a claim names another bound, that takes the place of 0.
-An interval says what other pictures would give, not other trainings: victims and shadows are trained once, and where a
-defense or a patch size is compared, so are the attackers. Where everything was trained again, the differences then
-follow after "again", and a verdict stands only where each of them lies on its side. Any scores reach the F of calling
-all pictures members, which lies above that of a coin; an attack is above guessing where it goes further than shuffled
-memberships do.
+An interval says what other pictures would give, not other trainings: victims and shadows are trained once, and where
+a defense or a patch size is compared, so are the attackers. Where everything was trained again, the figures of that
+training follow, under its name, and a verdict is one only where all trainings give it. Any scores reach the F of
+calling all pictures members, which lies above that of a coin; an attack is above guessing where it goes further than
+shuffled memberships do.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def _sign(low: float, high: float) -> str:
 class Finding:
     """A figure in points (%) and its interval in one setting, and what `judge` says of a claim from an interval.
 
-    `again` has the same figure of other trainings of everything; a verdict that one of them contradicts is none.
+    `again` has what other trainings of everything found: their name -> `kept`. A verdict is one only where all agree.
     """
 
     where: str
@@ -47,16 +47,24 @@ class Finding:
     high: float
     judge: Callable[[float, float], str] = _sign
     note: str = ""
-    again: tuple[float, ...] = ()
+    again: dict[str, dict] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
         said = self.judge(self.low, self.high)
-        return said if all(self.judge(value, value) == said for value in self.again) else OPEN
+        return said if all(other["verdict"] == said for other in self.again.values()) else OPEN
+
+    @property
+    def figures(self) -> str:
+        return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{self.note}"
+
+    def kept(self) -> dict:
+        """What is written for a page that shows this training beside another."""
+        return {"figures": self.figures, "verdict": self.verdict}
 
     def __str__(self) -> str:
-        others = f"; again {', '.join(f'{value:+.1f}' for value in self.again)}" if self.again else ""
-        return f"{self.where}{self.note}: {self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{others}"
+        return "; ".join([f"{self.where}: {self.figures}", *(f"{name} {other['figures']}"
+                                                             for name, other in self.again.items())])
 
 
 def _finding(where: str, found: dict, judge: Callable[[float, float], str] = _sign, factor: float = 100,
@@ -157,7 +165,7 @@ def above_guess(measured: Measured) -> Iterator[Finding]:
                 excess, luck = _excess(scores, member), [_excess(scores, one) for one in _shuffled(member, group)]
                 low, high = (excess - bound for bound in np.quantile(luck, [0.975, 0.025]))
                 found.append(_finding(measured.title(setting), {"difference": excess, "interval": [low, high]},
-                                      note=f", {paper.title(method)}"))
+                                      note=f" ({paper.title(method)})"))
         if found:
             yield min(found, key=lambda one: one.low)
 
@@ -261,12 +269,35 @@ def _utility_lost(measured: Measured, plain: list[Cell], defended: list[Cell]) -
 
 def private_protects(measured: Measured) -> Iterator[Finding]:
     """AUC that DPSGD takes; it counts where no more than `CHEAP` points of mIoU go with it."""
+    for setting, variance in _private(measured):
+        if cells := _drop(measured, setting, "loss-random", f"dpsgd-{variance:g}"):
+            lost = _utility_lost(measured, *cells)
+            judge = _dear if lost > CHEAP else _sign
+            yield _protection(measured, setting, variance, cells, judge, f", mIoU {-lost:+.1f}")
+
+
+def private_beyond_control(measured: Measured) -> Iterator[Finding]:
+    """AUC that the noise takes from a victim that is otherwise trained alike: clipped, with the same frozen norms."""
+    for setting, variance in _private(measured):
+        pair = (measured.seeds(setting, "loss-random", "clip")[:1],
+                measured.seeds(setting, "loss-random", f"dpsgd-{variance:g}")[:1])
+        if all(pair):
+            yield _protection(measured, setting, variance, pair)
+
+
+def _private(measured: Measured) -> Iterator[tuple[str, float]]:
+    """Settings and noise variances of DPSGD."""
     for setting in measured.scale.settings:
-        for variance in measured.scale.dpsgd["variances"].get(setting, ()):
-            if cells := _drop(measured, setting, "loss-random", f"dpsgd-{variance:g}"):
-                lost = _utility_lost(measured, *cells)
-                yield _finding(f"{measured.title(setting)}, variance {variance:g}", measured.difference(*cells),
-                               _sign if lost <= CHEAP else _dear, note=f" (mIoU {-lost:+.1f})")
+        yield from ((setting, variance) for variance in measured.scale.dpsgd["variances"].get(setting, ()))
+
+
+def _protection(measured: Measured, setting: str, variance: float, pair: tuple[list[Cell], list[Cell]],
+                judge: Callable[[float, float], str] = _sign, note: str = "") -> Finding:
+    """AUC that is lost from the first cell to the second; nothing is said where that one points the wrong way."""
+    auc = measured.mean(pair[1])
+    if auc < 0.5:
+        judge, note = _unsaid, f"{note}, down to {100 * auc:.1f}"
+    return _finding(f"{measured.title(setting)}, variance {variance:g}", measured.difference(*pair), judge, note=note)
 
 
 def _dear(low: float, high: float) -> str:
@@ -274,14 +305,8 @@ def _dear(low: float, high: float) -> str:
     return FAILS if low > 0 else _sign(low, high)
 
 
-def private_beyond_control(measured: Measured) -> Iterator[Finding]:
-    """AUC that the noise takes from a victim that is otherwise trained alike: clipped, with the same frozen norms."""
-    for setting in measured.scale.settings:
-        for variance in measured.scale.dpsgd["variances"].get(setting, ()):
-            pair = (measured.seeds(setting, "loss-random", "clip")[:1],
-                    measured.seeds(setting, "loss-random", f"dpsgd-{variance:g}")[:1])
-            if all(pair):
-                yield _finding(f"{measured.title(setting)}, variance {variance:g}", measured.difference(*pair))
+def _unsaid(low: float, high: float) -> str:
+    return OPEN
 
 
 KINDS = ("loss", "concate")
@@ -313,8 +338,8 @@ def measure(measured: Measured) -> dict[str, list[Finding]]:
     """What was found of each claim, beside the same of the scale's other trainings."""
     others, found = measured.again(), {}
     for claim, findings in CLAIMS.items():
-        known = [other["claims"].get(claim, {}) for other in others]
-        found[claim] = [replace(one, again=tuple(values[one.where] for values in known if one.where in values))
+        known = {name: other["claims"].get(claim, {}) for name, other in others.items()}
+        found[claim] = [replace(one, again={name: kept[one.where] for name, kept in known.items() if one.where in kept})
                         for one in findings(measured)]
     return found
 

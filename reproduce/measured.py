@@ -35,9 +35,9 @@ class Measured:
                 raise UserError(f"{self.scale.results}: {name} and {other} are of different trainings of {victim}; "
                                 "remove those of the older one")
 
-    def again(self) -> list[dict]:
-        """What `reproduce.report --again` kept of other trainings of this scale: commits, cells, figures by claim."""
-        return [self._read(path) for path in sorted(self.scale.again_folder.glob("*.json"))] * (not self.scale.again)
+    def again(self) -> dict[str, dict]:
+        """Name -> what `reproduce.report --again` kept of other trainings of this scale."""
+        return {} if self.scale.again else {path.stem: self._read(path) for path in self.scale.again_files()}
 
     def commits(self) -> list[str]:
         """Commits of attacks, victims and attackers."""

@@ -66,7 +66,7 @@ class Scale:
         self.name, self.config, self.again = path.stem, yaml.safe_load(path.read_text(encoding="utf-8")), again
         self.runs = Path(self.config.get("runs", f"runs/reproduce/{self.name}"))
         self.results = Path(self.config.get("results", f"reproduce/results/{self.name}"))
-        self.again_folder = self.results / "again"
+        self.again_folder, self.data_marks = self.results / "again", self.runs / "data"
         if again:
             self.runs = self.runs.with_name(f"{self.runs.name}-again{again}")
             self.results = self.runs / "results"
@@ -77,6 +77,10 @@ class Scale:
             return self.config[name]
         except KeyError:
             raise AttributeError(name) from None
+
+    def again_files(self) -> list[Path]:
+        """The figures of other trainings that are there."""
+        return sorted(self.again_folder.glob("*.json"))
 
     # What there is
 

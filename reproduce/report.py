@@ -44,12 +44,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def keep_again(measured) -> None:
-    """Write what another training found: commits, number of cells, claim -> setting -> difference in points."""
+    """Write what another training found: commits, number of cells, claim -> setting -> figures and verdict."""
     from reproduce.claims import measure
     from utils.files import write_json
 
     path = measured.scale.again_folder / f"{measured.scale.again}.json"
-    figures = {claim: {one.where: round(one.value, 2) for one in found} for claim, found in measure(measured).items()}
+    figures = {claim: {one.where: one.kept() for one in found} for claim, found in measure(measured).items()}
     write_json(path, {"commits": measured.commits(), "cells": len(measured.there), "claims": figures})
     print(path)
 
@@ -67,7 +67,7 @@ def report(measured) -> str:
         f"# Scale {scale.name}", "",
         f"{scale.note.strip()} `make reproduce SCALE={scale.name}`, attacker seeds up to "
         f"{max(cell.seed for cell in measured.there.values())}, commits "
-        f"{', '.join(measured.commits())}.{_missing(measured)}", "",
+        f"{', '.join(measured.commits())} (`+`: uncommitted changes).{_missing(measured)}{_again(measured)}", "",
         "## Table 2", "",
         "Max-F / AUC, mean over attacker seeds, in parentheses the range of the AUC; the paper's figures beside.", "",
         tables.table_two(measured), "## Victims and shadows", "", tables.models(measured), "## Defenses", "",
@@ -89,9 +89,9 @@ def _missing(measured) -> str:
 
 def _again(measured) -> str:
     """A sentence on the other trainings, if any."""
-    others = "; ".join(f"{', '.join(other['commits'])} ({other['cells']} cells)"
-                       for other in measured.again())
-    return f" Trained again at commits {others}." if others else ""
+    others = "; ".join(f"*{name}*, {other['cells']} cells, commits {', '.join(other['commits'])}"
+                       for name, other in measured.again().items())
+    return f" Other trainings of all of it: {others}." if others else ""
 
 
 def findings(all_measured: list) -> str:

@@ -168,6 +168,9 @@ def test_what_is_shipped_answers_the_commands_of_the_releases_readme(command, tm
     must(script("attack.py", *command.split(), "--out", tmp_path / "run", cwd=ROOT))
     found = results(tmp_path / "run")
     assert found["members"] == found["non_members"] == (30 if "-dpsgd" in command else 60)
+    assert found["patches"] == (2 if "-num-patch" in command else 6) * 2 * found["members"]
+    assert (found["defense"] or "").partition(" ")[0] == next(
+        (name for name in ("argmax", "gauss", "dpsgd") if f"-{name}" in command), "")
     if not {"-argmax", "-gauss", "-dpsgd"} & set(command.split()):
         assert found["image"]["auc"] > 0.6
     if "-dpsgd" in command:

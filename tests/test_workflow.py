@@ -149,6 +149,14 @@ def test_killed_and_called_again(cut):
     planned = finished(reproduce(cut, "--dry-run"))
     for cell, wanted in (("loss-random-n4-s12_argmax_0", True), ("loss-random-n4-s12_none_0", False)):
         assert (f"attack.py --out {runs}/cells/psp-psp/{cell}" in planned) == wanted
-    planned_again = finished(reproduce(cut, "again=1", "--dry-run"))
-    assert f"--out {runs}-again1/victim-psp" in planned_again and str(results / "again" / "1.json") in planned_again
-    assert "train_victim.py" in planned and "-argmax" in planned
+
+
+def test_trained_again_stands_beside_the_first(cut):
+    results = cut.parent / "results"
+    finished(reproduce(cut))
+    finished(reproduce(cut, "again=1"))
+    kept = json.loads((results / "again" / "1.json").read_text())
+    assert kept["cells"] == 4 and (cut.parent / "runs-again1" / "victim-psp" / "last.pth.tar").exists()
+    assert "Other trainings" not in (results / "report.md").read_text()
+    finished(reproduce(cut))
+    assert "*1*, 4 cells" in (results / "report.md").read_text()
