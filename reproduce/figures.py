@@ -181,7 +181,7 @@ def looks(measured: Measured) -> Figure | None:
         return None
     rows = {("loss", "loss"): "loss map", ("loss", "cam"): "CAM, Loss", ("concate", "cam"): "CAM, C+GT"}
     columns = list(dict.fromkeys(cell.defense for cell in cells))
-    figure = Figure(figsize=(2.2 * len(columns), 1.25 * len(rows) + 0.4), layout="constrained")
+    figure = Figure(figsize=(1.5 * len(columns), 0.9 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
