@@ -6,9 +6,9 @@ decided* where it includes 0. "About as good" holds where the interval lies with
 where it ends below 3, and where a claim names another bound, that takes the place of 0.
 An interval says what other pictures would give, not other trainings: victims and shadows are trained once, and where
 a defense or a patch size is compared, so are the attackers. Where everything was trained again, the figures of that
-training follow, under its name, and a verdict is one only where all trainings give it. Any scores reach the F of
-calling all pictures members, which lies above that of a coin; an attack is above guessing where it goes further than
-shuffled memberships do.
+training follow, under its name, and a verdict is one only where all trainings that have the figure give it. Any
+scores reach the F of calling all pictures members, which lies above that of a coin; an attack is above guessing where
+it goes further than shuffled memberships do.
 """
 
 from collections.abc import Callable, Iterator
