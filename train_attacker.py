@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     if args.posteriors and args.test_dropout is not None:
         raise UserError("-test-dropout changes how a shadow is asked: give --shadow DIR")
     device = choose_device(args.gpu)
-    args, folder = resume_arguments(args)
+    args, folder = resume_arguments(args, parser())
     trees = [Path(args.posteriors)] if args.posteriors else [ask_shadow(Path(run), args, device) for run in args.shadow]
     items = [replace(item, name=f"{number}/{item.name}" if number else item.name)
              for number, tree in enumerate(trees) for item in list_tree(tree)]
@@ -121,13 +121,14 @@ def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
     from defenses.dropout import Dropout
     from models import load_segmenter, read_segmenter
     from models.query import query_tree
+    from utils.checkpoints import stored
 
     if not (folder / "in.txt").is_file():
         raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give --shadow DIR")
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder} is not trained to its end; go on with train_shadow.py --continue {folder}")
     checkpoint = read_segmenter(folder / "last.pth.tar")
-    root = checkpoint["args"]["root"]
+    root = stored(stored(checkpoint, "args", dict, folder), "root", str, folder)
     sides = {side: read_split(folder / f"{name}.txt", root) for side, name in (("train", "in"), ("val", "out"))}
 
     dropout = None if args.test_dropout is None else Dropout(args.test_dropout, args.seed)
@@ -139,8 +140,9 @@ def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
         return dropout.switch_on(model) if dropout else model
 
     made_from = [folder / name for name in ("last.pth.tar", "in.txt", "out.txt")]
-    return query_tree(folder / f"posteriors-s{args.stride}{under}", shadow, sides, find_dataset(checkpoint["dataset"]),
-                      device, args.stride, args.precision, made_from, dropout)
+    dataset = find_dataset(checkpoint.get("dataset"))
+    return query_tree(folder / f"posteriors-s{args.stride}{under}", shadow, sides, dataset, device, args.stride,
+                      args.precision, made_from, dropout)
 
 
 if __name__ == "__main__":

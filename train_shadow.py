@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
         known = read_split(args.train or args.split, must_exist=False) if not args.pictures else ()
         return print(plan_segmenter(args, args.pictures or (len(known) if args.train else len(known) // 2)))
     device = choose_device(args.gpu)
-    args, folder = resume_arguments(args)
+    args, folder = resume_arguments(args, parser())
     if folder:
         inside, outside = (read_split(folder / name, args.root) for name in ("in.txt", "out.txt"))
     else:

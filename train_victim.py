@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
 
         return print(plan_segmenter(args, args.pictures or len(read_split(args.train, must_exist=False))))
     device = choose_device(args.gpu)
-    args, folder = resume_arguments(args)
+    args, folder = resume_arguments(args, parser())
     inside = read_split(args.train, args.root, args.strip_prefix)
     outside = read_split(args.test, args.root, args.strip_prefix)
     folder = folder or on_main(lambda: start_run("victim", vars(args), args.out))

@@ -1,20 +1,25 @@
 """Algorithm 2: from a picture's posterior and label to its patches, their scores, and the score of the picture."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from attacks.patches import cut, patch_means, random_corners, rejection_corners, sliding_corners
-from attacks.representation import represent, true_class
+from attacks.representation import REPRESENTATIONS, represent, true_class
 from attacks.thresholds import THRESHOLDS, mean_known
 from utils import VOID
 from utils.cli import UserError
 from utils.device import autocast
 from utils.randomness import stream
+
+TOGETHER = 16  # patches go through the attacker on a CPU; a full map alone
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,21 @@ class View:
     stride: int = 0
     argmax: bool = False
     tau: float = 0.95
+
+    @classmethod
+    def stored(cls, checkpoint: dict, path: object) -> "View":
+        """The view in a checkpoint; `UserError` where it has none that an attack can use."""
+        try:
+            view = cls(**checkpoint["view"])
+            usable = (view.input in REPRESENTATIONS and view.void in ("zero", "mask")
+                      and isinstance(view.argmax, bool)
+                      and isinstance(view.size, int) and 1 <= view.size < 2**16 and isinstance(view.stride, int)
+                      and 0 <= view.stride < 2**16 and 0 < view.floor < 1 and 0 <= view.tau < 2)
+        except (KeyError, TypeError):
+            usable = False
+        if not usable:
+            raise UserError(f"{path} does not say how its attacker looks at posteriors in a way that can be used")
+        return view
 
 
 @dataclass(frozen=True)
@@ -94,12 +114,13 @@ class Example:
 
 
 class Item(Protocol):
-    """A picture whose posterior is stored or can be asked for: `load` gives arrays (C, H, W) and (H, W)."""
+    """A picture whose posterior is stored or can be asked for: from `files`, `load` gives (C, H, W) and (H, W)."""
 
     name: str
     key: str
     member: bool
     group: str
+    files: Sequence[Path]
 
     def load(self) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -124,17 +145,25 @@ def meet(items: Iterable[Item], defense: Callable[[torch.Tensor, str], torch.Ten
 
 
 @torch.inference_mode()
-def member_logits(model: torch.nn.Module, patches: torch.Tensor, device: torch.device, precision: str) -> np.ndarray:
-    """Logits float64 (N, 2) of patches (N, K, h, w); column 1 is the member's."""
-    patches = patches.to(device, memory_format=torch.channels_last)
-    with autocast(device, precision):
-        logits, _ = model(patches)
-    return logits.double().cpu().numpy()
+def member_logits(model: torch.nn.Module, patches: torch.Tensor, device: torch.device, precision: str,
+                  together: int) -> np.ndarray:
+    """Logits float64 (N, 2) of patches (N, K, h, w), `together` at a time; column 1 is the member's.
+
+    On a CPU the last ones are filled up with copies: kernels for another number round otherwise, and a score would
+    depend on what else is scored.
+    """
+    count, found = len(patches), []
+    if device.type == "cpu":
+        patches = torch.cat([patches, patches[-1:].expand(-count % together, *patches.shape[1:])])
+    for part in patches.split(together):
+        with autocast(device, precision):
+            found.append(model(part.to(device, memory_format=torch.channels_last))[0].double().cpu())
+    return torch.cat(found)[:count].numpy()
 
 
 def member_probability(logits: np.ndarray) -> np.ndarray:
-    """Softmax of logits float64 (N, 2) at the member."""
-    return torch.from_numpy(logits[:, 1] - logits[:, 0]).sigmoid().numpy()
+    """Softmax of logits float64 (N, 2) at the member; of each alone, where PyTorch rounds by the place in the array."""
+    return expit(logits[:, 1] - logits[:, 0])
 
 
 def attack_patches(examples: Iterable[Example], model: torch.nn.Module, view: View, selection: Selection,
@@ -143,20 +172,22 @@ def attack_patches(examples: Iterable[Example], model: torch.nn.Module, view: Vi
     """Score pictures with a trained attacker, in order, with patches of many pictures in a batch.
 
     `score` is "paper" (equation 1: mean member probability) or "release" (sum of the member logits). Pictures are taken
-    in groups of `selection.pictures(batch)`, so memory holds one group, and what a picture shares its batches with
-    depends on the order of pictures alone.
+    in groups of `selection.pictures(batch)`, so memory holds one group. On a CPU scores do not depend on `batch`.
     """
+    together = batch if device.type != "cpu" else 1 if selection.scheme == "full" else TOGETHER
     examples = iter(examples)
     while group := list(islice(examples, selection.pictures(batch))):
         cuts = [_patches_of(example, view, selection) for example in group]
         for _, run in groupby(zip(group, cuts, strict=True), key=lambda item: item[1][1].shape[1:]):
             alike = list(run)
-            together = torch.cat([patches for _, (_, patches) in alike])
-            logits = np.concatenate([member_logits(model, part, device, precision) for part in together.split(batch)])
+            patches = torch.cat([patches for _, (_, patches) in alike])
+            logits = member_logits(model, patches, device, precision, together)
             values = member_probability(logits) if score == "paper" else logits[:, 1]
-            for example, (corners, patches) in alike:
-                own, values = values[: len(patches)], values[len(patches) :]
+            for example, (corners, _) in alike:
+                own, values = values[: len(corners)], values[len(corners) :]
                 total = float(own.mean() if score == "paper" else own.sum())
+                if not math.isfinite(total):
+                    raise UserError(f"{example.name}: the attacker's score is {total}; its weights cannot be right")
                 yield Scored(example.name, example.member, example.group, corners.tolist(), own.tolist(), total)
 
 

@@ -8,11 +8,15 @@ import argparse
 import importlib
 from types import ModuleType
 
+from utils.cli import UserError
+
 DATASETS = ("streets", "camvid", "labelmefacade", "cityscapes", "bdd100k", "mapillary")
 
 
 def find_dataset(name: str) -> ModuleType:
-    """The module of the data set `name`, one of `DATASETS`."""
+    """The module of the data set `name`; `UserError` when it is none of `DATASETS`."""
+    if name not in DATASETS:
+        raise UserError(f"there is no data set {str(name)[:40]!r}; there are {', '.join(DATASETS)}")
     return importlib.import_module(f"datasets.{name}")
 
 

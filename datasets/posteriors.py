@@ -40,6 +40,11 @@ class Stored:
         """What the random streams of the picture are derived from."""
         return Path(self.name).name
 
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """What `load` reads."""
+        return self.posterior, self.label
+
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Posterior float32 (C, h, w) and label uint8 (h, w) on the same positions.
 

@@ -50,9 +50,13 @@ def privatise(model: nn.Module, optimizer: torch.optim.Optimizer, bounds: dict[s
               batch: int) -> tuple[nn.Module, DPOptimizer]:
     """`model` as it is called in DPSGD, and `optimizer` as it steps then; `batch` pictures are expected in a step.
 
-    The model itself, its names and its state stay what they are. Gradients must come from a sum over pictures.
+    The model itself, its names and its state stay what they are. Gradients must come from a sum over pictures. Raises
+    `UserError` for bounds that are not of this model.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
+    trained = {name for parameter, name in names.items() if parameter.requires_grad}
+    if bounds.keys() != trained or not all(isinstance(b, float) and 0 < b < math.inf for b in bounds.values()):
+        raise UserError("the clipping bounds in the checkpoint are not those of its model; start the run anew")
     order = [bounds[names[p]] for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     warnings.filterwarnings("ignore", "Full backward hook is firing")  # the first layer's input has no gradient
     GradSampleHooks(model, loss_reduction="sum")
@@ -64,9 +68,9 @@ def privatise(model: nn.Module, optimizer: torch.optim.Optimizer, bounds: dict[s
     return DifferentiallyPrivateDistributedDataParallel(model) if size() > 1 else model, private
 
 
-def reseed(optimizer: DPOptimizer, seed: int, epoch: int) -> None:
-    """Let the noise of an epoch depend on (seed, epoch) only."""
-    optimizer.generator.manual_seed(int(stream(seed, "dpsgd noise", epoch).integers(2**62)))
+def reseed(optimizer: DPOptimizer, seed: int, epoch: int, step: int) -> None:
+    """Let the noise of a step depend on (seed, epoch, step) only."""
+    optimizer.generator.manual_seed(int(stream(seed, "dpsgd noise", epoch, step).integers(2**62)))
 
 
 def account(bounds: dict[str, float], variance: float, batch: int, pictures: int, steps: int) -> dict:

@@ -37,6 +37,10 @@ class Asked:
     def group(self) -> str:
         return self.pair.group
 
+    @property
+    def files(self) -> tuple[Path, Path]:
+        return self.pair.root / self.pair.image, self.pair.root / self.pair.label
+
     def load(self) -> tuple:
         return self.ask(self.pair)
 

@@ -37,18 +37,18 @@ def read_segmenter(path: str) -> dict:
     from utils.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(path)
-    if checkpoint.get("model", {}).get("name") not in SEGMENTERS:
+    spec = checkpoint.get("model") or {}
+    if spec.get("name") not in SEGMENTERS or not isinstance(spec.get("classes"), int):
         raise UserError(f"{path} holds no segmentation model; train one with train_victim.py or train_shadow.py")
     return checkpoint
 
 
 def load_segmenter(path: str) -> tuple["nn.Module", dict]:
     """The model in checkpoint `path`, in eval mode on the CPU, and the checkpoint; `UserError` when it is none."""
-    from utils.checkpoints import load_weights
+    from utils.checkpoints import rebuild
 
     checkpoint = read_segmenter(path)
-    model = build_segmenter(checkpoint["model"])
-    load_weights(model, checkpoint["state_dict"], path)
+    model = rebuild(lambda: build_segmenter(checkpoint["model"]), checkpoint["state_dict"], path)
     return model.eval(), checkpoint
 
 

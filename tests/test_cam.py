@@ -41,7 +41,7 @@ def test_mean_of_the_map_and_bias_are_the_difference_of_the_logits(shape, folded
     model.fc.bias.data = torch.tensor([0.3, -0.9])
     model = model.fold_norms() if folded else model
     image = torch.rand(3, *shape)
-    logits = member_logits(model, image[None], CPU, "fp32")[0]
+    logits = member_logits(model, image[None], CPU, "fp32", 1)[0]
     cam = activation_map(model, image, CPU, "fp32")
     assert cam.shape == tuple(-(-n // 8) for n in shape)
     assert float(cam.double().mean()) + (-0.9 - 0.3) == pytest.approx(logits[1] - logits[0], abs=1e-4)

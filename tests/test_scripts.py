@@ -106,10 +106,9 @@ def test_same_seed_same_bytes_whatever_the_order_and_the_batch(world, live, tmp_
     shuffled.write_text("\n".join(reversed((world / "victim_in.txt").read_text().splitlines())) + "\n")
     must(script("attack.py", *base, "--members", shuffled, "--out", tmp_path / "b"))
     assert (tmp_path / "a" / "scores.csv").read_bytes() == (tmp_path / "b" / "scores.csv").read_bytes()
-    must(script("attack.py", *base, "--batch", 7, "--out", tmp_path / "c"))
-    with np.load(tmp_path / "a" / "patches.npz") as one, np.load(tmp_path / "c" / "patches.npz") as two:
-        np.testing.assert_array_equal(one["corner"], two["corner"])
-        np.testing.assert_allclose(one["score"], two["score"], atol=1e-5)
+    for batch in (1, 7, 13):
+        must(script("attack.py", *base, "--batch", batch, "--out", tmp_path / f"c{batch}"))
+        assert (tmp_path / "a" / "scores.csv").read_bytes() == (tmp_path / f"c{batch}" / "scores.csv").read_bytes()
     must(script("attack.py", *base, "--seed", 1, "--out", tmp_path / "d"))
     assert (tmp_path / "a" / "scores.csv").read_bytes() != (tmp_path / "d" / "scores.csv").read_bytes()
 

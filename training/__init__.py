@@ -41,7 +41,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--blur", type=float, default=0.5,
                        help="share of the pictures that a 5 x 5 blur meets, which is much where pictures are small "
                        "(default: 0.5, as in the paper)")
-    train.add_argument("--workers", type=int, default=1, help="processes that prepare pictures (default: 1)")
+    train.add_argument("--workers", type=int, metavar="N", help="processes that prepare pictures (default: 1, or as "
+                       "the run that goes on had it); results do not depend on it")
     train.add_argument("--continue", dest="continue_", metavar="DIR",
                        help="go on with the run in DIR, with the arguments it was started with")
     defense = parser.add_argument_group("DPSGD")

@@ -2,7 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from datasets.posteriors import Stored
 from defenses.apply import Defense
 from evaluation.metrics import figures
 from models.attacker import build_attacker
+from training.progress import Reached, pausing
 from training.step import agree_on_buffers, descend, parallel
 from utils import VOID
-from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoints import load_checkpoint, load_optimizer, load_weights, rebuild, save_checkpoint, stored
 from utils.cli import UserError
 from utils.device import autocast
 from utils.distributed import barrier, gather, rank, share, size
 from utils.log import RunLog, progress
+from utils.pause import Pause
 from utils.randomness import stream
 
 HELD_OUT = 0.2  # of D^S, for every choice: epoch, tau, patch size, capacity
@@ -94,34 +97,48 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
                    folder: Path, device: torch.device) -> dict:
     """Train A_P; write best.pth.tar (validation AUC) and last.pth.tar; return the figures of the held-out part.
 
-    Continues from last.pth.tar where there is one. tau is chosen on the held-out part at the end.
+    Continues from last.pth.tar where there is one, which is written after every epoch, every ten minutes, and when a
+    signal asks to end. tau is chosen on the held-out part at the end.
     """
     if min(args.batch, len(data)) < size():
         raise UserError(f"--batch {args.batch} is less than a patch for each of {size()} processes")
     torch.manual_seed(args.seed)
-    model = build_attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     last, best = folder / "last.pth.tar", folder / "best.pth.tar"
+    checkpoint = load_checkpoint(last) if last.exists() else None
+
+    def build() -> torch.nn.Module:
+        return build_attacker(**spec["arguments"])
+
+    model = rebuild(build, checkpoint["state_dict"], last) if checkpoint else build()
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     net = parallel(model, device)
-    start, best_auc = 0, -1.0
-    if last.exists():
-        checkpoint = load_checkpoint(last)
-        load_weights(model, checkpoint["state_dict"], last)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        start, best_auc = checkpoint["epoch"], checkpoint["best_auc"]
-    with RunLog(folder) as log:
-        for epoch in progress(range(start, args.epochs), f"training A_P ({view.input})", initial=start,
-                              total=args.epochs):
-            loss = _one_epoch(net, optimizer, data, args, view, epoch, device)
+    reached, best_auc = Reached(), -1.0
+    if checkpoint:
+        load_optimizer(optimizer, checkpoint["optimizer"], last)
+        reached, best_auc = Reached.stored(checkpoint, last), stored(checkpoint, "best_auc", float, last)
+    begun = time.monotonic() - 60 * reached.minutes
+
+    def save(path: Path, **rest: object) -> None:
+        reached.minutes = (time.monotonic() - begun) / 60
+        save_checkpoint(path, spec, model.state_dict(), **asdict(reached), best_auc=best_auc, view=asdict(view),
+                        args=vars(args), **rest)
+
+    with RunLog(folder, reached.epoch) as log, pausing(folder) as pause:
+        for _ in progress(range(reached.epoch, args.epochs), f"training A_P ({view.input})", initial=reached.epoch,
+                          total=args.epochs):
+            steps = _one_epoch(net, optimizer, data, args, view, reached, device, pause,
+                               lambda: save(last, optimizer=optimizer.state_dict()))
             selection = Selection("random", VALIDATION_PATCHES, seed=args.seed)
             auc = held_out_auc(validation, model, view, selection, device, args.precision)
-            log.add(epoch + 1, loss=loss, validation_auc=auc)
-            state = {"epoch": epoch + 1, "validation_auc": auc, "best_auc": max(auc, best_auc), "view": asdict(view),
-                     "args": vars(args)}
+            log.add(reached.epoch + 1, loss=reached.loss / steps, validation_auc=auc)
+            reached.next_epoch()
             if auc > best_auc:
                 best_auc = auc
-                save_checkpoint(best, spec, model.state_dict(), **state)
-            save_checkpoint(last, spec, model.state_dict(), optimizer=optimizer.state_dict(), **state)
+                save(best, validation_auc=auc)
+            pause.due()
+            save(last, optimizer=optimizer.state_dict())
+            pause.saved()
     barrier()
     return _choose_tau(best, model, validation, args, device)
 
@@ -137,23 +154,28 @@ def held_out_auc(examples: Sequence[Example], model: torch.nn.Module, view: View
 
 
 def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Patches, args: argparse.Namespace,
-               view: View, epoch: int, device: torch.device) -> float:
-    torch.manual_seed(int(stream(args.seed, "dropout", epoch).integers(2**62)) + rank())
-    data.epoch = epoch
+               view: View, reached: Reached, device: torch.device, pause: Pause, save: Callable[[], None]) -> int:
+    """The steps of an epoch that `reached` has not behind it; it moves along. Returns how many steps an epoch has."""
+    epoch = data.epoch = reached.epoch
     order = stream(args.seed, "order", epoch).permutation(len(data))
     steps = max(1, len(order) // args.batch)
-    batches = [chunk.tolist() for chunk in np.array_split(order, steps)]
+    batches = [chunk.tolist() for chunk in np.array_split(order, steps)][reached.step :]
     model.train()
-    summed = 0.0
-    for step, (posterior, label, member) in enumerate(DataLoader(data, batch_sampler=list(map(share, batches)))):
+    loader = DataLoader(data, batch_sampler=list(map(share, batches)))
+    for batch, (posterior, label, member) in zip(batches, loader, strict=True):
         for group in optimizer.param_groups:
-            done = (epoch * steps + step) / (args.epochs * steps)
+            done = (epoch * steps + reached.step) / (args.epochs * steps)
             group["lr"] = args.lr * (1 + math.cos(math.pi * done)) / 2
+        torch.manual_seed(int(stream(args.seed, "dropout", epoch, reached.step).integers(2**62)) + rank())
         posterior, label, member = posterior.to(device), label.to(device), member.to(device)
         maps = represent(view.input, posterior, label, view.floor, view.void, view.argmax)
-        summed += learn(model, optimizer, maps, member, len(batches[step]), device, args.precision, epoch)
+        reached.loss += learn(model, optimizer, maps, member, len(batch), device, args.precision, epoch)
+        reached.step += 1
+        if reached.step < steps and pause.due():
+            save()
+            pause.saved()
     agree_on_buffers(model)
-    return summed / steps
+    return steps
 
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.Tensor, member: torch.Tensor,
@@ -177,7 +199,7 @@ def _choose_tau(best: Path, model: torch.nn.Module, validation: Sequence[Example
     """Choose tau among quantiles of the held-out patches' confidence, by held-out AUC; store it in best.pth.tar."""
     checkpoint = load_checkpoint(best)
     load_weights(model, checkpoint["state_dict"], best)
-    view = View(**checkpoint["view"])
+    view = View.stored(checkpoint, best)
     seen = []
     for example in validation:
         corners = random_corners(tuple(example.label.shape), view.size, 50, stream(args.seed, "tau", example.key))

@@ -2,7 +2,8 @@
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -19,14 +20,16 @@ from datasets.transforms import Augmented
 from evaluation.metrics import confusion, mean_iou
 from models import build_segmenter
 from models.query import query
+from training.progress import Reached, pausing
 from training.step import agree_on_buffers, descend, descend_privately, freeze_norms, parallel
 from utils import VOID
-from utils.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoints import load_checkpoint, load_optimizer, rebuild, save_checkpoint
 from utils.cli import UserError
 from utils.device import autocast
 from utils.distributed import is_main, rank, say, share, size, total
 from utils.files import write_json
 from utils.log import RunLog, progress
+from utils.pause import Pause, outlive_one_signal
 from utils.randomness import stream
 
 POLY = 0.9  # power of the learning-rate schedule, per iteration
@@ -49,23 +52,17 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     """Train the model of `args` on `pairs` (SGD, momentum 0.9, poly schedule) and leave it in folder/last.pth.tar.
 
     Returns the model, the minutes its training took in all, and what `defenses.dpsgd.account` says of it with -dpsgd.
-    A checkpoint is written after every epoch; where one lies in `folder`, training goes on from it and ends with the
-    weights that an unbroken run would have. Raises `UserError` for fewer than two pictures, and when the loss is no
-    number any more.
+    A checkpoint is written after every epoch, every ten minutes, and when a signal asks to end; where one lies in
+    `folder`, training goes on from it and ends with the weights that an unbroken run would have. Raises `UserError` for
+    fewer than two pictures, and when the loss is no number any more.
     """
     if min(args.batch, len(pairs)) < 2 * size():
         raise UserError("a step needs two pictures or more a process: batch norm learns from their differences")
     dataset = find_dataset(args.dataset)
     spec = spec_of(args, len(dataset.CLASSES))
     torch.manual_seed(args.seed)
-    last = folder / "last.pth.tar"
-    model = build_segmenter(spec, pretrained=args.pretrained and not last.exists())
-    model = model.to(device, memory_format=torch.channels_last)
-    if args.freeze_norms:
-        freeze_norms(model)
-    optimizer = optimizer_of(model, args)
-    start, minutes, bounds = _restore(last, model, optimizer) if last.exists() else (0, 0.0, {})
-    begun = time.monotonic() - 60 * minutes
+    model, optimizer, reached, bounds = _begin(args, spec, folder / "last.pth.tar", device)
+    begun = time.monotonic() - 60 * reached.minutes
     data = Augmented(pairs, args.dataset, args.seed, tuple(args.crop), [255 * m for m in model.backbone.mean],
                      tuple(args.scale), args.rotate, args.blur)
     steps = max(1, len(pairs) // args.batch)
@@ -80,19 +77,43 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     else:
         net = parallel(model, device)
     # One loader for all epochs: workers are started once, before the first step, and read ahead.
-    loader = iter(DataLoader(data, batch_sampler=_batches(len(data), args, start), num_workers=args.workers,
-                             worker_init_fn=_one_thread, pin_memory=device.type == "cuda", collate_fn=_collate))
-    with RunLog(folder) as log:
-        for epoch in range(start, args.epochs):
-            if args.dpsgd:
-                dpsgd.reseed(optimizer, args.seed, epoch)
-            loss = _one_epoch(net, optimizer, loader, args, epoch, steps, device)
-            log.add(epoch + 1, loss=loss, lr=optimizer.param_groups[0]["lr"])
-            minutes = (time.monotonic() - begun) / 60
-            save_checkpoint(last, spec, model.state_dict(), epoch=epoch + 1, optimizer=optimizer.state_dict(),
-                            minutes=minutes, classes=list(dataset.CLASSES), dataset=args.dataset, args=vars(args),
-                            bounds=bounds)
-    return model.eval(), minutes, private
+    loader = iter(DataLoader(data, batch_sampler=_batches(len(data), args, reached),
+                             num_workers=1 if args.workers is None else args.workers, worker_init_fn=_begin_worker,
+                             pin_memory=device.type == "cuda", collate_fn=_collate))
+
+    def save(reached: Reached) -> None:
+        reached.minutes = (time.monotonic() - begun) / 60
+        save_checkpoint(folder / "last.pth.tar", spec, model.state_dict(), **asdict(reached),
+                        optimizer=optimizer.state_dict(), classes=list(dataset.CLASSES), dataset=args.dataset,
+                        args=vars(args), bounds=bounds)
+
+    with RunLog(folder, reached.epoch) as log, pausing(folder) as pause:
+        while reached.epoch < args.epochs:
+            _one_epoch(net, optimizer, loader, args, reached, steps, device, pause, save)
+            log.add(reached.epoch + 1, loss=reached.loss / steps, lr=optimizer.param_groups[0]["lr"])
+            reached.next_epoch()
+            pause.due()
+            save(reached)
+            pause.saved()
+    return model.eval(), reached.minutes, private
+
+
+def _begin(args: argparse.Namespace, spec: dict, last: Path,
+           device: torch.device) -> tuple[torch.nn.Module, torch.optim.Optimizer, Reached, dict]:
+    """Model, optimizer, how far they are, and the clipping bounds of DPSGD: new, or as the checkpoint has them."""
+    checkpoint = load_checkpoint(last) if last.exists() else None
+    if checkpoint:
+        model = rebuild(lambda: build_segmenter(spec), checkpoint["state_dict"], last)
+    else:
+        model = build_segmenter(spec, pretrained=args.pretrained)
+    model = model.to(device, memory_format=torch.channels_last)
+    if args.freeze_norms:
+        freeze_norms(model)
+    optimizer = optimizer_of(model, args)
+    if not checkpoint:
+        return model, optimizer, Reached(), {}
+    load_optimizer(optimizer, checkpoint["optimizer"], last)
+    return model, optimizer, Reached.stored(checkpoint, last), checkpoint.get("bounds", {})
 
 
 def optimizer_of(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -103,25 +124,20 @@ def optimizer_of(model: torch.nn.Module, args: argparse.Namespace) -> torch.opti
     return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
 
 
-def _restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float, dict]:
-    checkpoint = load_checkpoint(path)
-    load_weights(model, checkpoint["state_dict"], path)
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    return checkpoint["epoch"], checkpoint["minutes"], checkpoint.get("bounds", {})
-
-
-def _batches(pictures: int, args: argparse.Namespace, start: int) -> Iterator[list[tuple[int, int]]]:
-    """This process's share of every batch from epoch `start` on, as (epoch, picture), in the order of (seed, epoch).
+def _batches(pictures: int, args: argparse.Namespace, reached: Reached) -> Iterator[list[tuple[int, int]]]:
+    """This process's share of every batch to come, as (epoch, picture), in the order of (seed, epoch).
 
     With -dpsgd each batch is a Poisson sample, which is what its accountant assumes.
     """
-    for epoch in range(start, args.epochs):
+    begun, behind = reached.epoch, reached.step
+    for epoch in range(begun, args.epochs):
         rng = stream(args.seed, "order", epoch)
         order = [] if args.dpsgd else rng.permutation(pictures).tolist()
-        for first in range(0, max(1, pictures // args.batch) * args.batch, args.batch):
+        for step in range(max(1, pictures // args.batch)):
             drawn = (np.flatnonzero(rng.random(pictures) < args.batch / pictures).tolist() if args.dpsgd else
-                     order[first : first + args.batch])
-            yield share([(epoch, index) for index in drawn])
+                     order[step * args.batch : (step + 1) * args.batch])
+            if epoch > begun or step >= behind:
+                yield share([(epoch, index) for index in drawn])
 
 
 def _collate(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,34 +148,48 @@ def _collate(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tens
 def _first_losses(model: torch.nn.Module, data: Augmented, args: argparse.Namespace,
                   device: torch.device) -> Iterator[torch.Tensor]:
     """The loss of each picture of this process's share, before the first step."""
-    _prepare(model, args, "bounds")
+    _training_mode(model, args)
+    torch.manual_seed(int(stream(args.seed, "dropout", "bounds").integers(2**62)) + rank())
     for index in progress(share(range(len(data))), "gradient norms"):
         images, labels = _collate([data[0, index]])
         yield picture_losses(*_forward(model, images, labels, device, args.precision), args.aux_weight).sum()
 
 
 def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Iterator, args: argparse.Namespace,
-               epoch: int, steps: int, device: torch.device) -> float:
-    """The next `steps` batches of the loader; the mean loss."""
-    _prepare(model, args, epoch)
-    summed = 0.0
-    bar = progress(islice(loader, steps), f"epoch {epoch + 1}/{args.epochs}", total=steps)
-    for step, (images, labels) in enumerate(bar):
-        rate = args.lr * (1 - (epoch * steps + step) / (args.epochs * steps)) ** POLY
+               reached: Reached, steps: int, device: torch.device, pause: Pause,
+               save: Callable[[Reached], None]) -> None:
+    """The steps of an epoch that `reached` has not behind it; it moves along, and holds the sum of their losses."""
+    epoch = reached.epoch
+    _training_mode(model, args)
+    bar = progress(islice(loader, max(0, steps - reached.step)), f"epoch {epoch + 1}/{args.epochs}", total=steps,
+                   initial=reached.step)
+    for images, labels in bar:
+        rate = args.lr * (1 - (epoch * steps + reached.step) / (args.epochs * steps)) ** POLY
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
+        _seed(args, epoch, reached.step, optimizer)
         step_down = learn_privately if args.dpsgd else learn
-        summed += step_down(model, optimizer, images, labels, args.aux_weight, device, args.precision, epoch)
+        reached.loss += step_down(model, optimizer, images, labels, args.aux_weight, device, args.precision, epoch)
+        reached.step += 1
+        if reached.step < steps and pause.due():
+            save(reached)
+            pause.saved()
     agree_on_buffers(model)
-    return summed / steps
 
 
-def _prepare(model: torch.nn.Module, args: argparse.Namespace, when: object) -> None:
-    """Training mode, as the flags have it, with the dropout that belongs to the seed and this process."""
-    torch.manual_seed(int(stream(args.seed, "dropout", when).integers(2**62)) + rank())
+def _training_mode(model: torch.nn.Module, args: argparse.Namespace) -> None:
     model.train()
     if args.freeze_norms:
         freeze_norms(model)
+
+
+def _seed(args: argparse.Namespace, epoch: int, step: int, optimizer: torch.optim.Optimizer) -> None:
+    """Let dropout of a step depend on the seed, the step and this process only, and the noise of DPSGD likewise."""
+    torch.manual_seed(int(stream(args.seed, "dropout", epoch, step).integers(2**62)) + rank())
+    if args.dpsgd:
+        from defenses import dpsgd
+
+        dpsgd.reseed(optimizer, args.seed, epoch, step)
 
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
@@ -187,8 +217,9 @@ def _forward(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor,
     return outputs, labels.to(device, non_blocking=True)
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
     cv2.setNumThreads(0)
+    outlive_one_signal()
 
 
 def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,

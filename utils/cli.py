@@ -11,6 +11,14 @@ class UserError(Exception):
     """A fault that the user can mend; its text names the file and says what to do."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end: its number, and how to go on."""
+
+    def __init__(self, number: int, hint: str = "what was saved is whole"):
+        super().__init__(number, hint)
+        self.number, self.hint = number, hint
+
+
 def flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
     """Add an option under `-name` and `--name`: the release spells its flags with one dash."""
     parser.add_argument(f"-{name}", f"--{name}", **options)
@@ -33,10 +41,22 @@ def add_run_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     parser.add_argument("--out", metavar="DIR", help=f"folder of this run (default: the next free runs/{stage}-N)")
 
 
+# Faults of the machine that PyTorch tells of in a RuntimeError, by what their text begins with or holds.
+MACHINE = {
+    "DataLoader worker": "a process that prepares pictures was killed, perhaps for want of memory; free some, or give "
+                         "fewer --workers, and go on with --continue",
+    "can't allocate memory": "there is not enough memory; give a smaller --batch, or free some",
+    "CUDA out of memory": "the GPU has not enough memory; give a smaller --batch",
+}
+
+
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Parse the command line and run `main`; a `UserError` becomes one line on stderr and exit code 2."""
+    """Parse the command line and run `main`; what a user or the machine did wrong becomes one line on stderr.
+
+    Exit code 2 then, and 128 + N when signal N ended the work.
+    """
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         main(args)
     except UserError as error:
@@ -47,10 +67,23 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         sys.exit(_fail(parser.prog, f"{error.strerror or error}{where}", 2))
-    except KeyboardInterrupt:
-        sys.exit(_fail(parser.prog, "stopped; what was saved is whole", 130))
+    except (MemoryError, RuntimeError) as error:
+        text = str(error) or "can't allocate memory"
+        meant = next((line for sign, line in MACHINE.items() if sign in text), None)
+        if meant is None:
+            raise
+        sys.exit(_fail(parser.prog, meant, 2))
+    except KeyboardInterrupt as error:
+        stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        sys.exit(_fail(parser.prog, f"stopped; {stop.hint}", 128 + stop.number))
+
+
+def _stop(number: int, _: object) -> None:
+    raise Stopped(number)
 
 
 def _fail(program: str, message: str, code: int) -> int:
-    print(f"{os.path.basename(program)}: error: {message}", file=sys.stderr)
+    """Say it in one line; a name from elsewhere cannot steer the terminal."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    print(f"{os.path.basename(program)}: error: {shown}", file=sys.stderr)
     return code

@@ -1,5 +1,6 @@
 """The record of a run: a progress bar to watch, log.jsonl to keep, TensorBoard events to plot."""
 
+import contextlib
 import json
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.distributed import is_main
+from utils.files import whole
 
 
 class Laps:
@@ -29,14 +31,18 @@ class Laps:
 
 
 class RunLog:
-    """Appends figures of a run to DIR/log.jsonl and to TensorBoard; a context manager."""
+    """Figures of a run in DIR/log.jsonl and in TensorBoard; a context manager.
 
-    def __init__(self, folder: Path):
+    `done` steps are behind it when it begins: what an earlier process noted of later ones is dropped.
+    """
+
+    def __init__(self, folder: Path, done: int = 0):
         self._path, self._board = folder / "log.jsonl", None
         if is_main():
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "events"))
+            self._lines = [line for line in _lines(self._path) if line["step"] <= done]
+            self._board = SummaryWriter(str(folder / "events"), purge_step=done + 1 if done else None)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -49,10 +55,22 @@ class RunLog:
         """Record `figures` at `step` (an epoch, counted from 1)."""
         if not self._board:
             return
-        with open(self._path, "a", encoding="utf-8") as file:
-            print(json.dumps({"step": step, **figures}), file=file)
+        self._lines.append({"step": step, **figures})
+        with whole(self._path, "w") as file:
+            file.writelines(f"{json.dumps(line)}\n" for line in self._lines)
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
+
+
+def _lines(path: Path) -> list[dict]:
+    """What a log holds; lines of another form are left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+    return lines
 
 
 def progress(items: Iterable, what: str, total: int | None = None, **options: object) -> tqdm:

@@ -1,0 +1,58 @@
+"""Long work that can be stopped: what was computed is saved first, now and then and when a signal asks to end."""
+
+import signal
+import time
+
+from utils.cli import Stopped
+from utils.distributed import size, total
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Pause:
+    """While its `with` block runs, SIGINT and SIGTERM wait until the work is saved; a second one ends it at once.
+
+    The work asks `due` after every step, saves when told so, and then calls `saved`. `every`: seconds between saves
+    that nobody asks for; `hint`: how to go on, for whoever stops it.
+    """
+
+    def __init__(self, every: float, hint: str):
+        self._every, self._hint, self._last = every, hint, time.monotonic()
+        self._asked = self._ending = 0  # the signal that came here, and whether all have agreed to end
+
+    def __enter__(self) -> "Pause":
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self._asked:
+            raise Stopped(number, self._hint)
+        self._asked = number
+
+    def due(self) -> bool:
+        """Whether to save now; all processes get the same answer."""
+        self._ending, late = self._asked, int(time.monotonic() - self._last >= self._every)
+        if size() > 1:
+            import torch
+
+            self._ending, late = total(torch.tensor([self._ending, late])).tolist()
+        return bool(self._ending or late)
+
+    def saved(self) -> None:
+        """All is on disk: go on, or end where that was asked for."""
+        self._last = time.monotonic()
+        if self._ending:
+            raise Stopped(self._asked or signal.SIGTERM, self._hint)
+
+
+def outlive_one_signal() -> None:
+    """In a helper process: leave it to the main one to end it, since a signal may reach all processes of a job at once.
+
+    SIGINT is ignored; the second SIGTERM is obeyed, so that a helper that hangs can be ended.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
