@@ -15,10 +15,19 @@ results.json, scores.csv, patches.npz and the curves into the run's folder.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import defenses
 from utils.cli import UserError, add_run_flags, flag, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from attacks.scoring import Selection, View
+    from evaluation.unfinished import Part
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
                        help="score of a picture: mean member probability, or sum of member logits (default: paper)")
     flags.add_argument("--floor", type=float, metavar="P", help="posteriors are clamped there from below before the "
                        "logarithm (default: the attacker's own, 6e-8 of those trained here, 1e-30 of the release's)")
-    flags.add_argument("--batch", type=int, default=64, help="patches that go through the attacker together")
+    flags.add_argument("--batch", type=int, default=64, help="patches that are held at once, and that go through the "
+                       "attacker together on a GPU (default: 64)")
     flags.add_argument("-a", "-arch", "--arch", choices=("resnet50", "resnet18"), default="resnet50", dest="arch",
          help="architecture of a release checkpoint, which does not tell its own (default: resnet50)")
     flag(flags, "dilation", action="store_true", help="layer3 and layer4 of a release checkpoint are dilated")
@@ -61,29 +71,32 @@ def parser() -> argparse.ArgumentParser:
          "activation maps with loss maps, of all pictures, and drawings")
     maps.add_argument("--cam-pictures", type=int, default=4, metavar="N",
                       help="members and as many non-members, the first by name, that are drawn (default: 4)")
+    flags.add_argument("--hash-names", metavar="KEYFILE", help="write keyed hashes (HMAC-SHA256) in place of the "
+                       "pictures' names; the key is the content of this file, 16 bytes or more")
+    flags.add_argument("--save-every", type=float, default=10, metavar="SECONDS", help="how often what is scored is "
+                       "saved: the same command goes on there after a stop (default: 10)")
     add_run_flags(flags, "attack")
     return flags
 
 
 def main(args: argparse.Namespace) -> None:
-    from utils.log import Laps, progress
+    from utils.log import Laps
 
     laps = Laps()
     import torch
 
-    from attacks.scoring import Selection, attack_patches, attack_threshold, meet
+    from attacks.scoring import Selection
     from datasets.posteriors import list_tree
-    from defenses.apply import Defense
     from defenses.victim import ask_victim
-    from evaluation.report import table, write_report
-    from evaluation.utility import Utility
+    from evaluation.unfinished import find, score_parts
     from models.pixelwise import Pixelwise
     from utils.device import choose_device
-    from utils.distributed import gather, is_main, share
-    from utils.files import start_run
+    from utils.distributed import is_main, on_main
+    from utils.files import commit, fingerprint, start_run
+    from utils.names import hidden_by
 
     check(args)
-    device = choose_device(args.gpu)
+    device, hide = choose_device(args.gpu), hidden_by(args.hash_names)
     model, view, classes = load_attacker(args)
     if args.cam and isinstance(model, Pixelwise):
         raise UserError("-cam shows where an attacker of patches looks; a pixelwise one looks at every position alike")
@@ -93,44 +106,73 @@ def main(args: argparse.Namespace) -> None:
         items = ask_victim(args, view.stride or 8, classes, device)
     else:
         items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes, view.stride or None)
+    drawn = first_by_name(items, args.cam_pictures) if args.cam else set()
+    score = scorer(args, model.to(device, memory_format=torch.channels_last), view, selection, device, drawn)
     block = selection.pictures(args.batch)
-    utility, looks = Utility(), []
-    examples = utility.watch(meet(progress(share(items, block), "attacking"),
-                                  Defense(args.argmax, args.gauss, args.seed, args.gauss_floor),
-                                  Defense() if args.cam and (args.argmax or args.gauss) else None))
-    if args.threshold:
-        scores = attack_threshold(examples, args.threshold, view.size, selection, view.floor)
-    else:
-        model = model.to(device, memory_format=torch.channels_last)
-        if args.cam:
-            from attacks.activation import watch
-
-            drawn = first_by_name(items, args.cam_pictures)
-            examples = watch(examples, model, view, device, args.precision, drawn, looks)
-        scores = attack_patches(examples, model, view, selection, device, args.precision, args.score, args.batch)
+    parts = [items[first : first + block] for first in range(0, len(items), block)]
+    same = {name: value for name, value in vars(args).items() if name not in ("out", "gpu", "save_every")}
+    stamp = fingerprint([Path(path) for path in (args.resume, args.victim) if path], same, commit(), torch.__version__,
+                        device.type, [(item.name, item.member) for item in items])
+    found = on_main(lambda: find("attack", args.out, stamp))
     laps.lap("starting")
-    scored = gather(list(scores), block)
-    miou, looks = utility.miou(), gather(looks, block)
+    done, unfinished = score_parts(parts, score, lambda: start_run("attack", vars(args), args.out), found, stamp,
+                                   args.save_every, drawn)
     laps.lap("attacking")
-    if not is_main():
-        return
-    folder = start_run("attack", vars(args), args.out)
+    if is_main():
+        report(args, unfinished.run, done, selection, view, hide)
+        unfinished.clear()
+        laps.lap("figures and plots")
+        print(f"{laps}; all in {unfinished.run}")
+
+
+def scorer(args: argparse.Namespace, model: "torch.nn.Module", view: "View", selection: "Selection",
+           device: "torch.device", drawn: set[str]) -> "Callable[[Sequence], Part]":
+    """What scores a few pictures at once, under the defense that the flags name."""
+    from attacks.activation import watch
+    from attacks.scoring import attack_patches, attack_threshold, meet
+    from defenses.apply import Defense
+    from evaluation import utility
+    from evaluation.unfinished import Part
+
+    defense = Defense(args.argmax, args.gauss, args.seed, args.gauss_floor)
+    undefended = Defense() if args.cam and (args.argmax or args.gauss) else None
+
+    def score(items: "Sequence") -> Part:
+        matrices, looks = {}, []
+        examples = utility.watch(meet(items, defense, undefended), matrices)
+        if args.threshold:
+            scored = attack_threshold(examples, args.threshold, view.size, selection, view.floor)
+        else:
+            if args.cam:
+                examples = watch(examples, model, view, device, args.precision, drawn, looks)
+            scored = attack_patches(examples, model, view, selection, device, args.precision, args.score, args.batch)
+        return Part(list(scored), matrices, looks)
+
+    return score
+
+
+def report(args: argparse.Namespace, folder: Path, parts: "Sequence[Part]", selection: "Selection", view: "View",
+           hide: "Callable[[str], str]") -> None:
+    """Write the figures into the run's folder and print them."""
+    from evaluation.report import table, write_report
+    from evaluation.utility import miou
+
+    useful = miou(part.matrices for part in parts)
     about = {"input": args.threshold or view.input, "select": args.select, "num_patch": args.num_patch,
-             "tau": selection.tau if args.select == "rejection" else None, "score": args.score, "miou": miou,
+             "tau": selection.tau if args.select == "rejection" else None, "score": args.score, "miou": useful,
              "defense": defenses.describe(args)}
     if args.cam:
         from evaluation.activation import sentence, write_looks
 
+        looks = [replace(look, name=hide(look.name)) for part in parts for look in part.looks]
         about["cam"] = write_looks(Path(args.cam), looks, about["defense"], args.seed)
-    results = write_report(folder, scored, about, args.seed)
+    results = write_report(folder, [one for part in parts for one in part.scored], about, args.seed, hide)
     print(f"{about['input']}, {args.select} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")
     print(table(results))
-    print(f"mIoU of what was attacked: {100 * miou['in']:.1f} members, {100 * miou['out']:.1f} non-members")
+    print(f"mIoU of what was attacked: {100 * useful['in']:.1f} members, {100 * useful['out']:.1f} non-members")
     if args.cam:
         print(f"{sentence(results['cam'])}; maps in {args.cam}")
-    laps.lap("figures and plots")
-    print(f"{laps}; all in {folder}")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -170,27 +212,27 @@ def load_attacker(args: argparse.Namespace) -> tuple:
     from attacks.representation import FLOOR
     from attacks.scoring import View
     from models.attacker import Attacker, build_attacker
-    from utils.checkpoints import load_checkpoint, load_weights
+    from utils.checkpoints import load_checkpoint, rebuild, stored
 
     checkpoint = load_checkpoint(args.resume)
-    spec = checkpoint.get("model")
+    spec, state = checkpoint.get("model"), checkpoint["state_dict"]
     if spec is None:
-        first = checkpoint["state_dict"].get("conv1.0.weight", checkpoint["state_dict"].get("module.conv1.0.weight"))
+        first = state.get("conv1.0.weight", state.get("module.conv1.0.weight"))
         if first is None or first.ndim != 4:
             raise UserError(f"{args.resume} is no attacker: it has no conv1.0.weight")
         channels = first.shape[1]
         kind, classes = ("loss", None) if channels == 1 else ("concate", channels // 2)
-        model = Attacker(args.arch, channels, dilated=args.dilation)
+        model = rebuild(lambda: Attacker(args.arch, channels, dilated=args.dilation), state, args.resume)
         view = View(kind, args.patch_size or 90, FLOOR)
-    elif spec.get("name") != "attacker":
-        raise UserError(f"{args.resume} is no attacker but a {spec.get('name')}; ask it with --victim {args.resume}")
+    elif spec["name"] != "attacker":
+        raise UserError(f"{args.resume} is no attacker but a {spec['name'][:40]}; ask it with --victim {args.resume}")
     else:
-        model, view, classes = build_attacker(**spec["arguments"]), View(**checkpoint["view"]), spec["classes"]
+        model = rebuild(lambda: build_attacker(**spec["arguments"]), state, args.resume)
+        view, classes = View.stored(checkpoint, args.resume), stored(spec, "classes", int, args.resume)
         if args.patch_size not in (None, view.size):
             raise UserError(f"{args.resume} was trained on patches of {view.size}; leave --patch-size out")
     if args.input not in (None, view.input):
         raise UserError(f"{args.resume} reads -input {view.input}; for -input {args.input} give another -resume")
-    load_weights(model, checkpoint["state_dict"], args.resume)
     return model.fold_norms(), replace(view, argmax=args.argmax, floor=args.floor or view.floor), classes
 
 

@@ -1,7 +1,8 @@
 """What an attack leaves behind: results.json, scores.csv, patches.npz, plots, and a table on the screen."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from attacks.scoring import Scored
 from evaluation.intervals import intervals
 from evaluation.metrics import chance, figures
 from utils.files import whole, write_json
+from utils.names import as_cell
 
 PATCH_RESAMPLES = 500  # patches are many, and their blocks few
 
@@ -36,9 +38,12 @@ def summarise(scored: Sequence[Scored], seed: int) -> dict:
                   "blocks": len(set(group.tolist())), "patches": int(counts.sum())}
 
 
-def write_scores(folder: Path, scored: Sequence[Scored]) -> None:
-    """Write scores.csv (`image,member,score`, by image) and patches.npz (corner, score, picture and block of each)."""
-    ordered = sorted(scored, key=lambda s: s.name)
+def write_scores(folder: Path, scored: Sequence[Scored], hide: Callable[[str], str] = as_cell) -> None:
+    """Write scores.csv (`image,member,score`, by image) and patches.npz (corner, score, picture and block of each).
+
+    `hide` is what the names of pictures and blocks are written as.
+    """
+    ordered = sorted((replace(s, name=hide(s.name), group=hide(s.group)) for s in scored), key=lambda s: s.name)
     with whole(folder / "scores.csv", "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "member", "score"])
@@ -65,12 +70,12 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def write_report(folder: Path, scored: Sequence[Scored], about: dict, seed: int) -> dict:
-    """Write everything into `folder` and return the results."""
+def write_report(folder: Path, scored: Sequence[Scored], about: dict, seed: int, hide: Callable[[str], str]) -> dict:
+    """Write everything into `folder`, names as `hide` has them, and return the results."""
     from evaluation.plots import plot_curves
 
     results = summarise(scored, seed) | about
-    write_scores(folder, scored)
+    write_scores(folder, scored, hide)
     plot_curves(folder, scored, results)
     write_json(folder / "results.json", results)
     return results
