@@ -16,8 +16,11 @@ import numpy as np
 from PIL import Image
 
 from datasets.pairs import load_label
+from utils import VOID
+from utils.arrays import read_npy
 from utils.cli import UserError
 from utils.files import whole
+from utils.untrusted import reading
 
 SIDES = {"train": True, "val": False}
 TINY = 2.0**-24  # smallest positive float16: what a stored 0 stands for
@@ -90,19 +93,16 @@ def infer_stride(label: tuple[int, int], positions: tuple[int, int]) -> int:
 
 def read_posterior(path: Path) -> np.ndarray:
     """Read (C, H, W) class posteriors as float32; `UserError` when they are none."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such posterior") from None
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read as a .npy array: {error}") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind != "f" or 0 in array.shape:
-        raise UserError(f"{path}: expected float posteriors (C, H, W)")
-    stored_half = array.dtype == np.float16
-    array = np.array(array, np.float32)
-    if not np.isfinite(array).all() or array.min() < 0 or not array.any(axis=0).all():
+    stored = read_npy(path)
+    if stored.ndim != 3 or stored.dtype.kind != "f" or 0 in stored.shape or len(stored) > VOID:
+        raise UserError(f"{path}: expected float posteriors (C, H, W) of at most {VOID} classes, found "
+                        f"{stored.dtype} {stored.shape}")
+    with reading(path, "posterior"), np.errstate(all="ignore"):
+        array = np.array(stored, np.float32)  # too large a number becomes infinite; of too large a map there is no copy
+    low, high = array.min(), array.max()  # NaN if there is one
+    if not (low >= 0 and high < np.inf and array.any(axis=0).all()):
         raise UserError(f"{path} holds NaN, infinite or negative posteriors, or a position where all are 0")
-    return np.maximum(array, TINY) if stored_half else array
+    return np.maximum(array, TINY, out=array) if stored.dtype == np.float16 else array
 
 
 def list_tree(root: str | Path, folder: str = "pred_sgd", classes: int | None = None,

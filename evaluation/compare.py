@@ -6,11 +6,13 @@ bootstrap that draws the same blocks for all of them.
 
 import argparse
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.cli import UserError, run
+from utils.untrusted import reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,16 +59,35 @@ def read_paired(folders: Sequence[Path]) -> tuple[list["np.ndarray"], "np.ndarra
 
 
 def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:
-    """Picture -> (member, block, score), from scores.csv and patches.npz of a run."""
+    """Picture -> (member, block, score), from scores.csv and patches.npz of a run; `UserError` when they are broken."""
+    path, advice = folder / "scores.csv", "give folders that attack.py wrote"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no scores.csv; {advice}")
+    with reading(path, "table of scores", broken=advice), open(path, encoding="utf-8", newline="") as file:
+        rows = [(row["image"], ("0", "1").index(row["member"]) == 1, float(row["score"]))
+                for row in csv.DictReader(file)]
+    names, groups = read_patches(folder, "image", "group")
+    group = dict(zip(names.tolist(), groups.tolist(), strict=True))
+    if len(rows) != len(group) or {name for name, _, _ in rows} != group.keys():
+        raise UserError(f"{path} does not name each picture of patches.npz once; {advice}")
+    if not all(math.isfinite(score) for _, _, score in rows) or len({member for _, member, _ in rows}) < 2:
+        raise UserError(f"{path} has no finite score of each picture, or only one side; {advice}")
+    return {name: (member, group[name], score) for name, member, score in rows}
+
+
+def read_patches(folder: Path, *columns: str) -> list["np.ndarray"]:
+    """Columns of patches.npz of a run, each (patches,): `image` and `group` text, `score` finite numbers."""
     import numpy as np
 
-    if not (folder / "scores.csv").is_file():
-        raise UserError(f"{folder} holds no scores.csv; give folders that attack.py wrote")
-    with np.load(folder / "patches.npz", allow_pickle=False) as patches:
-        group = dict(zip(patches["image"].tolist(), patches["group"].tolist(), strict=True))
-    with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
-        return {row["image"]: (row["member"] == "1", group[row["image"]], float(row["score"]))
-                for row in csv.DictReader(file)}
+    from utils.arrays import read_npz
+
+    path = folder / "patches.npz"
+    found = read_npz(path, columns)
+    whole = all(name in found and found[name].ndim == 1 and found[name].dtype.kind == ("f" if name == "score" else "U")
+                for name in columns)
+    if not whole or len({len(column) for column in found.values()}) > 1 or not np.isfinite(found.get("score", 0)).all():
+        raise UserError(f"{path} has no {', '.join(columns)} of each patch; make it anew with attack.py")
+    return [found[name] for name in columns]
 
 
 if __name__ == "__main__":

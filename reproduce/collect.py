@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from evaluation.compare import read_paired
+    from evaluation.compare import read_paired, read_patches
     from evaluation.metrics import figures
     from utils.files import read_json, write_json
 
@@ -45,8 +45,7 @@ def main(args: argparse.Namespace) -> None:
     cell |= {"commit": run["commit"], "scores": pack(scores)}
     cell |= {name: origin(Path(run["args"][flag])) for name, flag in (("victim", "victim"), ("attacker", "resume"))}
     if args.curve or args.patches:
-        with np.load(folder / "patches.npz", allow_pickle=False) as stored:
-            names, each = stored["image"], stored["score"]
+        names, each = read_patches(folder, "image", "score")
         patches = [each[names == name] for name in np.unique(names)]
         if args.patches:
             cell["patch_scores"] = [pack(own) for own in patches]
@@ -59,18 +58,19 @@ def main(args: argparse.Namespace) -> None:
 
 def maps_of(folder: Path, member) -> dict:
     """Loss map and class activation map of the first member that a run has drawn, as text, NaN where void."""
-    import numpy as np
-
     from evaluation.compare import read_scores
+    from utils.arrays import read_npz
 
     members = [name for name, inside in zip(sorted(read_scores(folder)), member, strict=True) if inside]
-    with np.load(folder / "cam" / "maps.npz", allow_pickle=False) as stored:
-        name = next((name for name in members if f"{name}:cam" in stored), None)
-        if name is None:
-            raise UserError(f"{folder} has drawn no member: give attack.py -cam {folder}/cam and --cam-pictures 1")
-        found = {what: stored[f"{name}:{what}"] for what in ("loss", "cam")}
-    return {"picture": name, "shape": found["cam"].shape} | {
-        what: " ".join(f"{value:.4g}" for value in array.ravel()) for what, array in found.items()}
+    for name in members:
+        found = read_npz(folder / "cam" / "maps.npz", (f"{name}:loss", f"{name}:cam"))
+        if [array.dtype.kind for array in found.values()] == ["f", "f"]:
+            break
+    else:
+        raise UserError(f"{folder} has drawn no member: give attack.py -cam {folder}/cam and --cam-pictures 1")
+    loss, cam = found[f"{name}:loss"], found[f"{name}:cam"]
+    return {"picture": name, "shape": cam.shape} | {
+        what: " ".join(f"{value:.4g}" for value in array.ravel()) for what, array in (("loss", loss), ("cam", cam))}
 
 
 def origin(checkpoint: Path) -> dict:
