@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets import DATASETS, find_dataset
-from utils.cli import UserError, run
+from utils.cli import UserError, positive, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--root", metavar="DIR", help="where it lies; streets are drawn there (default: data/NAME)")
     flags.add_argument("--splits", metavar="DIR", help="where the split files go (default: splits/NAME)")
     flags.add_argument("--seed", type=int, default=0, help="of the parts that are dealt at random (default: 0)")
-    flags.add_argument("--short-side", type=int, metavar="N", help="pixels of the shorter side of the copy's pictures")
+    flags.add_argument("--short-side", type=positive, metavar="N",
+                       help="pixels of the shorter side of the copy's pictures")
     flags.add_argument("--copy", metavar="DIR", help="write the copy here; the split files then name its pictures")
     return flags
 
@@ -42,9 +43,9 @@ def main(args: argparse.Namespace) -> None:
 def resized(pairs: list, copy: Path, side: int, what: str) -> list:
     """Write pairs under `copy` with shorter sides of `side` pixels (area mean; labels nearest), those not there yet."""
     import cv2
-    import numpy as np
     from PIL import Image
 
+    from datasets.pictures import PIXELS, load_ids, load_image, opened
     from utils.files import whole
     from utils.log import progress
 
@@ -52,17 +53,19 @@ def resized(pairs: list, copy: Path, side: int, what: str) -> list:
     for pair in progress(pairs, f"resizing {what}"):
         image = str(Path(pair.image).with_suffix(".png"))
         group = image if pair.group == pair.image else pair.group
-        for source, target, how in ((pair.image, image, cv2.INTER_AREA),
-                                    (pair.label, pair.label, cv2.INTER_NEAREST_EXACT)):
+        for source, load, target, how in ((pair.image, load_image, image, cv2.INTER_AREA),
+                                          (pair.label, load_ids, pair.label, cv2.INTER_NEAREST_EXACT)):
             if (copy / target).exists():
-                with Image.open(copy / target) as there:
+                with opened(copy / target) as there:
                     if min(there.size) != side:
                         raise UserError(f"{copy} holds pictures of another size; give --copy another folder")
                 continue
-            with Image.open(pair.root / source) as opened:
-                array = np.asarray(opened)
+            array = load(pair.root / source)
             height, width = array.shape[:2]
             factor = side / min(height, width)
+            if height * width * factor**2 > PIXELS:
+                raise UserError(f"{pair.root / source} is {width} x {height}; --short-side {side} would make it larger "
+                                f"than {PIXELS:,} pixels")
             array = cv2.resize(array, (round(width * factor), round(height * factor)), interpolation=how)
             with whole(copy / target) as file:
                 Image.fromarray(array).save(file, "PNG")

