@@ -1,8 +1,9 @@
 """Split files and the pairs of picture and label that they name."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import numpy as np
@@ -12,6 +13,10 @@ from utils import VOID
 from utils.cli import UserError
 from utils.files import whole
 from utils.randomness import stream
+from utils.untrusted import reading
+
+TEXT = 64 * 2**20  # bytes of a split file
+LONGEST = 4000  # characters of a path
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Pair:
     @property
     def name(self) -> str:
         """What the picture is called in results: its path in the split file, without suffix."""
-        return self.image.rpartition(".")[0].lstrip("/")
+        return PurePosixPath(self.image).with_suffix("").as_posix().lstrip("/")
 
     @property
     def key(self) -> str:
@@ -40,17 +45,18 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
 
     A folder is read as the split files in it, one after the other. `strip_prefix` is cut from the front of both paths,
     and a leading slash is ignored, so that the lists of the release read as they are. Without a third column each
-    picture is a group of its own. Raises `UserError` for a missing or empty file, a line of another form, a picture
-    named twice, and, unless `must_exist` is false, a picture or label that is not there.
+    picture is a group of its own. Raises `UserError` for a missing or empty file, a line of another form, a path that
+    leaves `root`, two pictures of one name, and, unless `must_exist` is false, a picture or label that is not there.
     """
     root = Path(root)
     pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
     if not pairs:
         raise UserError(f"{path} names no picture")
     seen: set[str] = set()
-    if twice := next((p.image for p in pairs if p.image in seen or seen.add(p.image)), None):
-        raise UserError(f"{path} names {twice} twice")
-    missing = (root / p for pair in pairs for p in (pair.image, pair.label) if must_exist and not (root / p).is_file())
+    if twice := next((p.image for p in pairs if p.name in seen or seen.add(p.name)), None):
+        raise UserError(f"{path} names {twice} twice, or with two suffixes")
+    paths = (root / path for pair in pairs for path in (pair.image, pair.label) if must_exist)
+    missing = (path for path in paths if not os.path.isfile(path))  # also where the name is too long for a file
     if gone := next(missing, None):
         raise UserError(f"{path} names {gone}, which is not there; is --root right?")
     return pairs
@@ -60,30 +66,52 @@ def split_files(path: str | Path) -> list[Path]:
     """The split file `path`, or those of the folder `path` (`*.txt`) in the order of their names."""
     path = Path(path)
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise UserError(f"{path}: no such split file; `python -m datasets NAME --root DIR` writes them")
+    if wrong := next((file for file in files or [path] if not file.is_file()), None):
+        raise UserError(f"{wrong}: no such split file; `python -m datasets NAME --root DIR` writes them")
     return files
 
 
 def _read_file(path: Path, root: Path, strip_prefix: str) -> Iterator[Pair]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text; a split file has lines `image label`") from None
-    for number, line in enumerate(lines, 1):
-        fields = line.partition("#")[0].split()
-        if not fields:
-            continue
-        if len(fields) not in (2, 3):
-            raise UserError(f"{path}, line {number}: expected `image label [group]`, found {len(fields)} fields")
+    for number, fields in read_fields(path, "image label [group]"):
         image, label = (field.removeprefix(strip_prefix).lstrip("/") for field in fields[:2])
+        for field in map(PurePosixPath, (image, label)):
+            if not field.name or ".." in field.parts or len(str(field)) > LONGEST:
+                raise UserError(f"{path}, line {number}: `{str(field)[:80]}` names no file below --root; write paths "
+                                "relative to it, without `..`")
         yield Pair(image, label, fields[2] if len(fields) == 3 else image, root)
 
 
+def read_fields(path: Path, form: str) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and fields of a text file with lines of `form`, such as `NAME [group]`; `#` starts a comment.
+
+    Raises `UserError` for a file that is missing or no text, and for a line of another number of fields or with a
+    character that cannot be printed.
+    """
+    names = form.split()
+    most, least = len(names), sum(not name.startswith("[") for name in names)
+    with reading(path, "text"):
+        if path.stat().st_size > TEXT:
+            raise ValueError(f"it is larger than {TEXT >> 20} MiB")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    for number, line in enumerate(lines, 1):
+        line = line.partition("#")[0].replace("\t", " ")
+        fields = line.split()
+        if not line.isprintable():
+            raise UserError(f"{path}, line {number}: expected `{form}`, found a character that cannot be printed")
+        if fields and not least <= len(fields) <= most:
+            raise UserError(f"{path}, line {number}: expected `{form}`, found {len(fields)} fields")
+        if fields:
+            yield number, fields
+
+
 def write_split(path: str | Path, pairs: Iterable[Pair], comment: str = "") -> None:
-    """Write `pairs` as a split file, with `comment` as its first line."""
+    """Write `pairs` as a split file, with `comment` as its first line; `UserError` for a name that it cannot hold."""
     lines = [f"# {comment}"] if comment else []
-    lines += [f"{p.image} {p.label}" + (f" {p.group}" if p.group != p.image else "") for p in pairs]
+    for pair in pairs:
+        fields = [pair.image, pair.label, *([pair.group] if pair.group != pair.image else [])]
+        if wrong := next((field for field in fields if "#" in field or field.split() != [field]), None):
+            raise UserError(f"{path}: `{wrong}` has a space or #, which a split file cannot hold; rename it")
+        lines.append(" ".join(fields))
     with whole(path, "w") as file:
         file.write("\n".join(lines) + "\n")
 

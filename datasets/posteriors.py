@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.pairs import load_label
+from datasets.pairs import load_label, read_fields
 from utils import VOID
 from utils.arrays import read_npy
 from utils.cli import UserError
@@ -127,9 +127,7 @@ def list_tree(root: str | Path, folder: str = "pred_sgd", classes: int | None = 
 
 
 def _read_groups(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    return dict(line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return {name: group for _, (name, group) in read_fields(path, "NAME group")} if path.exists() else {}
 
 
 def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, label: np.ndarray,

@@ -13,9 +13,9 @@ from conftest import ROOT, must, script
 from PIL import Image
 
 from datasets import camvid, cityscapes, labelmefacade, mapillary, pictures, streets
-from datasets.pairs import Pair, load_label, load_pair, read_split
+from datasets.pairs import Pair, load_label, load_pair, read_split, write_split
 from datasets.pictures import load_ids, load_image
-from datasets.posteriors import read_posterior
+from datasets.posteriors import list_tree, read_posterior
 from evaluation.compare import read_paired
 from reproduce.collect import maps_of
 from utils import arrays, untrusted
@@ -322,7 +322,60 @@ def test_a_copy_keeps_colours_and_ids(tmp_path):
     assert result.returncode == 2 and "d_x.png is no frame" in result.stderr
 
 
-# Runs
+# Split files, blocks and runs
+
+@pytest.mark.parametrize("line", [
+    "../a.png b.png", "a.png x/../../b.png", "/../a.png b.png", "a/.. b.png", "/ b.png", ". b.png", "a.png\0 b.png",
+    "a\x1b[31m.png b.png", "a\x0cb.png", "a\x85b.png", "a.png b\u2028.png", "a\u202eb.png c.png", "a.png b.png g\x07",
+    "a/" * 3000 + "a.png b.png"])
+def test_lines_that_a_split_cannot_have(tmp_path, line):
+    path = tmp_path / "s.txt"
+    path.write_text(f"good.png good_label.png\n{line}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"s\.txt, line 2: ") as raised:
+        read_split(path, tmp_path, must_exist=False)
+    assert len(str(raised.value)) < 500 and str(raised.value).isprintable()
+
+
+def test_split_files_that_are_none(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"stra\xdfe.png b.png\n")
+    (tmp_path / "folder.txt").mkdir()
+    with open(tmp_path / "huge.txt", "wb") as file:
+        file.truncate(TERA)
+    for name in ("latin.txt", "folder.txt", "huge.txt", "none.txt"):
+        with pytest.raises(UserError, match=name):
+            read_split(tmp_path / name)
+    folder = tmp_path / "shards"
+    (folder / "b.txt").mkdir(parents=True)
+    (folder / "a.txt").write_text("a.png b.png\n")
+    with pytest.raises(UserError, match=r"b\.txt"):
+        read_split(folder, must_exist=False)
+
+
+def test_split_files_as_editors_write_them(tmp_path):
+    lines = "\ufeffbä/a.v1/1.png\tl/1.png\r\n./c//2.png l/2.png # \x07\r\nd.e/3 l/3.png"
+    (tmp_path / "s.txt").write_bytes(lines.encode())
+    assert [pair.name for pair in read_split(tmp_path / "s.txt", must_exist=False)] == ["bä/a.v1/1", "c/2", "d.e/3"]
+
+
+def test_two_pictures_whose_posteriors_would_be_one_file(tmp_path):
+    (tmp_path / "s.txt").write_text("a/1.png l/1.png\na/1.jpg l/2.png\n")
+    with pytest.raises(UserError, match=r"names a/1\.jpg twice, or with two suffixes"):
+        read_split(tmp_path / "s.txt", must_exist=False)
+
+
+def test_a_name_that_a_split_cannot_hold(tmp_path):
+    for name in ("a b.png", "a#b.png"):
+        with pytest.raises(UserError, match="cannot hold"):
+            write_split(tmp_path / "s.txt", [Pair(name, "l.png", "g")])
+    assert not (tmp_path / "s.txt").exists()
+
+
+@pytest.mark.parametrize("content", [b"train/a\n", b"train/a g h\n", b"train/\xff g\n"])
+def test_blocks_that_cannot_be_read(tmp_path, content):
+    (tmp_path / "groups.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"groups\.txt"):
+        list_tree(tmp_path)
+
 
 def run_folder(folder, scores="image,member,score\na,1,0.5\nb,0,0.25\n", **columns):
     folder.mkdir(exist_ok=True)
