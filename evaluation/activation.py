@@ -1,6 +1,7 @@
 """Figure 5: drawings of activation maps beside loss maps, and how far the two go together over all pictures."""
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,9 +36,22 @@ def write_looks(folder: Path, looks: Sequence[Look], defense: str | None, seed: 
     with whole(folder / "maps.npz") as file:
         np.savez_compressed(file, **{f"{name}:{what}": getattr(look.sights[0], what)
                                      for name, look in kept.items() for what in ("loss", "cam")})
+    taken: set[str] = set()
     for name, look in kept.items():
-        draw(folder / f"{name.replace('/', '_')}.png", look, defense)
+        draw(folder / f"{file_name(name, taken)}.png", look, defense)
     return summarise(looks, columns, seed)
+
+
+def file_name(name: str, taken: set[str]) -> str:
+    """What the drawing of a picture is called, and note it in `taken`: NAME with `_` for `/`.
+
+    What is there already, or too long for a file, is told by the end of the name and a hash of all of it.
+    """
+    flat = name.replace("/", "_")
+    if flat in taken or len(flat.encode()) > 200:
+        flat = f"{flat[-40:]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    taken.add(flat)
+    return flat
 
 
 def figures_of(looks: Sequence[Look]) -> dict[str, list[float | None]]:
@@ -85,7 +99,8 @@ def draw(path: Path, look: Look, defense: str | None) -> None:
     with rc_context({"font.size": 8, "axes.titlesize": 8, "image.cmap": "cividis"}):
         figure = Figure(figsize=(3.5 * len(titles) + 0.2, 5.6 * height / width + 0.9), layout="constrained")
         rows = figure.subplots(2, len(titles), squeeze=False)
-        figure.suptitle(f"{look.name}, {'member' if look.member else 'non-member'}", fontsize=9)
+        figure.suptitle(f"{look.name}, {'member' if look.member else 'non-member'}", fontsize=9,
+                        parse_math=False)
         for (above, below), sight, title in zip(rows.T, look.sights[::-1], titles, strict=True):
             high = float(np.nanquantile(sight.loss, 0.99)) or 1.0
             shown = above.imshow(sight.loss, vmin=0, vmax=high, interpolation="nearest")

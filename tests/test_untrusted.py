@@ -1,5 +1,6 @@
 """Files from elsewhere, broken or made to harm: each is one `UserError` that names it, at once and in little memory."""
 
+import csv
 import os
 import random
 import subprocess
@@ -12,10 +13,12 @@ import pytest
 from conftest import ROOT, must, script
 from PIL import Image
 
+from attacks.activation import Look, Sight
 from datasets import camvid, cityscapes, labelmefacade, mapillary, pictures, streets
 from datasets.pairs import Pair, load_label, load_pair, read_split, write_split
 from datasets.pictures import load_ids, load_image
 from datasets.posteriors import list_tree, read_posterior
+from evaluation.activation import draw, file_name, write_looks
 from evaluation.compare import read_paired
 from reproduce.collect import maps_of
 from utils import arrays, untrusted
@@ -415,3 +418,29 @@ def test_maps_that_are_none(tmp_path):
         np.savez(run / "cam" / "maps.npz", **maps)
         with pytest.raises(UserError, match="has drawn no member"):
             maps_of(run, [True, False])
+
+
+# Names
+
+def look(name):
+    sight = Sight(np.ones((4, 6), np.float32), np.ones((4, 6), np.float32), None, None)
+    return Look(name, True, name, (None,), (None,), None, [sight])
+
+
+def test_a_name_is_no_formula(tmp_path):
+    draw(tmp_path / "a.png", look(r"train/$\frac{$"), None)
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_every_drawing_has_a_file_of_its_own(tmp_path):
+    names = ["a/b_c", "a_b/c"]
+    write_looks(tmp_path / "cam", [look(name) for name in names], None, 0)
+    drawn = {path.name for path in (tmp_path / "cam").glob("*.png")}
+    assert len(drawn) == 2 and "a_b_c.png" in drawn and [path.name for path in tmp_path.iterdir()] == ["cam"]
+    with open(tmp_path / "cam" / "correlations.csv") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == names
+    taken = set()
+    names += ["a/b/c", "train/a", *(f"{'long/' * 80}{i}" for i in range(2)), "é" * 150]
+    files = [file_name(name, taken) for name in names]
+    assert len(set(files)) == len(names) and files[3] == "train_a" and not any("/" in name for name in files)
+    assert max(len(name.encode()) for name in files) <= 200
