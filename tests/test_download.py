@@ -1,10 +1,14 @@
 """Archives from elsewhere: checked, unpacked whole or not at all."""
 
+import io
+import os
 import stat
 import zipfile
 from argparse import Namespace
 
 import pytest
+import requests
+from urllib3 import HTTPResponse
 
 from utils import download
 from utils.cli import UserError
@@ -22,8 +26,8 @@ def archive(path, entries):
 PLAIN = stat.S_IFREG | 0o644
 
 
-def both(folder):
-    archive(folder / "examples.zip", [("examples/train/img/a.png", b"x", PLAIN), ("examples/", b"", 0)])
+def both(folder, content=b"x"):
+    archive(folder / "examples.zip", [("examples/train/img/a.png", content, PLAIN), ("examples/", b"", 0)])
     archive(folder / "weights.zip", [("weights/loss.pth.tar", b"y", 0)])
 
 
@@ -55,10 +59,10 @@ def test_entries_that_leave_the_folder(tmp_path, name, mode):
 def test_too_large_or_broken(tmp_path, monkeypatch):
     archive(tmp_path / "x.zip", [("good", b"x" * 100, PLAIN)])
     monkeypatch.setattr(download, "LIMIT", 50)
-    with pytest.raises(UserError, match="not opened"):
+    with pytest.raises(UserError, match="would unpack to more"):
         download.unpack(tmp_path / "x.zip", tmp_path)
     (tmp_path / "x.zip").write_bytes((tmp_path / "x.zip").read_bytes()[:60])
-    with pytest.raises(UserError, match="no whole zip"):
+    with pytest.raises(UserError, match=r"cannot be read as a zip archive.*delete it"):
         download.unpack(tmp_path / "x.zip", tmp_path)
 
 
@@ -71,3 +75,164 @@ def test_no_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(gdown, "download_folder", refuse)
     with pytest.raises(UserError, match=r"with a browser, put .* into"):
         download.main(Namespace(to=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "sha256sums", "weights.zip", ".unpacking/a", ".", "", "a\x1b"])
+def test_entries_that_would_replace_what_is_ours(tmp_path, name):
+    archive(tmp_path / "x.zip", [("good", b"x", PLAIN), (name, b"y", PLAIN)])
+    with pytest.raises(UserError, match=r"x\.zip"):
+        download.unpack(tmp_path / "x.zip", tmp_path)
+    assert [p.name for p in tmp_path.rglob("*")] == ["x.zip"]
+
+
+@pytest.mark.parametrize("entries", [
+    [("a", b"x", PLAIN), ("a/b", b"y", PLAIN)], [("a", b"x", PLAIN), ("./a", b"y", PLAIN)],
+    [("a/b", b"x", PLAIN), ("a\\b", b"y", PLAIN)], [("good", b"x", PLAIN), ("n" * 300, b"y", PLAIN)]])
+def test_entries_in_one_another_s_way(tmp_path, entries):
+    archive(tmp_path / "x.zip", entries)
+    with pytest.raises(UserError, match=r"x\.zip"):
+        download.unpack(tmp_path / "x.zip", tmp_path)
+    assert [p.name for p in tmp_path.rglob("*")] == ["x.zip"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_the_same_entry_twice_or_too_many(tmp_path, monkeypatch):
+    archive(tmp_path / "x.zip", [("a", b"x", PLAIN), ("a", b"y", PLAIN)])
+    with pytest.raises(UserError, match="two entries of one name"):
+        download.unpack(tmp_path / "x.zip", tmp_path)
+    monkeypatch.setattr("utils.untrusted.ENTRIES", 1)
+    with pytest.raises(UserError, match="has 2 entries"):
+        download.unpack(tmp_path / "x.zip", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["link above", "link", "folder in its way", "file in its way"])
+def test_what_lies_in_the_folder_leads_nowhere_else(tmp_path, kind):
+    """A link that is there already would let an archive write elsewhere."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    outside.mkdir()
+    inside.mkdir()
+    {"link above": lambda: (inside / "a").symlink_to(outside),
+     "folder in its way": lambda: (inside / "a/b").mkdir(parents=True),
+     "file in its way": lambda: (inside / "a").write_text("mine"),
+     "link": lambda: ((inside / "a").mkdir(), (inside / "a/b").symlink_to(outside / "b"))}[kind]()
+    before = sorted(inside.rglob("*"))
+    archive(inside / "x.zip", [("first", b"x", PLAIN), ("a/b", b"y", PLAIN)])
+    with pytest.raises(UserError, match="in its way"):
+        download.unpack(inside / "x.zip", inside)
+    assert sorted(inside.rglob("*")) == sorted([*before, inside / "x.zip"]) and not list(outside.iterdir())
+
+
+def test_unpacking_that_was_killed_leaves_whole_files(tmp_path):
+    """Killed at each write in turn, a call leaves no part of a file; the next one clears up and ends what it began."""
+    archive(tmp_path / "x.zip", [(f"x/{i}", bytes([i]) * 3000, PLAIN) for i in range(3)])
+    code, step, counts = 9, 0, []
+    while code:
+        step += 1
+        pid = os.fork()
+        if not pid:
+            die_at(step)
+            download.unpack(tmp_path / "x.zip", tmp_path)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code in (0, 9)
+        there = list((tmp_path / "x").glob("*"))
+        counts.append(len(there))
+        assert all(path.stat().st_size == 3000 for path in there)
+    assert counts == sorted(counts) and set(counts) == {0, 1, 2, 3} and not (tmp_path / ".unpacking").exists()
+
+
+def die_at(step):
+    """End this process at its `step`-th renaming of a file."""
+    import itertools
+
+    count, rename = itertools.count(1), os.replace
+
+    def replace(*paths):
+        if next(count) == step:
+            os._exit(9)
+        rename(*paths)
+
+    os.replace = replace
+
+
+def test_a_leftover_that_leads_elsewhere(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    inside = tmp_path / "in"
+    inside.mkdir()
+    (inside / ".unpacking").symlink_to(tmp_path / "out")
+    archive(inside / "x.zip", [("a", b"x", PLAIN)])
+    with pytest.raises(UserError, match=r"x\.zip"):
+        download.unpack(inside / "x.zip", inside)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_sums_that_cannot_be_read(tmp_path):
+    both(tmp_path)
+    for content in (b"x\n", b"a b c\n", b"\xff\xfe"):
+        (tmp_path / "SHA256SUMS").write_bytes(content)
+        with pytest.raises(UserError, match="SHA256SUMS cannot be read"):
+            download.main(Namespace(to=str(tmp_path)))
+
+
+class Drive:
+    """Answers in place of Google Drive, at the point where `requests` would open a connection."""
+
+    def __init__(self, monkeypatch, contents, redirect=None, breaks=0):
+        self.asked, self.contents, self.redirect, self.breaks = [], contents, redirect, breaks
+        monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", lambda adapter, request, **_: self.answer(request))
+
+    def answer(self, request):
+        self.asked.append((request.url, request.headers.get("Range")))
+        if "embeddedfolderview" in request.url:
+            page = "<title>x</title>" + "".join(
+                f'<a href="https://drive.google.com/file/d/{name:_<30}/view">{name}.zip</a>' for name in self.contents)
+            return self.response(request, 200, page.encode(), {"Content-Type": "text/html"})
+        if self.redirect and self.redirect not in request.url:
+            return self.response(request, 302, b"", {"Location": f"{self.redirect}?{request.url.partition('?')[2]}"})
+        name = request.url.partition("id=")[2].strip("_")
+        content, start = self.contents[name], int((request.headers.get("Range") or "bytes=0-")[6:-1])
+        headers = {"Content-Type": "application/zip", "Content-Length": str(len(content) - start), "ETag": '"1"',
+                   "Content-Disposition": f'attachment; filename="{name}.zip"',
+                   "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        end, self.breaks = (len(content) // 2, self.breaks - 1) if self.breaks else (len(content), 0)
+        return self.response(request, 206 if start else 200, content[start:end], headers)
+
+    @staticmethod
+    def response(request, status, body, headers):
+        response = HTTPResponse(io.BytesIO(body), headers, status, preload_content=False, enforce_content_length=True)
+        return requests.adapters.HTTPAdapter().build_response(request, response)
+
+
+@pytest.fixture
+def contents(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    both(tmp_path / "theirs", bytes(2**21))  # gdown writes half a MiB at a time
+    return {name: (tmp_path / "theirs" / f"{name}.zip").read_bytes() for name in ("examples", "weights")}
+
+
+def test_a_download_that_breaks_off_goes_on(tmp_path, monkeypatch, contents):
+    drive, to = Drive(monkeypatch, contents, breaks=1), tmp_path / "to"
+    with pytest.raises(UserError, match="call this again"):
+        download.main(Namespace(to=str(to)))
+    assert not (to / "examples.zip").exists() and not (to / "SHA256SUMS").exists()
+    download.main(Namespace(to=str(to)))
+    assert (to / "examples.zip").read_bytes() == contents["examples"]
+    assert f"bytes={2**20}-" in [part for _, part in drive.asked]
+    assert (to / "examples/train/img/a.png").read_bytes() == bytes(2**21) and len(download.recorded(to)) == 2
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/uc", "HTTP://drive.google.com/plain", "ftp://127.0.0.1/uc"])
+def test_nothing_but_https_is_asked(tmp_path, monkeypatch, contents, place):
+    drive = Drive(monkeypatch, contents, redirect=place)
+    with pytest.raises(UserError, match="not https"):
+        download.main(Namespace(to=str(tmp_path / "to")))
+    assert all(url.startswith("https://") for url, _ in drive.asked) and len(drive.asked) == 2
+    assert not list((tmp_path / "to").glob("*.zip"))
+
+
+def test_an_https_place_elsewhere_is_followed(tmp_path, monkeypatch, contents):
+    Drive(monkeypatch, contents, redirect="https://usercontent.google.com/download")
+    download.main(Namespace(to=str(tmp_path / "to")))
+    assert (tmp_path / "to/weights/loss.pth.tar").read_bytes() == b"y"
+    requests.Session().get_adapter("http://127.0.0.1")  # others may still use it
