@@ -1,7 +1,12 @@
 """What a user can get wrong ends in one line, exit code 2, and nothing half-written."""
 
+import argparse
 import os
+import pathlib
+import pickle
 import shutil
+import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from PIL import Image
 
 from models.attacker import Attacker
 from utils.checkpoints import save_checkpoint
+from utils.names import as_cell
 
 VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4, "argmax": False, "tau": 0.9}
 
@@ -142,7 +148,7 @@ def test_checkpoint_that_tries_to_run_code(place, zipped):
 @pytest.mark.parametrize("content, message", [
     ({"state_dict": {"fc.weight": torch.zeros(2)}}, "no attacker"), ({"state_dict": 3}, "no state_dict"),
     ([1, 2], "no state_dict"), ({"state_dict": {"conv1.0.weight": torch.zeros(64, 1, 3, 3)}}, "another model"),
-    ({"format": 99, "state_dict": {}}, "format 99"),
+    ({"format": 99, "state_dict": {}}, "not of format 1"),
 ])
 def test_checkpoint_of_something_else(place, content, message):
     torch.save(content, place / "loss.pth.tar")
@@ -221,3 +227,149 @@ def test_attacker_of_another_stride(place):
 def test_position_without_a_posterior(place):
     corrupt_posterior(place, array=lambda a: a * (np.arange(a[0].size).reshape(a[0].shape) != 5))
     fails(place, "all are 0")
+
+
+def write_checkpoint(place, zipped=True, **changes):
+    """The place's attacker with other contents, None for none."""
+    checkpoint = torch.load(place / "loss.pth.tar", weights_only=True) | changes
+    torch.save({key: value for key, value in checkpoint.items() if value is not None}, place / "loss.pth.tar",
+               _use_new_zipfile_serialization=zipped)
+
+
+def spec_with(**changes):
+    arguments = {"arch": "resnet18", "channels": 1, "width": 0.125} | changes
+    return {"name": "attacker", "classes": 19, "arguments": arguments}
+
+
+@pytest.mark.parametrize("message, model", [
+    ("another model", spec_with(width=60000.0)), ("understands", spec_with(width=1e9)),
+    ("understands", spec_with(width=float("nan"))), ("understands", spec_with(halvings=2**40)),
+    ("cannot be built", spec_with(arch="resnet9000")), ("cannot be built", spec_with(channels=-1)),
+    ("cannot be built", spec_with(surprise=1)), ("cannot be built", spec_with(channels="x")),
+    ("no attacker but", {"name": "pspnet"}), ("understands", {"name": 3}), ("understands", [1]),
+    ("its classes", {"name": "attacker", "arguments": spec_with()["arguments"]}),
+    ("cannot be built", {"name": "attacker", "classes": 19}),
+])
+def test_model_descriptions_that_no_one_should_build(place, message, model):
+    write_checkpoint(place, model=model)
+    fails(place, message)
+
+
+@pytest.mark.parametrize("view", [
+    None, 3, {}, {**VIEW, "size": -1}, {**VIEW, "size": "12"}, {**VIEW, "floor": 0}, {**VIEW, "tau": float("nan")},
+    {**VIEW, "input": ["loss"]}, {**VIEW, "void": "other"}, {**VIEW, "more": 1}, {**VIEW, "argmax": 2}])
+def test_views_that_cannot_be(place, view):
+    write_checkpoint(place, view=view)
+    fails(place, "how its attacker looks")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("message, tensor", [
+    ("no numbers", lambda w: w * float("nan")), ("another model", lambda w: w.to(torch.complex64)),
+    ("another model", lambda w: w.int()), ("sparse", lambda w: w.to_sparse()),
+    ("larger tensors", lambda w: torch.zeros(1).expand(2**40)), ("should be", lambda w: w[:3]),
+    ("sparse", lambda w: w.to("meta")),
+])
+def test_tensors_that_are_no_weights(place, zipped, message, tensor):
+    state = torch.load(place / "loss.pth.tar", weights_only=True)["state_dict"]
+    write_checkpoint(place, zipped, state_dict=state | {"conv1.0.weight": tensor(state["conv1.0.weight"])})
+    fails(place, message)
+
+
+def rewrite(path, change, how=zipfile.ZIP_STORED):
+    """Write a zip anew: `change` gets (name, content) and returns the content."""
+    with zipfile.ZipFile(path) as zipped:
+        entries = {name: zipped.read(name) for name in zipped.namelist()}
+    with zipfile.ZipFile(path, "w", how) as zipped:
+        for name, content in entries.items():
+            zipped.writestr(name, change(name, content))
+
+
+@pytest.mark.parametrize("message, change, how", [
+    ("would grow", lambda name, content: content + bytes(10**7 if name.endswith("/3") else 0), zipfile.ZIP_DEFLATED),
+    ("describes more", lambda name, content: content + bytes(2**23 if "pkl" in name else 0), zipfile.ZIP_STORED),
+    ("record size", lambda name, content: content[:16] if name.endswith("/3") else content, zipfile.ZIP_STORED),
+])
+def test_zips_that_lie_about_their_tensors(place, message, change, how):
+    rewrite(place / "loss.pth.tar", change, how)
+    fails(place, message)
+
+
+def test_a_second_list_of_entries_is_not_followed(place):
+    path = place / "loss.pth.tar"
+    path.write_bytes(b"PK\3\4" + path.read_bytes())
+    fails(place, "list of entries")
+
+
+def test_old_stream_that_claims_a_terabyte(place):
+    write_checkpoint(place, zipped=False, state_dict={"conv1.0.weight": torch.zeros(4)})
+    content = (place / "loss.pth.tar").read_bytes()
+    for claim in (struct.pack("<i", 2**30), b"\x00\x00\x00\x40"):
+        (place / "loss.pth.tar").write_bytes(content.replace(b"K\x04\x85", b"J" + claim + b"\x85"))
+        fails(place, "loss.pth.tar")
+    terabytes = b"\x8a\x06" + struct.pack("<q", 2**40)[:6]
+    (place / "loss.pth.tar").write_bytes(content.replace(b"K\x04Nt", terabytes + b"Nt"))
+    fails(place, "loss.pth.tar")
+
+
+@pytest.mark.parametrize("message, content", [
+    ("neither the zip", pickle.dumps(argparse.Namespace(lr=1))), ("neither the zip", pickle.dumps(np.zeros(3))),
+    ("neither the zip", b"cos\nsystem\n(S'touch pwned'\ntR."), ("neither the zip", b"\x1f\x8b" + bytes(100)),
+    ("tar -xf", bytes(257) + b"ustar\x0000" + bytes(300)),
+])
+def test_files_that_are_no_checkpoints_at_all(place, message, content):
+    (place / "loss.pth.tar").write_bytes(content)
+    fails(place, message)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name, extra", [
+    ("argparse.Namespace", argparse.Namespace(lr=0.1)), ("numpy", np.zeros(3)), ("was not opened", pathlib.Path("x"))])
+def test_checkpoints_with_more_than_tensors_name_it(place, zipped, name, extra):
+    write_checkpoint(place, zipped, args=extra)
+    fails(place, name)
+    fails(place, "was not opened")
+
+
+@pytest.mark.parametrize("where", ["format", "model", "args", "more"])
+def test_what_a_small_file_says_many_times_over(place, where):
+    nested = ["ha"] * 10
+    for _ in range(12):
+        nested = [nested] * 10
+    write_checkpoint(place, **{where: nested})
+    fails(place, "describes more")
+
+
+def test_torchscript_is_not_run(place):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(place / "loss.pth.tar"))
+    fails(place, "TorchScript")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"args": {"epochs": "many"}}, "does not take"), ({"args": {"surprise": 1}}, "does not take"),
+    ({"args": {"crop": [1, 2, 3]}}, "does not take"), ({"args": {"model": "vgg"}}, "does not take"),
+    ({"args": 3}, "its args"), ({"epoch": -1}, "epoch -1"), ({"epoch": "2"}, "its epoch"),
+    ({"minutes": None}, "its minutes"),
+    ({"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}}, "another optimizer"),
+    ({"optimizer": 3}, "another optimizer"), ({"args": {"width": 32768}}, "another model"),
+])
+def test_continuing_from_what_someone_changed(world, tmp_path, change, message):
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "last.pth.tar"
+    checkpoint = torch.load(world / "victim" / "last.pth.tar", weights_only=True)
+    if isinstance(change.get("args"), dict):
+        change = {"args": checkpoint["args"] | change["args"]}
+    torch.save(checkpoint | change, path)
+    before = path.read_bytes()
+    result = script("train_victim.py", "--continue", tmp_path / "run")
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert path.read_bytes() == before and not (tmp_path / "run" / "results.json").exists()
+
+
+def test_names_do_not_steer_the_terminal(place):
+    result = script("attack.py", "-resume", place / "\x1b[2J\n.pth.tar")
+    assert result.returncode == 2 and "\\x1b[2J .pth" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_names_that_spreadsheets_would_compute(tmp_path):
+    assert as_cell("=1+1") == "./=1+1" and as_cell("-x") == "./-x" and as_cell("train/a") == "train/a"

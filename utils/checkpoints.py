@@ -10,8 +10,9 @@ import pickle
 import pickletools
 import re
 import struct
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -21,6 +22,7 @@ from torch import nn
 from utils.cli import UserError
 from utils.distributed import is_main, on_main, total
 from utils.files import hold, whole
+from utils.untrusted import reading
 
 T = TypeVar("T")
 FORMAT = 1
@@ -28,6 +30,7 @@ FILE_LIMIT = 8 * 2**30  # bytes
 PICKLE_LIMIT = 8 * 2**20  # bytes of the part that says what the tensors are: 0.2 MB for a thousand
 DIRECTORY_LIMIT = 8 * 2**20  # bytes of the list of a zip's entries
 STREAM = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)  # how a checkpoint of PyTorch 0.4 to 1.5 begins
+LEAVES_LIMIT = 2**20  # numbers, texts and tensors
 DESCRIPTION_LIMIT = 2**16  # the largest number, and the longest list or text, in the description of a model
 
 
@@ -70,21 +73,17 @@ def load_checkpoint(path: str | Path) -> dict:
     Raises `UserError` for anything else; nothing stored in the file is executed (`weights_only=True`).
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; `make weights` trains the demo's, "
-                        "`python -m utils.download` fetches the authors'")
-    try:
+    with reading(path, "checkpoint", missing="`make weights` trains the demo's, `python -m utils.download` fetches the "
+                                             "authors'"):
         _check_form(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+) was not", str(error))
-        raise UserError(f"{path} is damaged, or holds more than tensors and plain values"
-                        f"{f' ({asked[1][:60]})' if asked else ''}; it was not opened") from None
-    except Exception as error:  # whatever hostile bytes make the reader raise, the file is at fault
-        raise UserError(f"{path} cannot be read as a checkpoint: {_line(error)}") from None
-    _check_contents(checkpoint, path)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # it has remarks on what is refused below
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            asked = re.search(r"GLOBAL (\S+) was not", str(error))
+            raise UserError(f"{path} is damaged, or holds more than tensors and plain values"
+                            f"{f' ({asked[1][:60]})' if asked else ''}; it was not opened") from None
+        _check_contents(checkpoint, path)
     return checkpoint
 
 
@@ -121,10 +120,10 @@ def _check_zip(file: BinaryIO, path: Path, size: int) -> None:
         raise UserError(f"{path} is damaged or cut short: its list of entries is not where it should be")
     with zipfile.ZipFile(file) as zipped:
         entries = zipped.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
-        raise UserError(f"{path} is no checkpoint: it would grow when unpacked, and torch.save compresses nothing")
     if any(entry.filename.endswith("constants.pkl") for entry in entries):
         raise UserError(f"{path} is a TorchScript archive, which holds code; it was not opened")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
+        raise UserError(f"{path} is no checkpoint: it would grow when unpacked, and torch.save compresses nothing")
     if any(entry.filename.endswith(".pkl") and entry.file_size > PICKLE_LIMIT for entry in entries):
         raise UserError(f"{path} describes more than any checkpoint of these models holds; it was not opened")
 
@@ -141,16 +140,17 @@ def _check_stream(file: BinaryIO, path: Path) -> None:
 def _check_contents(checkpoint: object, path: Path) -> None:
     """Raise `UserError` unless these are the contents of a checkpoint, and no larger than the file they were read from.
 
-    A file can describe a large tensor by a small storage, and one tensor many times over.
+    A file can describe a large tensor by a small storage, and one thing many times over.
     """
+    tensors = [leaf for leaf in _leaves(checkpoint, path) if isinstance(leaf, torch.Tensor)]
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path} is no checkpoint: it has no state_dict")
     if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
         raise UserError(f"{path} is no checkpoint: its state_dict holds more than tensors with names")
-    if checkpoint.get("format", FORMAT) != FORMAT:
-        raise UserError(f"{path} has format {str(checkpoint['format'])[:20]}; this version reads format {FORMAT}")
-    tensors = list(_tensors(checkpoint))
+    version = checkpoint.get("format", FORMAT)
+    if type(version) is not int or version != FORMAT:
+        raise UserError(f"{path} is not of format {FORMAT}, which this version reads")
     if any(t.layout != torch.strided or t.is_quantized or t.device.type != "cpu" for t in tensors):
         raise UserError(f"{path} is no checkpoint: a tensor of it is sparse, quantized or without values")
     if sum(t.numel() * t.element_size() for t in tensors) > 4 * path.stat().st_size:
@@ -160,18 +160,20 @@ def _check_contents(checkpoint: object, path: Path) -> None:
         raise UserError(f"{path} does not say which model it holds in a way that this version understands")
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    """The tensors in nested dicts, lists and tuples, each object once."""
-    waiting, seen = [value], set()
+def _leaves(value: object, path: Path) -> list:
+    """What nested dicts, lists and tuples hold; `UserError` for more than any model needs, once written out."""
+    waiting, leaves = [value], []
     while waiting:
         one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, torch.Tensor):
-            yield one
-        elif isinstance(one, (dict, list, tuple)):
-            waiting += one.values() if isinstance(one, dict) else one
+        if isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+        else:
+            leaves.append(one)
+        if len(waiting) + len(leaves) > LEAVES_LIMIT:
+            raise UserError(f"{path} describes more than any checkpoint of these models holds; it was not used")
+    return leaves
 
 
 def _plain(value: object, depth: int = 0) -> bool:
@@ -279,9 +281,9 @@ def _accepted(parser: argparse.ArgumentParser, given: dict, path: Path) -> dict:
     """Stored arguments, once each is seen to be what the command line could have given."""
     flags = {action.dest: action for action in parser._actions}
     for name, value in given.items():
-        if name not in flags or not _fits(flags[name], value):
-            raise UserError(f"{path} was started with {str(name)[:40]} = {str(value)[:40]!r}, which this version does "
-                            "not take; start the run anew")
+        if not isinstance(name, str) or name not in flags or not _fits(flags[name], value):
+            raise UserError(f"{path} was started with a {str(name)[:40]} that this version does not take; start the "
+                            "run anew")
     return given
 
 

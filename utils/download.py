@@ -25,6 +25,7 @@ from utils.untrusted import reading, zip_entries
 FOLDER = "1A4WBp5qxS8rn_EnbCY7H5VArtsErS8pv"
 ARCHIVES = ("examples.zip", "weights.zip")
 LIMIT = 8 * 2**30  # bytes that an archive may unpack to
+NAME_LIMIT = 200  # bytes, which leaves room for what is added while it is written
 SUMS, ASIDE = "SHA256SUMS", ".unpacking"  # ours beside the archives
 OURS = {name.casefold() for name in (SUMS, ASIDE, *ARCHIVES)}  # what no archive may replace
 
@@ -126,8 +127,8 @@ def unpack(archive: Path, folder: Path) -> None:
             zipfile.ZipFile(archive) as zipped:
         entries = [entry for entry in zip_entries(zipped, LIMIT) if not entry.is_dir()]
         files = {check_entry(entry, archive): entry for entry in entries}
-        if len(files) < len(entries):
-            raise ValueError("it has two entries of one path")
+        if len(files) < len(entries) or any(above in files for path in files for above in path.parents):
+            raise ValueError("it has two entries of one path, or one that is both file and folder")
         for path in files:
             check_place(folder, path, archive)
         shutil.rmtree(aside, ignore_errors=True)  # of a call that was killed
@@ -148,6 +149,7 @@ def check_entry(entry: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
     """Where `entry` goes, if it is a plain file that stays below the folder, else `UserError`."""
     path, kind = PurePosixPath(entry.filename.replace("\\", "/")), stat.S_IFMT(entry.external_attr >> 16)
     if (path.is_absolute() or not path.parts or ".." in path.parts or ":" in entry.filename
+            or any(len(os.fsencode(part)) > NAME_LIMIT for part in path.parts)
             or not entry.filename.isprintable() or kind not in (0, stat.S_IFREG) or path.parts[0].casefold() in OURS):
         raise UserError(f"{archive} holds the entry {entry.filename[:80]!r}, which is a link, leaves the folder or is "
                         "no name; it was not unpacked")

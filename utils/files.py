@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from utils.cli import UserError
+from utils.untrusted import reading
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,10 +50,8 @@ def write_json(path: str | Path, value: object) -> None:
 
 def read_json(path: str | Path) -> dict:
     """The contents of a JSON file; `UserError` when it is missing or none."""
-    try:
+    with reading(path, "JSON file"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def fingerprint(paths: list[Path], *rest: object) -> str:
