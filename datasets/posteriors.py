@@ -120,6 +120,8 @@ def list_tree(root: str | Path, folder: str = "pred_sgd", classes: int | None = 
             raise UserError(f"{root / side / folder} holds no .npy posteriors")
         for file in files:
             own = file.relative_to(root / side / folder).with_suffix("")
+            if not own.as_posix().isprintable():
+                raise UserError(f"{file}: its name is not UTF-8, or holds what cannot be printed; rename it")
             name = f"{side}/{own.as_posix()}"
             label = root / side / "label" / own.with_name(f"{own.name}.png")
             found.append(Stored(name, member, groups.get(name, name), file, label, classes, stride))

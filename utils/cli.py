@@ -1,6 +1,7 @@
 """What the scripts share as command lines: one-line errors, and flags with one dash or two."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -55,6 +56,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
 
     Exit code 2 then, and 128 + N when signal N ended the work.
     """
+    _speak_utf8()
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -76,6 +78,15 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except KeyboardInterrupt as error:
         stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
         sys.exit(_fail(parser.prog, f"stopped; {stop.hint}", 128 + stop.number))
+
+
+def _speak_utf8() -> None:
+    """Let names of files be UTF-8 whatever the locale, since random streams and results depend on them."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)  # Python decides on this once, when it starts
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _stop(number: int, _: object) -> None:
