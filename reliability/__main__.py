@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--out", metavar="DIR", default="runs/reliability", help="(default: runs/reliability)")
     flags.add_argument("--trials", type=positive, metavar="N", help="of kills and of writes (default: 300 and 150)")
     flags.add_argument("--inputs", type=positive, metavar="N", help="of fuzz (default: 20000)")
+    flags.add_argument("--command", nargs="+", metavar="NAME", help="of kills and of writes (default: all)")
     flags.add_argument("--seed", type=int, default=0, help="every random choice derives from it (default: 0)")
     flags.add_argument("--jobs", type=positive, default=1, help="runs side by side (default: 1)")
     return flags
@@ -45,10 +46,12 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out).resolve()
     if (out / "world").exists():
         raise UserError(f"{out} holds what failed in an earlier call; remove it, or give another --out")
+    if unknown := set(args.command or ()) - set(runs.COMMANDS):
+        raise UserError(f"no command {min(unknown)!r}; there are: {'; '.join(runs.COMMANDS)}")
     runs.prepare()
     parts, failures = list(PARTS) if args.part == "all" else [args.part], 0
     world = runs.make_world(out / "world")
-    known = {name: runs.undisturbed(name, world) for name in runs.COMMANDS if parts != ["fuzz"]}
+    known = {name: runs.undisturbed(name, world) for name in args.command or runs.COMMANDS if parts != ["fuzz"]}
     for part in parts:
         begun, count = time.monotonic(), (args.inputs if part == "fuzz" else args.trials) or PARTS[part]
         found = {"kills": kills.kills, "writes": writes.writes, "fuzz": fuzz.fuzz}[part](
@@ -59,7 +62,8 @@ def main(args: argparse.Namespace) -> None:
         failures += len(found["failures"])
     if failures:
         raise UserError(f"{failures} failures; what they left is in {out}")
-    shutil.rmtree(world)
+    for folder in (world, out / "inputs"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def about(seed: int) -> dict:
@@ -79,7 +83,7 @@ def table(part: str, found: dict) -> str:
     lines = [f"{part}: {', '.join(counts)}, {len(found['failures'])} failures", *found.get("skipped", ()), "",
              f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     return "\n".join(lines + [f"| {name} | {' | '.join(str(row.get(key, 0)) for key in columns)} |"
-                              for name, row in rows.items()])
+                              for name, row in rows.items() if any(row.values())])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from reliability.runs import (
     Run,
     again,
     apart,
+    attacks,
     command_of,
     differences,
     furnish,
@@ -37,13 +38,13 @@ def kills(world: Path, known: dict[str, Known], trials: int, seed: int, jobs: in
     """`trials` runs that are killed, one command after the other; what was found, with every failure."""
     found = spread(partial(trial, world, known, seed), trials, jobs, "kills")
     rows = {name: [one for one in found if one["command"] == name] for name in known}
-    attacks = [one for name, row in rows.items() if name.startswith("attack,") or name == "attack" for one in row]
+    asked = [one for name, row in rows.items() if attacks(name) for one in row]
     return {
         "trials": trials,
         "resumed after SIGKILL": sum(bool(set(one["ways"]) - set(CODES)) for one in found),
         "over before it was killed": sum(not one["ways"] for one in found),
-        "pictures attacked before a kill": sum(one["before"] for one in attacks),
-        "of them again": sum(one["again"] for one in attacks),
+        "pictures attacked before a kill": sum(one["before"] for one in asked),
+        "of them again": sum(one["again"] for one in asked),
         "kills": Counter(way for one in found for way in one["ways"]),
         "by": {name: {"trials": len(row), "kills": sum(len(one["ways"]) for one in row),
                       "failed": sum(bool(one["wrong"]) for one in row),
@@ -69,7 +70,7 @@ def trial(world: Path, known: dict[str, Known], seed: int, number: int) -> dict:
     last = run(again(command, here), world)
     wrong += last.fault(0) or apart(differences, known[name].folder, here)
     repeated = max(0, labels + last.did.labels - known[name].labels)
-    if command[0] == "attack.py" and repeated > 3 * TOGETHER * len(ways):
+    if attacks(name) and repeated > 3 * TOGETHER * len(ways):
         wrong.append(f"{repeated} of {labels} pictures were done again after {len(ways)} kills")
     if not wrong:
         shutil.rmtree(here)

@@ -195,6 +195,11 @@ def command_of(name: str, world: Path, here: Path) -> list[str]:
     return [part.format(world=world, here=here) for part in COMMANDS[name].split()]
 
 
+def attacks(name: str) -> bool:
+    """Whether a command of `COMMANDS` is an attack, which is called again as it was, and not a training."""
+    return COMMANDS[name].startswith("attack.py")
+
+
 def again(command: Sequence[str], here: Path) -> list[str]:
     """How a run is called again that did not come to its end."""
     if command[0] != "attack.py" and (here / "run" / "last.pth.tar").exists():

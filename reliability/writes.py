@@ -16,27 +16,44 @@ from pathlib import Path
 import numpy as np
 
 from reliability.faults import Fault
-from reliability.runs import Ended, Known, Run, again, apart, command_of, differences, furnish, run, spread, torn
+from reliability.runs import (
+    Ended,
+    Known,
+    Run,
+    again,
+    apart,
+    attacks,
+    command_of,
+    differences,
+    furnish,
+    run,
+    spread,
+    torn,
+)
 from utils.randomness import stream
 
 ERRORS = ("ENOSPC", "EIO", "EROFS", "EACCES")
 # The first kinds are failures of a write, by hand or by the kernel; the others something else that goes wrong.
 KINDS = (*ERRORS, "full disk", *ERRORS, "too large", "vanished", "EIO at reading", "not ours", "slow disk",
          "worker killed", "NaN")
+WORKER = "victim, a worker"
 
 
 def writes(world: Path, known: dict[str, Known], trials: int, seed: int, jobs: int) -> dict:
     """`trials` faults, one kind after the other; what was found, with every failure."""
-    skipped = [] if can_mount(world / "mounted") else ["full disk: no file system can be mounted here"]
-    skipped += [] if os.geteuid() == 0 else ["not ours: only root can become someone else"]
+    missing = {"full disk: no file system can be mounted here": not can_mount(world / "mounted"),
+               "not ours: only root can become someone else": os.geteuid() != 0,
+               "worker killed: no command that has workers was asked for": WORKER not in known,
+               "NaN: no training was asked for": all(map(attacks, known))}
+    skipped = [line for line, true in missing.items() if true]
     kinds = [kind for kind in KINDS if not any(kind in line for line in skipped)]
     found = spread(partial(trial, world, known, seed, kinds), trials, jobs, "writes")
     return {
         "trials": trials,
         "skipped": skipped,
         "by": {kind: {"trials": len(own := [one for one in found if one["kind"] == kind]),
-                           "met": sum(one["met"] for one in own), "failed": sum(bool(one["wrong"]) for one in own)}
-                    for kind in dict.fromkeys(kinds)},
+                      "met": sum(one["met"] for one in own), "failed": sum(bool(one["wrong"]) for one in own)}
+               for kind in dict.fromkeys(kinds)},
         "failed writes": sum(one["met"] for one in found if one["kind"] in (*ERRORS, "full disk", "too large")),
         "by state": Counter(one["state"] for one in found),
         "seconds a trial": round(sum(one["seconds"] for one in found) / trials, 2),
@@ -50,9 +67,8 @@ def trial(world: Path, known: dict[str, Known], seed: int, kinds: list[str], num
     Afterwards everything must be as if nothing had happened; what was done already stays so even before.
     """
     kind, rng, begun = kinds[number % len(kinds)], stream(seed, "writes", number), time.monotonic()
-    name = "victim, a worker" if kind == "worker killed" else str(rng.choice(list(known)))
-    if kind == "NaN":
-        name = str(rng.choice([name for name in known if not name.startswith("attack,") and name != "attack"]))
+    able = {"worker killed": [WORKER], "NaN": [name for name in known if not attacks(name)]}.get(kind, list(known))
+    name = able[rng.integers(len(able))]
     here, state = world / "trials" / f"write {number}", "new"
     with mounted(here, rng.uniform(0.02, 0.9) * known[name].size if kind == "full disk" else 0) as grow:
         furnish(name, world, here)
@@ -71,7 +87,7 @@ def trial(world: Path, known: dict[str, Known], seed: int, kinds: list[str], num
             wrong += last.fault(0) or apart(differences, known[name].folder, here)
     if not wrong:
         shutil.rmtree(here)
-    return {"trial": number, "kind": kind, "command": name, "state": state, "met": ended.code == 2,
+    return {"trial": number, "kind": kind, "command": name, "state": state, "met": bool(ended.code) or ended.did.struck,
             "stderr": ended.err[-300:], "wrong": wrong, "seconds": time.monotonic() - begun}
 
 
