@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from datasets import DATASETS, find_dataset
-from datasets.pairs import load_image, load_label, read_split
+from datasets.pairs import load_label, read_split
+from datasets.pictures import load_image
 from datasets.posteriors import Stored, list_tree
 from models import load_segmenter
 from reliability import hostile, inputs

@@ -266,7 +266,7 @@ def undisturbed(name: str, world: Path) -> Known:
 def left(folder: Path) -> list[Path]:
     """The files of a run that must be whole, relative: all but TensorBoard's and those still being written."""
     found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [path for path in found if path.suffix not in (".partial", ".lock") and "events" not in path.parts]
+    return [path for path in found if path.suffix != ".partial" and path.name != ".lock" and "events" not in path.parts]
 
 
 def content(path: Path) -> object:
@@ -315,7 +315,7 @@ def torn(folder: Path) -> list[str]:
 
 def differences(one: Path, two: Path) -> list[str]:
     """Where the results in two folders differ."""
-    first, second = left(one), left(two)
+    first, second = ([path for path in left(folder) if "unfinished" not in path.parts] for folder in (one, two))
     wrong = [f"{path} is in one of them only" for path in sorted(set(first) ^ set(second))]
     for path in sorted(set(first) & set(second)):
         try:

@@ -185,8 +185,7 @@ def test_what_a_killed_process_began_to_write_is_cleared(tmp_path):
 def test_log_drops_what_is_done_again(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
-    with RunLog(tmp_path, 1) as log:
-        log.add(2, loss=1.5)
+    RunLog(tmp_path, 1).add(2, loss=1.5)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "loss": 3},
                                                                            {"step": 2, "loss": 1.5}]
 

@@ -124,7 +124,8 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
         save_checkpoint(path, spec, model.state_dict(), **asdict(reached), best_auc=best_auc, view=asdict(view),
                         args=vars(args), **rest)
 
-    with RunLog(folder, reached.epoch) as log, pausing(folder) as pause:
+    log = RunLog(folder, reached.epoch)
+    with pausing(folder) as pause:
         for _ in progress(range(reached.epoch, args.epochs), f"training A_P ({view.input})", initial=reached.epoch,
                           total=args.epochs):
             steps = _one_epoch(net, optimizer, data, args, view, reached, device, pause,

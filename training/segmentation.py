@@ -29,7 +29,7 @@ from utils.device import autocast
 from utils.distributed import is_main, rank, say, share, size, total
 from utils.files import write_json
 from utils.log import RunLog, progress
-from utils.pause import Pause, outlive_one_signal
+from utils.pause import Pause, leave_signals_to_parent
 from utils.randomness import stream
 
 POLY = 0.9  # power of the learning-rate schedule, per iteration
@@ -87,7 +87,8 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
                         optimizer=optimizer.state_dict(), classes=list(dataset.CLASSES), dataset=args.dataset,
                         args=vars(args), bounds=bounds)
 
-    with RunLog(folder, reached.epoch) as log, pausing(folder) as pause:
+    log = RunLog(folder, reached.epoch)
+    with pausing(folder) as pause:
         while reached.epoch < args.epochs:
             _one_epoch(net, optimizer, loader, args, reached, steps, device, pause, save)
             log.add(reached.epoch + 1, loss=reached.loss / steps, lr=optimizer.param_groups[0]["lr"])
@@ -219,7 +220,7 @@ def _forward(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor,
 
 def _begin_worker(_: int) -> None:
     cv2.setNumThreads(0)
-    outlive_one_signal()
+    leave_signals_to_parent()
 
 
 def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,

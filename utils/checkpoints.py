@@ -271,8 +271,8 @@ def resume_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) 
     checkpoint = folder / "last.pth.tar"
     if not checkpoint.is_file():
         raise UserError(f"{folder} holds no last.pth.tar to continue from; start the run anew with --out {folder}")
-    on_main(lambda: hold(folder))
     given = _accepted(parser, stored(load_checkpoint(checkpoint), "args", dict, checkpoint), checkpoint)
+    on_main(lambda: hold(folder))
     today = {name: getattr(args, name) for name in ("gpu", "workers") if getattr(args, name, None) is not None}
     return argparse.Namespace(**{**vars(args), **given, **today}), folder
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -31,35 +32,39 @@ class Laps:
 
 
 class RunLog:
-    """Figures of a run in DIR/log.jsonl and in TensorBoard; a context manager.
+    """Figures of a run in DIR/log.jsonl and, for TensorBoard, in DIR/events.
 
     `done` steps are behind it when it begins: what an earlier process noted of later ones is dropped.
     """
 
     def __init__(self, folder: Path, done: int = 0):
-        self._path, self._board = folder / "log.jsonl", None
-        if is_main():
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._lines = [line for line in _lines(self._path) if line["step"] <= done]
-            self._board = SummaryWriter(str(folder / "events"), purge_step=done + 1 if done else None)
-
-    def __enter__(self) -> "RunLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._board:
-            self._board.close()
+        self._path = folder / "log.jsonl"
+        self._lines = [line for line in _lines(self._path) if line["step"] <= done]
+        # TensorBoard follows a file that grows, and reads its last record only once it is whole.
+        self._events = folder / "events" / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"
+        self._begun = {"step": done + 1, "session_log": {"status": "START"}} if done else {}
 
     def add(self, step: int, **figures: float) -> None:
         """Record `figures` at `step` (an epoch, counted from 1)."""
-        if not self._board:
+        if not is_main():
             return
         self._lines.append({"step": step, **figures})
         with whole(self._path, "w") as file:
             file.writelines(f"{json.dumps(line)}\n" for line in self._lines)
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
+        if not self._events.exists():
+            self._events.parent.mkdir(exist_ok=True)
+            self._event(file_version="brain.Event:2")
+            if self._begun:
+                self._event(**self._begun)
+        self._event(step=step, summary={"value": [{"tag": name, "simple_value": value}
+                                                  for name, value in figures.items()]})
+
+    def _event(self, **what: object) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with open(self._events, "ab") as file:
+            RecordWriter(file).write(Event(wall_time=time.time(), **what).SerializeToString())
 
 
 def _lines(path: Path) -> list[dict]:

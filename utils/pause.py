@@ -1,6 +1,8 @@
 """Long work that can be stopped: what was computed is saved first, now and then and when a signal asks to end."""
 
+import os
 import signal
+import threading
 import time
 
 from utils.cli import Stopped
@@ -49,10 +51,15 @@ class Pause:
             raise Stopped(self._asked or signal.SIGTERM, self._hint)
 
 
-def outlive_one_signal() -> None:
-    """In a helper process: leave it to the main one to end it, since a signal may reach all processes of a job at once.
-
-    SIGINT is ignored; the second SIGTERM is obeyed, so that a helper that hangs can be ended.
-    """
+def leave_signals_to_parent() -> None:
+    """In a helper process: let the main one end it, since a signal may reach all processes of a job at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def obey() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=obey, daemon=True).start()
