@@ -31,6 +31,7 @@ from PIL import Image
 from datasets import streets
 from datasets.pairs import Pair, write_split
 from reliability.faults import Fault
+from utils.cli import UserError
 from utils.files import ROOT
 from utils.log import progress
 
@@ -223,7 +224,7 @@ def make_world(world: Path) -> Path:
         command[command.index("--out") + 1] = str(world / out)
         ended = run(command, world)
         if ended.code:
-            raise RuntimeError(f"the world could not be made: {ended.err}")
+            raise UserError(f"the world could not be made: {ended.err}")
     return world
 
 
@@ -255,9 +256,9 @@ def undisturbed(name: str, world: Path) -> Known:
     for here in folders:
         ended = run(command_of(name, world, furnish(name, world, here)), world)
         if wrong := ended.fault(0):
-            raise RuntimeError(f"{name}: {wrong[0]}")
+            raise UserError(f"{name}: {wrong[0]}")
     if wrong := apart(differences, *folders):
-        raise RuntimeError(f"{name} differs from itself: {wrong}")
+        raise UserError(f"{name} differs from itself: {wrong}")
     shutil.rmtree(folders[1])
     size = sum(path.stat().st_size for path in folders[0].rglob("*") if path.is_file())
     return Known(folders[0], ended.seconds, ended.did.writes, ended.did.reads, ended.did.labels, size)

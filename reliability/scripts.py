@@ -69,7 +69,8 @@ def lay(kind: str, place: str, world: Path, here: Path, rng: np.random.Generator
         data = hostile.checkpoint(rng, bool(rng.integers(2)), torch.load(here / place, weights_only=True))
     elif kind == "split":
         lines = (world / "victim_in.txt").read_bytes()
-        data = mutate(lines.replace(b"img/1", b"../../world/data/img/1") if rng.random() < 0.5 else lines, rng, lines)
+        outside = lines.replace(b"img/1", f"../../../{world.parent.name}/world/data/img/1".encode())
+        data = outside if rng.random() < 0.5 else mutate(lines, rng, outside)
     else:
         data = getattr(inputs, kind)(rng)
     for name in (place, "weights.zip") if kind == "archive" else (place,):
