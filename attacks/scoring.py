@@ -48,7 +48,7 @@ class View:
                       and isinstance(view.argmax, bool)
                       and isinstance(view.size, int) and 1 <= view.size < 2**16 and isinstance(view.stride, int)
                       and 0 <= view.stride < 2**16 and 0 < view.floor < 1 and 0 <= view.tau < 2)
-        except (KeyError, TypeError):
+        except Exception:  # what a file holds may be of any kind, a tensor for one, and compare in any way
             usable = False
         if not usable:
             raise UserError(f"{path} does not say how its attacker looks at posteriors in a way that can be used")

@@ -102,7 +102,7 @@ def fuzz(world: Path, known: dict[str, Known], trials: int, seed: int, jobs: int
     chunks = [(kind, first, min(first + TOGETHER, count)) for kind, (*_, share) in KINDS.items()
               for count in [max(1, round(trials * share))] for first in range(0, count, TOGETHER)]
     found = spread(partial(chunk, place, seed, chunks), len(chunks), jobs, "inputs")
-    scripts = spread(partial(script, world, seed), max(1, round(trials * SCRIPTS)), jobs, "scripts")
+    scripts = spread(partial(script, world, seed), max(1, round(trials * SCRIPTS)), 1, "scripts")  # each looks around
     ways: dict = {}
     for one in [*found, *scripts]:
         ways.setdefault(one["kind"], Counter()).update(one["ways"])

@@ -112,7 +112,7 @@ def suffer(kind: str, command: list[str], here: Path, world: Path, known: Known,
             return run(command, world), (0, 2)
     running = Run(command, Fault(world))
     if kind == "worker killed":
-        kill_a_child(running, rng.uniform(0, 0.8) * known.seconds)
+        kill_a_child(running, rng.uniform(0, 0.3) * known.seconds)
     return running.end(), (0, 2)
 
 

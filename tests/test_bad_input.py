@@ -5,15 +5,17 @@ import os
 import pathlib
 import pickle
 import shutil
+import signal
 import struct
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, script, write_tree
+from conftest import SMALL, must, script, write_tree
 from PIL import Image
 
+from datasets.transforms import Augmented
 from models.attacker import Attacker
 from utils.checkpoints import save_checkpoint
 from utils.names import as_cell
@@ -373,3 +375,34 @@ def test_names_do_not_steer_the_terminal(place):
 
 def test_names_that_spreadsheets_would_compute(tmp_path):
     assert as_cell("=1+1") == "./=1+1" and as_cell("-x") == "./-x" and as_cell("train/a") == "train/a"
+
+
+def test_worker_that_is_killed_as_for_want_of_memory(world, tmp_path, monkeypatch):
+    args = ["--root", world / "data", "--train", world / "victim_in.txt", "--test", world / "victim_out.txt", *SMALL,
+            "--epochs", 4]
+    must(script("train_victim.py", *args, "--out", tmp_path / "whole"))
+    main, real = os.getpid(), Augmented.__getitem__
+
+    def killed(self, item):
+        if os.getpid() != main and item[0] == 3:  # which it reads ahead, an epoch or less
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Augmented, "__getitem__", killed)
+        result = script("train_victim.py", *args, "--workers", 1, "--out", tmp_path / "run")
+    assert result.returncode == 2 and "want of memory" in result.stderr and result.stderr.count("\n") == 1
+    must(script("train_victim.py", "--continue", tmp_path / "run", "--workers", 0))
+    one, two = (torch.load(tmp_path / run / "last.pth.tar", weights_only=True) for run in ("run", "whole"))
+    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+
+
+def test_loss_that_is_no_number(world, tmp_path):
+    args = ["--root", world / "data", "--train", world / "victim_in.txt", "--test", world / "victim_out.txt", *SMALL]
+    result = script("train_victim.py", *args, "--lr", 1e30, "--out", tmp_path / "run")
+    assert result.returncode == 2 and "smaller --lr" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["/proc/run", "/sys/run"])
+def test_folders_that_cannot_be_written(place, where):
+    fails(place, where, "--out", where)
