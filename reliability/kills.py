@@ -62,11 +62,11 @@ def trial(world: Path, known: dict[str, Known], seed: int, number: int) -> dict:
     for _ in range(int(rng.integers(2, 5)) if rng.random() < SEVERAL else 1):
         way = str(rng.choice(list(WAYS), p=list(WAYS.values())))
         ended = strike(again(command, here), world, known[name], way, rng)
+        finished = (here / "run" / "results.json").exists()  # an attack that is finished begins anew
         if ended.code == 0:
             break
         ways.append(way)
         labels += ended.did.labels
-        finished = (here / "run" / "results.json").exists()  # an attack that is finished begins anew
         wrong += ended.fault(CODES.get(way, -signal.SIGKILL)) + apart(torn, here)
     last = run(again(command, here), world)
     wrong += last.fault(0) or apart(differences, known[name].folder, here)
