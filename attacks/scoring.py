@@ -65,8 +65,11 @@ class Selection:
     seed: int = 0
 
     def pictures(self, batch: int) -> int:
-        """How many pictures have about `batch` patches between them."""
-        return max(1, batch // (1 if self.scheme == "full" else self.count))
+        """How many pictures have about `batch` patches between them, none of them a filler on a CPU where that fits."""
+        if self.scheme == "full":
+            return max(1, batch)
+        wanted, fit = batch // self.count, TOGETHER // math.gcd(TOGETHER, self.count)
+        return max(1, wanted // fit * fit or wanted)
 
     def corners(self, posterior: torch.Tensor, label: torch.Tensor, size: int, key: str) -> np.ndarray:
         """Corners (N, 2) on the map of one picture; posterior (C, H, W), label (H, W)."""

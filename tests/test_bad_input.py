@@ -342,6 +342,17 @@ def test_what_a_small_file_says_many_times_over(place, where):
     fails(place, "describes more")
 
 
+def test_a_key_that_is_hashed_for_days(place):
+    nested = ()
+    for _ in range(40):
+        nested = (nested, nested)
+    key = pickle.dumps(nested, 2)[2:-1]
+    torch.save({"state_dict": {}}, place / "loss.pth.tar")
+    rewrite(place / "loss.pth.tar", lambda name, content: (
+        b"\x80\x02}(X\x0a\x00\x00\x00state_dict}" + key + b"K\x01u." if name.endswith("data.pkl") else content))
+    fails(place, "describes more")
+
+
 def test_torchscript_is_not_run(place):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(place / "loss.pth.tar"))
     fails(place, "TorchScript")

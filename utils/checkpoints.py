@@ -5,6 +5,7 @@ and a model is built only once the file is seen to hold the tensors that it need
 """
 
 import argparse
+import io
 import os
 import pickle
 import pickletools
@@ -30,6 +31,7 @@ FILE_LIMIT = 8 * 2**30  # bytes
 PICKLE_LIMIT = 8 * 2**20  # bytes of the part that says what the tensors are: 0.2 MB for a thousand
 DIRECTORY_LIMIT = 8 * 2**20  # bytes of the list of a zip's entries
 STREAM = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)  # how a checkpoint of PyTorch 0.4 to 1.5 begins
+AGAIN_LIMIT = 16  # tuples that occur again
 LEAVES_LIMIT = 2**20  # numbers, texts and tensors
 DESCRIPTION_LIMIT = 2**16  # the largest number, and the longest list or text, in the description of a model
 
@@ -118,23 +120,40 @@ def _check_zip(file: BinaryIO, path: Path, size: int) -> None:
         end, length, start = end - 76, *struct.unpack("<QQ", tail[-58:-42])
     if tail[-22:-18] != b"PK\5\6" or start + length != end or length > DIRECTORY_LIMIT:
         raise UserError(f"{path} is damaged or cut short: its list of entries is not where it should be")
-    with zipfile.ZipFile(file) as zipped:
-        entries = zipped.infolist()
+    zipped = zipfile.ZipFile(file)
+    entries = zipped.infolist()
     if any(entry.filename.endswith("constants.pkl") for entry in entries):
         raise UserError(f"{path} is a TorchScript archive, which holds code; it was not opened")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
         raise UserError(f"{path} is no checkpoint: it would grow when unpacked, and torch.save compresses nothing")
-    if any(entry.filename.endswith(".pkl") and entry.file_size > PICKLE_LIMIT for entry in entries):
-        raise UserError(f"{path} describes more than any checkpoint of these models holds; it was not opened")
+    for entry in entries:
+        if entry.filename.endswith(".pkl"):
+            if entry.file_size > PICKLE_LIMIT:
+                raise UserError(f"{path} describes more than any checkpoint of these models holds; it was not opened")
+            _check_pickle(io.BytesIO(zipped.read(entry)), path)
 
 
 def _check_stream(file: BinaryIO, path: Path) -> None:
     """The stream of PyTorch 0.4 to 1.5: magic number, version, system and contents, each a pickle; then tensors."""
     file.seek(0)
     for _ in range(4):
-        for _ in pickletools.genops(file):
-            if file.tell() > PICKLE_LIMIT:
-                raise UserError(f"{path} describes more than any checkpoint of these models holds; it was not opened")
+        _check_pickle(file, path)
+
+
+def _check_pickle(file: BinaryIO, path: Path) -> None:
+    """One pickle: not too long, and with few tuples that occur in another one again.
+
+    A key that nests such tuples thirty times is hashed for minutes, forty times for days.
+    """
+    tuples, again, on_top = set(), 0, False
+    for operation, argument, _ in pickletools.genops(file):
+        if "PUT" not in operation.name:
+            on_top = operation.name.startswith("TUPLE") or ("GET" in operation.name and argument in tuples)
+            again += on_top and "GET" in operation.name
+        elif on_top:
+            tuples.add(argument)
+        if file.tell() > PICKLE_LIMIT or again > AGAIN_LIMIT:
+            raise UserError(f"{path} describes more than any checkpoint of these models holds; it was not opened")
 
 
 def _check_contents(checkpoint: object, path: Path) -> None:
