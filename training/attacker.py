@@ -115,7 +115,7 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
     net = parallel(model, device)
     reached, best_auc = Reached(), -1.0
     if checkpoint:
-        load_optimizer(optimizer, checkpoint["optimizer"], last)
+        load_optimizer(optimizer, checkpoint.get("optimizer"), last)
         reached, best_auc = Reached.stored(checkpoint, last), stored(checkpoint, "best_auc", float, last)
     begun = time.monotonic() - 60 * reached.minutes
 

@@ -113,7 +113,7 @@ def _begin(args: argparse.Namespace, spec: dict, last: Path,
     optimizer = optimizer_of(model, args)
     if not checkpoint:
         return model, optimizer, Reached(), {}
-    load_optimizer(optimizer, checkpoint["optimizer"], last)
+    load_optimizer(optimizer, checkpoint.get("optimizer"), last)
     return model, optimizer, Reached.stored(checkpoint, last), checkpoint.get("bounds", {})
 
 

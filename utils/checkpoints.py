@@ -13,7 +13,8 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -79,7 +80,7 @@ def load_checkpoint(path: str | Path) -> dict:
                                              "authors'"):
         _check_form(path)
         try:
-            with warnings.catch_warnings(action="ignore"):  # it has remarks on what is refused below
+            with warnings.catch_warnings(action="ignore"), _short_storages():  # it remarks on what is refused below
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             asked = re.search(r"GLOBAL (\S+) was not", str(error))
@@ -91,6 +92,17 @@ def load_checkpoint(path: str | Path) -> dict:
 
 def _line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
+@contextmanager
+def _short_storages() -> Iterator[None]:
+    """Let no error quote a storage: PyTorch writes out every number, for minutes, when a pickle misuses a large one."""
+    storage = torch.storage.TypedStorage
+    before, storage.__str__ = storage.__str__, object.__repr__
+    try:
+        yield
+    finally:
+        storage.__str__ = before
 
 
 def _check_form(path: Path) -> None:
@@ -258,7 +270,7 @@ def _check_fit(model: nn.Module, state_dict: dict, path: str | Path) -> None:
         raise UserError(f"{path} holds weights that are no numbers, in {broken}")
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: str | Path) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: object, path: str | Path) -> None:
     """Load what an optimizer remembers of each weight; its settings stay. `UserError` where that does not fit."""
     try:
         optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
