@@ -120,12 +120,12 @@ def kill_a_child(running: Run, moment: float) -> None:
     """SIGKILL to the first process that a run started, some time after it did, as by a machine short of memory."""
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
     while not running.over(0.002):
-        for child in children.read_text().split():
-            if (Path("/proc") / child / "cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes():
-                running.over(moment)
-                with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # gone meanwhile
+            for child in children.read_text().split():
+                if (Path("/proc") / child / "cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes():
+                    running.over(moment)
                     os.kill(int(child), signal.SIGKILL)
-                return
+                    return
 
 
 @contextlib.contextmanager

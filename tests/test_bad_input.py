@@ -364,7 +364,8 @@ def test_torchscript_is_not_run(place):
     ({"args": 3}, "its args"), ({"epoch": -1}, "epoch -1"), ({"epoch": "2"}, "its epoch"),
     ({"minutes": None}, "its minutes"),
     ({"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}}, "another optimizer"),
-    ({"optimizer": 3}, "another optimizer"), ({"optimizer": None}, "another optimizer"), ({"args": {"width": 32768}}, "another model"),
+    ({"optimizer": 3}, "another optimizer"), ({"optimizer": None}, "another optimizer"),
+    ({"args": {"width": 32768}}, "another model"),
 ])
 def test_continuing_from_what_someone_changed(world, tmp_path, change, message):
     (tmp_path / "run").mkdir()
