@@ -70,7 +70,10 @@ def trial(world: Path, known: dict[str, Known], seed: int, kinds: list[str], num
     able = {"worker killed": [WORKER], "NaN": [name for name in known if not attacks(name)]}.get(kind, list(known))
     name = able[rng.integers(len(able))]
     here, state = world / "trials" / f"write {number}", "new"
-    with mounted(here, rng.uniform(0.02, 0.9) * known[name].size if kind == "full disk" else 0) as grow:
+    # What is copied there before the run begins has room.
+    brought = sum(4096 + path.stat().st_size for path in known[name].folder.glob("shadow/*") if path.is_file())
+    room = brought + rng.uniform(0.02, 0.9) * (known[name].size - brought)
+    with mounted(here, room if kind == "full disk" else 0) as grow:
         furnish(name, world, here)
         command = command_of(name, world, here)
         if kind not in ("full disk", "NaN", "worker killed"):

@@ -64,7 +64,7 @@ def write_cell(scale, cell):
     models = {name: words[words.index(flag) + 1] for name, flag in (("victim", "--victim"), ("resume", "-resume"))}
     for path in map(Path, models.values()):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, {}, {"weight": torch.tensor(len(str(path)))})
+        save_checkpoint(path, {"name": "pspnet"}, {"weight": torch.tensor(len(str(path)))})
         (path.parent / "args.json").write_text('{"commit": "old"}')
     write_json(run / "args.json", {"commit": "abc", "args": models})
     flags = ["--curve", *scale.selections["counts"]] if cell.curve else []
