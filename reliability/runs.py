@@ -303,14 +303,13 @@ def _plain(value: object) -> object:
 
 
 def torn(folder: Path) -> list[str]:
-    """Files in `folder` that are not whole; the log, to which lines are appended, may end in the middle of one."""
+    """Files in `folder` that are not whole."""
     wrong = []
     for path in left(folder):
         try:
             content(folder / path)
         except Exception as error:
-            if path.suffix != ".jsonl":
-                wrong.append(f"{path} is not whole: {type(error).__name__}: {error}"[:300])
+            wrong.append(f"{path} is not whole: {type(error).__name__}: {error}"[:300])
     return wrong
 
 
