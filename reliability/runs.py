@@ -14,7 +14,6 @@ import runpy
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -92,11 +91,11 @@ class Run:
 
     def __init__(self, command: Sequence[str], did: Fault, nobody: bool = False):
         self.did, self.begun = did, time.monotonic()
-        self._err = tempfile.TemporaryFile()  # noqa: SIM115
+        self._err = os.memfd_create("stderr")
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(command, did, self._err.fileno(), nobody)
+            _become(command, did, self._err, nobody)
 
     def signal(self, number: int, group: bool = True) -> None:
         (os.killpg if group else os.kill)(self.pid, number)
@@ -116,7 +115,7 @@ class Run:
         seconds = time.monotonic() - self.begun
         self.signal(signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
-        with self._err as file:
+        with open(self._err, "rb") as file:
             file.seek(0)
             text = file.read().decode(errors="replace") + "hung" * hung
         return Ended(os.waitstatus_to_exitcode(status), seconds, text, self.did, usage.ru_maxrss * 1024)
