@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Membership inference on a segmentation model (algorithm 2): was it trained on these pictures?
+"""Membership inference on a segmentation model (algorithm 2): was it trained on these images?
 
     python attack.py                                                     # structured loss map, on examples/
     python attack.py -resume weights/concate.pth.tar -input concate      # posterior and label concatenated
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--threshold", choices=("confidence", "loss"), help="a learning-free attack in place of the "
                        "attacker, which then tells only patch size and stride")
     flags.add_argument("--score", choices=("paper", "release"), default="paper",
-                       help="score of a picture: mean member probability, or sum of member logits (default: paper)")
+                       help="score of an image: mean member probability, or sum of member logits (default: paper)")
     flags.add_argument("--floor", type=float, metavar="P", help="posteriors are clamped there from below before the "
                        "logarithm (default: the attacker's own, 6e-8 of those trained here, 1e-30 of the release's)")
     flags.add_argument("--batch", type=int, default=64, help="patches that are held at once, and that go through the "
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     patches = flags.add_argument_group("patches")
     patches.add_argument("--select", choices=("random", "sliding", "rejection", "full"),
                          help="where to look (default: random; full for the pixelwise attacker)")
-    flag(patches, "num-patch", type=int, default=6, metavar="N", help="patches of a picture (default: 6)")
+    flag(patches, "num-patch", type=int, default=6, metavar="N", help="patches of an image (default: 6)")
     flag(patches, "tau", type=float, help="rejection: patches with a higher mean true-class posterior are skipped "
          "(default: the attacker's, chosen on held-out shadow data)")
     patches.add_argument("--patch-size", type=int, help="of a release checkpoint (default: 90)")
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--examples", metavar="TREE", default="examples",
                        help="{train,val}/{label,pred_sgd}, as in the release (default: examples)")
     live = flags.add_argument_group("a victim that is asked live")
-    live.add_argument("--victim", metavar="CHECKPOINT", help="V; then --members and --non-members name the pictures")
+    live.add_argument("--victim", metavar="CHECKPOINT", help="V; then --members and --non-members name the images")
     live.add_argument("--members", metavar="SPLIT", help="D_in^V")
     live.add_argument("--non-members", metavar="SPLIT", help="D_out^V")
     live.add_argument("--stride", type=int, help="pixels per position (default: the attacker's, 8 for the release's)")
@@ -68,11 +68,11 @@ def parser() -> argparse.ArgumentParser:
     flag(group, "dpsgd", action="store_true", help="attack the posteriors of the DPSGD victim, pred_dpsgd")
     maps = flags.add_argument_group("activation maps")
     flag(maps, "cam", metavar="DIR", help="write there where the attacker looks (figure 5): correlations.csv of class "
-         "activation maps with loss maps, of all pictures, and drawings")
-    maps.add_argument("--cam-pictures", type=int, default=4, metavar="N",
+         "activation maps with loss maps, of all images, and drawings")
+    maps.add_argument("--cam-images", "--cam-pictures", type=int, default=4, metavar="N",
                       help="members and as many non-members, the first by name, that are drawn (default: 4)")
     flags.add_argument("--hash-names", metavar="KEYFILE", help="write keyed hashes (HMAC-SHA256) in place of the "
-                       "pictures' names; the key is the content of this file, 16 bytes or more")
+                       "images' names; the key is the content of this file, 16 bytes or more")
     flags.add_argument("--save-every", type=float, default=10, metavar="SECONDS", help="how often what is scored is "
                        "saved: the same command goes on there after a stop (default: 10)")
     add_run_flags(flags, "attack")
@@ -80,9 +80,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from utils.log import Laps
+    from utils.log import Timings
 
-    laps = Laps()
+    laps = Timings()
     import torch
 
     from attacks.scoring import Selection
@@ -91,12 +91,12 @@ def main(args: argparse.Namespace) -> None:
     from evaluation.unfinished import find, score_parts
     from models.pixelwise import Pixelwise
     from utils.device import choose_device
-    from utils.distributed import is_main, on_main
+    from utils.distributed import is_main, run_on_main
     from utils.files import commit, fingerprint, start_run
-    from utils.names import hidden_by
+    from utils.names import name_writer
 
     check(args)
-    device, hide = choose_device(args.gpu), hidden_by(args.hash_names)
+    device, hide = choose_device(args.gpu), name_writer(args.hash_names)
     model, view, classes = load_attacker(args)
     if args.cam and isinstance(model, Pixelwise):
         raise UserError("-cam shows where an attacker of patches looks; a pixelwise one looks at every position alike")
@@ -106,14 +106,14 @@ def main(args: argparse.Namespace) -> None:
         items = ask_victim(args, view.stride or 8, classes, device)
     else:
         items = list_tree(args.examples, "pred_dpsgd" if args.dpsgd else "pred_sgd", classes, view.stride or None)
-    drawn = first_by_name(items, args.cam_pictures) if args.cam else set()
+    drawn = first_by_name(items, args.cam_images) if args.cam else set()
     score = scorer(args, model.to(device, memory_format=torch.channels_last), view, selection, device, drawn)
-    block = selection.pictures(args.batch)
+    block = selection.images(args.batch)
     parts = [items[first : first + block] for first in range(0, len(items), block)]
     same = {name: value for name, value in vars(args).items() if name not in ("out", "gpu", "save_every")}
     stamp = fingerprint([Path(path) for path in (args.resume, args.victim) if path], same, commit(), torch.__version__,
                         device.type, [(item.name, item.member) for item in items])
-    found = on_main(lambda: find("attack", args.out, stamp))
+    found = run_on_main(lambda: find("attack", args.out, stamp))
     laps.lap("starting")
     done, unfinished = score_parts(parts, score, lambda: start_run("attack", vars(args), args.out), found, stamp,
                                    args.save_every, drawn)
@@ -127,7 +127,7 @@ def main(args: argparse.Namespace) -> None:
 
 def scorer(args: argparse.Namespace, model: "torch.nn.Module", view: "View", selection: "Selection",
            device: "torch.device", drawn: set[str]) -> "Callable[[Sequence], Part]":
-    """What scores a few pictures at once, under the defense that the flags name."""
+    """What scores a few images at once, under the defense that the flags name."""
     from attacks.activation import watch
     from attacks.scoring import attack_patches, attack_threshold, meet
     from defenses.apply import Defense
@@ -190,12 +190,12 @@ def check(args: argparse.Namespace) -> None:
     if not args.victim and (args.members or args.non_members or args.keep):
         raise UserError("--members, --non-members and --keep go with --victim CHECKPOINT")
     if args.threshold and args.select == "full":
-        raise UserError("a threshold always reads the full picture; --select says which patches its per-patch figures "
+        raise UserError("a threshold always reads the full image; --select says which patches its per-patch figures "
                         "are of: random, sliding or rejection")
     if args.cam and args.threshold:
         raise UserError("-cam shows where a trained attacker looks; a threshold has no activation map: leave one out")
-    if args.cam and (args.cam_pictures < 0 or Path(args.cam).is_file()):
-        raise UserError("-cam DIR is a folder, and --cam-pictures 0 or more")
+    if args.cam and (args.cam_images < 0 or Path(args.cam).is_file()):
+        raise UserError("-cam DIR is a folder, and --cam-images 0 or more")
 
 
 def first_by_name(items: list, count: int) -> set[str]:
@@ -212,7 +212,7 @@ def load_attacker(args: argparse.Namespace) -> tuple:
     from attacks.representation import FLOOR
     from attacks.scoring import View
     from models.attacker import Attacker, build_attacker
-    from utils.checkpoints import load_checkpoint, rebuild, stored
+    from utils.checkpoints import load_checkpoint, rebuild, require
 
     checkpoint = load_checkpoint(args.resume)
     spec, state = checkpoint.get("model"), checkpoint["state_dict"]
@@ -228,7 +228,7 @@ def load_attacker(args: argparse.Namespace) -> tuple:
         raise UserError(f"{args.resume} is no attacker but a {spec['name'][:40]}; ask it with --victim {args.resume}")
     else:
         model = rebuild(lambda: build_attacker(**spec["arguments"]), state, args.resume)
-        view, classes = View.stored(checkpoint, args.resume), stored(spec, "classes", int, args.resume)
+        view, classes = View.from_checkpoint(checkpoint, args.resume), require(spec, "classes", int, args.resume)
         if args.patch_size not in (None, view.size):
             raise UserError(f"{args.resume} was trained on patches of {view.size}; leave --patch-size out")
     if args.input not in (None, view.input):

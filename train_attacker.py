@@ -6,7 +6,7 @@
     python train_attacker.py --shadow runs/shadow runs/shadow-swapped               # more shadows, more to learn from
     python train_attacker.py --posteriors TREE                                      # a shadow's posteriors from disk
 
-The shadow is asked once about each picture of D^S; its posteriors stay in RUN/posteriors-sN, in the release's layout,
+The shadow is asked once about each image of D^S; its posteriors stay in RUN/posteriors-sN, in the release's layout,
 and serve every attacker. A fifth of D^S is held out, by blocks, to choose the epoch and tau. Writes best.pth.tar
 (highest validation AUC), last.pth.tar, log.jsonl, TensorBoard events and results.json.
 """
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--dropout", type=float, default=0.0, help="before the last layer (default: 0)")
     flags.add_argument("--epochs", type=positive, default=40, help="(default: 40)")
     flags.add_argument("--patches-per-epoch", type=positive, default=4, metavar="N",
-                       help="of each picture (default: 4)")
+                       help="of each image (default: 4)")
     flags.add_argument("--batch", type=positive, default=32, help="patches in a step (default: 32)")
     flags.add_argument("--lr", type=float, default=1e-3, help="of AdamW, cosine schedule (default: 1e-3)")
     flags.add_argument("--weight-decay", type=float, default=1e-2, help="(default: 1e-2)")
@@ -59,13 +59,13 @@ def main(args: argparse.Namespace) -> None:
     from training.attacker import prepare, train_attacker
     from utils.checkpoints import resume_arguments
     from utils.device import choose_device
-    from utils.distributed import is_main, on_main, say
+    from utils.distributed import is_main, print_once, run_on_main
     from utils.files import start_run, write_json
 
     if args.plan:
         from training.plan import plan_attacker
 
-        return print(plan_attacker(args, spec_of(args, args.classes), args.pictures or count_pictures(args)))
+        return print(plan_attacker(args, spec_of(args, args.classes), args.images or count_images(args)))
     if args.arch == "pixelwise" and args.input != "concate":
         raise UserError("--arch pixelwise reads posterior and label; give it -input concate")
     if args.posteriors and args.test_dropout is not None:
@@ -81,16 +81,16 @@ def main(args: argparse.Namespace) -> None:
     spec = spec_of(args, classes)
     defense = Defense(args.argmax, args.gauss, args.seed, args.gauss_floor)
     data, validation = prepare(args, items, view.size, defense)
-    folder = folder or on_main(lambda: start_run("attacker", vars(args), args.out))
+    folder = folder or run_on_main(lambda: start_run("attacker", vars(args), args.out))
     results = train_attacker(args, data, validation, spec, view, folder, device)
     if is_main():
         write_json(folder / "results.json", {"input": args.input, **results})
-    say(f"A_P ({args.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} pictures, epoch "
-        f"{results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
+    print_once(f"A_P ({args.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} images, "
+               f"epoch {results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
 
 
-def count_pictures(args: argparse.Namespace) -> int:
-    """How many pictures D^S has; those of several shadows count for each."""
+def count_images(args: argparse.Namespace) -> int:
+    """How many images D^S has; those of several shadows count for each."""
     from datasets.pairs import read_split
     from datasets.posteriors import list_tree
 
@@ -113,7 +113,7 @@ def spec_of(args: argparse.Namespace, classes: int) -> dict:
 
 
 def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
-    """The folder of a shadow's posteriors on D^S; pictures that are not there yet are asked for now."""
+    """The folder of a shadow's posteriors on D^S; images that are not there yet are asked for now."""
     from functools import cache
 
     from datasets import find_dataset
@@ -121,14 +121,14 @@ def ask_shadow(folder: Path, args: argparse.Namespace, device: object) -> Path:
     from defenses.dropout import Dropout
     from models import load_segmenter, read_segmenter
     from models.query import query_tree
-    from utils.checkpoints import stored
+    from utils.checkpoints import require
 
     if not (folder / "in.txt").is_file():
         raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give --shadow DIR")
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder} is not trained to its end; go on with train_shadow.py --continue {folder}")
     checkpoint = read_segmenter(folder / "last.pth.tar")
-    root = stored(stored(checkpoint, "args", dict, folder), "root", str, folder)
+    root = require(require(checkpoint, "args", dict, folder), "root", str, folder)
     sides = {side: read_split(folder / f"{name}.txt", root) for side, name in (("train", "in"), ("val", "out"))}
 
     dropout = None if args.test_dropout is None else Dropout(args.test_dropout, args.seed)

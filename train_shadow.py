@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     from training.segmentation import train_and_report
     from utils.checkpoints import resume_arguments
     from utils.device import choose_device
-    from utils.distributed import is_main, on_main
+    from utils.distributed import is_main, run_on_main
     from utils.files import start_run
 
     if bool(args.train) != bool(args.test):
@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> None:
     if args.plan:
         from training.plan import plan_segmenter
 
-        known = read_split(args.train or args.split, must_exist=False) if not args.pictures else ()
-        return print(plan_segmenter(args, args.pictures or (len(known) if args.train else len(known) // 2)))
+        known = read_split(args.train or args.split, must_exist=False) if not args.images else ()
+        return print(plan_segmenter(args, args.images or (len(known) if args.train else len(known) // 2)))
     device = choose_device(args.gpu)
     args, folder = resume_arguments(args, parser())
     if folder:
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
             inside, outside = (read_split(path, args.root, args.strip_prefix) for path in (args.train, args.test))
         else:
             inside, outside = partition(args, read_split(args.split, args.root, args.strip_prefix), device)
-        folder = on_main(lambda: start_run("shadow", vars(args), args.out))
+        folder = run_on_main(lambda: start_run("shadow", vars(args), args.out))
         how = "as given" if args.train else f"by {args.partition}, seed {args.seed}"
         if is_main():
             write_split(folder / "in.txt", inside, f"D_in^S, {how}")
@@ -77,17 +77,17 @@ def partition(args: argparse.Namespace, pairs: list, device: object) -> tuple[li
     from datasets.pairs import deal, load_pair
     from models import load_segmenter
     from models.query import query
-    from utils.distributed import gather, share
+    from utils.distributed import gather, own_share
     from utils.log import progress
 
     if len(pairs) < 2:
-        raise UserError(f"{args.split} names one picture; D^S needs two or more")
+        raise UserError(f"{args.split} names one image; D^S needs two or more")
     if args.partition == "random":
         inside = deal([pair.group for pair in pairs], (1, 1), args.seed) == 0
     else:
         victim, dataset = load_segmenter(args.victim)[0].to(device), find_dataset(args.dataset)
         values = []
-        for pair in progress(share(pairs), "asking V about D^S"):
+        for pair in progress(own_share(pairs), "asking V about D^S"):
             image, label = load_pair(pair, dataset)
             posterior = query(victim, image, device, precision=args.precision)
             values.append(mean_known(confidence(posterior), torch.from_numpy(label)))

@@ -33,19 +33,19 @@ def main(args: argparse.Namespace) -> None:
     from training.segmentation import train_and_report
     from utils.checkpoints import resume_arguments
     from utils.device import choose_device
-    from utils.distributed import on_main
+    from utils.distributed import run_on_main
     from utils.files import start_run
 
     training.check(args)
     if args.plan:
         from training.plan import plan_segmenter
 
-        return print(plan_segmenter(args, args.pictures or len(read_split(args.train, must_exist=False))))
+        return print(plan_segmenter(args, args.images or len(read_split(args.train, must_exist=False))))
     device = choose_device(args.gpu)
     args, folder = resume_arguments(args, parser())
     inside = read_split(args.train, args.root, args.strip_prefix)
     outside = read_split(args.test, args.root, args.strip_prefix)
-    folder = folder or on_main(lambda: start_run("victim", vars(args), args.out))
+    folder = folder or run_on_main(lambda: start_run("victim", vars(args), args.out))
     train_and_report(args, inside, outside, folder, device)
 
 

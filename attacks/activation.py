@@ -2,7 +2,7 @@
 
 The paper's claims: the attacker finds "regions with specific objects or intersections between two classes"; Argmax only
 changes the intensities of a map and "hold[s] the major layout" of it; under Gauss "all the examples have a similar
-CAM". It shows pictures. The correlations here say of every picture how far its two maps go together, and how much of
+CAM". It shows images. The correlations here say of every image how far its two maps go together, and how much of
 the layout a defense leaves.
 """
 
@@ -38,7 +38,7 @@ class Sight:
 
 @dataclass
 class Look:
-    """One picture: its correlations, and its maps where they are to be drawn.
+    """One image: its correlations, and its maps where they are to be drawn.
 
     `pearson` and `spearman` are of CAM and loss map, as pairs (under the defense, before it); `kept` is Pearson's of
     the CAM before the defense and under it. Without a defense the pairs are of length 1 and `kept` is None.
@@ -110,7 +110,7 @@ def watch(examples: Iterable[Example], model: torch.nn.Module, view: View, devic
             sights.append(see(model, example.before, example.label, replace(view, argmax=False), device, precision))
             known = (example.label != VOID).numpy()
             kept = correlation(*(sight.cam[known] for sight in sights))
-            example.before = None  # the pictures of a batch wait together: no second posterior of each
+            example.before = None  # the images of a batch wait together: no second posterior of each
         looks.append(Look(example.name, example.member, example.group, tuple(s.pearson for s in sights),
                           tuple(s.spearman for s in sights), kept, sights if example.name in drawn else []))
         yield example

@@ -1,7 +1,7 @@
 """Where an attack looks: sliding windows, random locations, random locations with rejection (section 2.1).
 
 Corners are int arrays (N, 2) of (top, left) on the posterior's grid. Random corners are the first of a stream that
-belongs to the picture; rejection walks the same stream, so it keeps the random locations that it does not reject.
+belongs to the image; rejection walks the same stream, so it keeps the random locations that it does not reject.
 """
 
 import numpy as np

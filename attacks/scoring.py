@@ -1,4 +1,4 @@
-"""Algorithm 2: from a picture's posterior and label to its patches, their scores, and the score of the picture."""
+"""Algorithm 2: from an image's posterior and label to its patches, their scores, and the score of the image."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +40,7 @@ class View:
     tau: float = 0.95
 
     @classmethod
-    def stored(cls, checkpoint: dict, path: object) -> "View":
+    def from_checkpoint(cls, checkpoint: dict, path: object) -> "View":
         """The view in a checkpoint; `UserError` where it has none that an attack can use."""
         try:
             view = cls(**checkpoint["view"])
@@ -57,22 +57,22 @@ class View:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which patches of a picture are scored: scheme, number, rejection threshold, and the seed of the locations."""
+    """Which patches of an image are scored: scheme, number, rejection threshold, and the seed of the locations."""
 
     scheme: str = "random"
     count: int = 10
     tau: float = 0.95
     seed: int = 0
 
-    def pictures(self, batch: int) -> int:
-        """How many pictures have about `batch` patches between them, none of them a filler on a CPU where that fits."""
+    def images(self, batch: int) -> int:
+        """How many images have about `batch` patches between them, none of them a filler on a CPU where that fits."""
         if self.scheme == "full":
             return max(1, batch)
         wanted, fit = batch // self.count, TOGETHER // math.gcd(TOGETHER, self.count)
         return max(1, wanted // fit * fit or wanted)
 
     def corners(self, posterior: torch.Tensor, label: torch.Tensor, size: int, key: str) -> np.ndarray:
-        """Corners (N, 2) on the map of one picture; posterior (C, H, W), label (H, W)."""
+        """Corners (N, 2) on the map of one image; posterior (C, H, W), label (H, W)."""
         shape, rng = tuple(label.shape), stream(self.seed, "patches", key)
         if min(shape) < size:
             raise UserError(f"{key}: its {shape[0]} x {shape[1]} posterior is smaller than the attacker's "
@@ -86,10 +86,10 @@ class Selection:
 
 @dataclass
 class Scored:
-    """One picture after the attack: corners (N, 2) and the member score of each patch and of the picture.
+    """One image after the attack: corners (N, 2) and the member score of each patch and of the image.
 
-    Lists, since an array a picture lies between the large ones that come and go, and the heap would grow by 20 kB a
-    picture.
+    Lists, since an array an image lies between the large ones that come and go, and the heap would grow by 20 kB a
+    image.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Scored:
 
 @dataclass
 class Example:
-    """A picture as an attack meets it: posterior float32 (C, H, W), sums 1, and label (H, W) with 255 = void.
+    """An image as an attack meets it: posterior float32 (C, H, W), sums 1, and label (H, W) with 255 = void.
 
     `before` is the posterior before the defense, where someone wants to compare.
     """
@@ -117,7 +117,7 @@ class Example:
 
 
 class Item(Protocol):
-    """A picture whose posterior is stored or can be asked for: from `files`, `load` gives (C, H, W) and (H, W)."""
+    """An image whose posterior is stored or can be asked for: from `files`, `load` gives (C, H, W) and (H, W)."""
 
     name: str
     key: str
@@ -172,14 +172,14 @@ def member_probability(logits: np.ndarray) -> np.ndarray:
 def attack_patches(examples: Iterable[Example], model: torch.nn.Module, view: View, selection: Selection,
                    device: torch.device, precision: str = "auto", score: str = "paper",
                    batch: int = 64) -> Iterator[Scored]:
-    """Score pictures with a trained attacker, in order, with patches of many pictures in a batch.
+    """Score images with a trained attacker, in order, with patches of many images in a batch.
 
-    `score` is "paper" (equation 1: mean member probability) or "release" (sum of the member logits). Pictures are taken
-    in groups of `selection.pictures(batch)`, so memory holds one group. On a CPU scores do not depend on `batch`.
+    `score` is "paper" (equation 1: mean member probability) or "release" (sum of the member logits). Images are taken
+    in groups of `selection.images(batch)`, so memory holds one group. On a CPU scores do not depend on `batch`.
     """
     together = batch if device.type != "cpu" else 1 if selection.scheme == "full" else TOGETHER
     examples = iter(examples)
-    while group := list(islice(examples, selection.pictures(batch))):
+    while group := list(islice(examples, selection.images(batch))):
         cuts = [_patches_of(example, view, selection) for example in group]
         for _, run in groupby(zip(group, cuts, strict=True), key=lambda item: item[1][1].shape[1:]):
             alike = list(run)
@@ -195,7 +195,7 @@ def attack_patches(examples: Iterable[Example], model: torch.nn.Module, view: Vi
 
 
 def _patches_of(example: Example, view: View, selection: Selection) -> tuple[np.ndarray, torch.Tensor]:
-    """Corners (N, 2) and patches (N, K, h, w) of one picture."""
+    """Corners (N, 2) and patches (N, K, h, w) of one image."""
     image = represent(view.input, example.posterior, example.label, view.floor, view.void, view.argmax)
     if selection.scheme == "full":
         return np.zeros((1, 2), np.int64), image[None]
@@ -205,9 +205,9 @@ def _patches_of(example: Example, view: View, selection: Selection) -> tuple[np.
 
 def attack_threshold(examples: Iterable[Example], kind: str, size: int, selection: Selection,
                      floor: float) -> Iterator[Scored]:
-    """Score pictures by the mean confidence or minus the mean loss over non-void positions, and patches alike.
+    """Score images by the mean confidence or minus the mean loss over non-void positions, and patches alike.
 
-    The score of a picture is over all its positions, whatever the patches; those are only for the per-patch figures.
+    The score of an image is over all its positions, whatever the patches; those are only for the per-patch figures.
     """
     for example in examples:
         values = THRESHOLDS[kind](example.posterior, example.label, floor)
@@ -215,5 +215,5 @@ def attack_threshold(examples: Iterable[Example], kind: str, size: int, selectio
         corners = selection.corners(example.posterior, example.label, size, example.key)
         means = patch_means(values, known, corners, size)
         score = mean_known(values, example.label)
-        means = np.where(np.isfinite(means), means, score)  # a patch that is all void tells no more than its picture
+        means = np.where(np.isfinite(means), means, score)  # a patch that is all void tells no more than its image
         yield Scored(example.name, example.member, example.group, corners.tolist(), means.tolist(), score)

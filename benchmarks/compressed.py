@@ -1,4 +1,4 @@
-"""Would compressing stored posteriors pay? Deflate on each picture's float16 posterior, plain and with bytes sorted.
+"""Would compressing stored posteriors pay? Deflate on each image's float16 posterior, plain and with bytes sorted.
 
     python -m benchmarks.compressed examples            # or any tree of posteriors
 

@@ -1,4 +1,4 @@
-"""Time and memory of an attack as the pictures become more: python -m benchmarks.growth [--counts 100 1000 10000].
+"""Time and memory of an attack as the images become more: python -m benchmarks.growth [--counts 100 1000 10000].
 
 The shipped posteriors are read again and again under new names, each count in a process of its own.
 """
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="benchmarks.growth", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--counts", nargs="+", type=positive, default=[100, 1000, 10000],
-                       help="pictures (default: 100 1000 10000)")
+                       help="images (default: 100 1000 10000)")
     flags.add_argument("--out", default="runs/growth.json", help="figures (default: runs/growth.json)")
     flags.add_argument("--one", type=positive, help=argparse.SUPPRESS)
     return flags
@@ -36,17 +36,17 @@ def main(args: argparse.Namespace) -> None:
         child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
         found.append(json.loads(child.stdout))
     write_json(args.out, found)
-    print("| pictures | seconds | ms a picture | peak MiB |\n|---|---|---|---|")
+    print("| images | seconds | ms an image | peak MiB |\n|---|---|---|---|")
     for row in found:
-        print(f"| {row['pictures']:,} | {row['seconds']:.2f} | {1000 * row['seconds'] / row['pictures']:.2f} | "
+        print(f"| {row['images']:,} | {row['seconds']:.2f} | {1000 * row['seconds'] / row['images']:.2f} | "
               f"{row['mib_peak']} |")
     if len(found) > 1:
-        slope, start = np.polyfit([row["pictures"] for row in found], [row["seconds"] for row in found], 1)
-        print(f"fit: {start:.2f} s + {1000 * slope:.3f} ms a picture; figures: {args.out}")
+        slope, start = np.polyfit([row["images"] for row in found], [row["seconds"] for row in found], 1)
+        print(f"fit: {start:.2f} s + {1000 * slope:.3f} ms an image; figures: {args.out}")
 
 
 def attack(count: int) -> dict:
-    """Seconds, from the first picture to the figures, and peak memory of an attack on `count` pictures."""
+    """Seconds, from the first image to the figures, and peak memory of an attack on `count` images."""
     import time
     from dataclasses import replace
     from itertools import cycle, islice
@@ -57,7 +57,7 @@ def attack(count: int) -> dict:
     from benchmarks.limits import peak_mib
     from datasets.posteriors import list_tree
     from defenses.apply import Defense
-    from evaluation.metrics import figures
+    from evaluation.metrics import compute_metrics
     from models.attacker import build_attacker
     from utils.checkpoints import load_checkpoint, load_weights
 
@@ -71,8 +71,8 @@ def attack(count: int) -> dict:
     begun = time.perf_counter()
     scored = list(attack_patches(meet(items, Defense()), model.fold_norms(), View(**stored["view"]),
                                  Selection("random", 6), torch.device("cpu")))
-    figures([s.score for s in scored], [s.member for s in scored])
-    return {"pictures": count, "seconds": time.perf_counter() - begun,
+    compute_metrics([s.score for s in scored], [s.member for s in scored])
+    return {"images": count, "seconds": time.perf_counter() - begun,
             "mib_peak": peak_mib()}
 
 

@@ -27,7 +27,7 @@ def concatenation(posterior, label):
 
 @torch.no_grad()
 def attack(examples, model, kind, size, count):
-    """Mean member probability of each picture, a patch at a time."""
+    """Mean member probability of each image, a patch at a time."""
     represent = {"loss": loss_map, "concate": concatenation}[kind]
     scores = []
     for example, corners in examples:
@@ -42,7 +42,7 @@ def attack(examples, model, kind, size, count):
 
 @torch.no_grad()
 def query(model, image, stride):
-    """Posterior of a picture, every stride-th position."""
+    """Posterior of an image, every stride-th position."""
     batch = torch.from_numpy(image).permute(2, 0, 1).float()[None].contiguous() / 255
     return F.softmax(model(batch), dim=1)[0, :, ::stride, ::stride]
 
@@ -78,7 +78,7 @@ def attacker_step(model, optimizer, patches):
 
 
 def private_step(model, optimizer, images, labels, bound, aux_weight=0.4):
-    """A step of DPSGD without noise: the gradient of one picture after the other, each tensor clipped to `bound`."""
+    """A step of DPSGD without noise: the gradient of one image after the other, each tensor clipped to `bound`."""
     parameters = list(model.parameters())
     summed = [torch.zeros_like(p) for p in parameters]
     for i in range(len(images)):

@@ -91,7 +91,7 @@ def measure(line: str, device: object, bf16: bool, steps: int) -> dict:
 
 
 def segmenter(args: argparse.Namespace, device: object) -> Callable[[], object]:
-    """A step of the training of a victim on random pictures."""
+    """A step of the training of a victim on random images."""
     import torch
 
     from datasets import find_dataset

@@ -74,8 +74,8 @@ def representation(kind: str) -> Stage:
                  lambda: [fast(e.posterior, e.label) for e in examples], moved=moved, agree=largest_difference)
 
 
-def attack(kind: str, count: int, pictures: int) -> Stage:
-    examples, size = posteriors(pictures), 90
+def attack(kind: str, count: int, images: int) -> Stage:
+    examples, size = posteriors(images), 90
     torch.manual_seed(0)
     channels = {"loss": 1, "concate": 38}[kind]
     model = Attacker("resnet50", channels).eval()
@@ -87,10 +87,10 @@ def attack(kind: str, count: int, pictures: int) -> Stage:
     folded = folded.fold_norms().to(memory_format=torch.channels_last)
     view, selection = View(kind, size, 1e-30), Selection("random", count)
     corners = [selection.corners(e.posterior, e.label, size, e.key).tolist() for e in examples]
-    return Stage("patches", count * pictures,
+    return Stage("patches", count * images,
                  lambda: obvious.attack(list(zip(examples, corners, strict=True)), model, kind, size, count),
                  lambda: [s.score for s in attack_patches(examples, folded, view, selection, CPU)],
-                 flops=counter.get_total_flops() * count * pictures,
+                 flops=counter.get_total_flops() * count * images,
                  agree=lambda a, b: float(np.abs(np.subtract(a, b)).max()))
 
 
@@ -98,16 +98,16 @@ def asking() -> Stage:
     model = build_segmenter(SEGMENTER).eval()
     fast = build_segmenter(SEGMENTER).eval().to(memory_format=torch.channels_last)
     fast.load_state_dict(model.state_dict())
-    pictures = [np.random.default_rng(i).integers(0, 256, (180, 240, 3), np.uint8) for i in range(8)]
+    images = [np.random.default_rng(i).integers(0, 256, (180, 240, 3), np.uint8) for i in range(8)]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        obvious.query(model, pictures[0], 2)
-    return Stage("pictures", len(pictures), lambda: [obvious.query(model, p, 2) for p in pictures],
-                 lambda: [query(fast, p, CPU, 2) for p in pictures],
-                 flops=counter.get_total_flops() * len(pictures), agree=largest_difference)
+        obvious.query(model, images[0], 2)
+    return Stage("images", len(images), lambda: [obvious.query(model, p, 2) for p in images],
+                 lambda: [query(fast, p, CPU, 2) for p in images],
+                 flops=counter.get_total_flops() * len(images), agree=largest_difference)
 
 
 def drawn(folder: Path, count: int) -> list[Pair]:
-    """Pictures of CamVid's size, on disk."""
+    """Images of CamVid's size, on disk."""
     pairs = []
     for index in range(count):
         image, label = streets.draw(index)
@@ -122,7 +122,7 @@ def drawn(folder: Path, count: int) -> list[Pair]:
 def loading(folder: Path, count: int = 32) -> Stage:
     pairs = drawn(folder, count)
     data = Augmented(pairs, "streets", 0, CROP, (124, 116, 104), (0.85, 1.4), 0.0)
-    return Stage("pictures", count,
+    return Stage("images", count,
                  lambda: [obvious.augmented(p.root / p.image, p.root / p.label, CROP, (124, 116, 104), (0.85, 1.4))
                           for p in pairs],
                  lambda: [data[0, i] for i in range(count)])
@@ -152,7 +152,7 @@ def victim_training(folder: Path, count: int = 16, batch: int = 8) -> Stage:
 
     with FlopCounterMode(display=False) as counter:
         obvious.train_step(models[0], optimizers[0], torch.zeros(2, 3, *CROP), torch.zeros(2, *CROP).long())
-    return Stage("pictures", count, plain, fast, flops=counter.get_total_flops() / 2 * count)
+    return Stage("images", count, plain, fast, flops=counter.get_total_flops() / 2 * count)
 
 
 def dpsgd_training(beside: str, count: int = 8) -> Stage:
@@ -181,12 +181,12 @@ def dpsgd_training(beside: str, count: int = 8) -> Stage:
 
     with FlopCounterMode(display=False) as counter:
         obvious.train_step(models[0], optimizers[0], images[:2], labels[:2])
-    return Stage("pictures", count, plain, fast, flops=counter.get_total_flops() / 2 * count,
+    return Stage("images", count, plain, fast, flops=counter.get_total_flops() / 2 * count,
                  agree=None if beside == "SGD" else largest_difference)
 
 
-def attacker_training(folder: Path, pictures: int = 16, repeat: int = 8, batch: int = 32) -> Stage:
-    for index, example in enumerate(posteriors(pictures, 11, (90, 120))):
+def attacker_training(folder: Path, images: int = 16, repeat: int = 8, batch: int = 32) -> Stage:
+    for index, example in enumerate(posteriors(images, 11, (90, 120))):
         write_posterior(folder, "train" if example.member else "val", f"{index}", example.posterior.numpy(),
                         example.label.numpy())
     data = Patches(list_tree(folder), 45, 0, repeat, Defense())
@@ -217,9 +217,9 @@ STAGES = {
     "attack, 38 channels, 6 patches": lambda folder: attack("concate", 6, 8),
     "attack, 38 channels, 30 patches": lambda folder: attack("concate", 30, 2),
     "asking the victim": lambda folder: asking(),
-    "loading pictures": loading,
+    "loading images": loading,
     "training the victim": victim_training,
-    "training with DPSGD": lambda folder: dpsgd_training("one picture at a time"),
+    "training with DPSGD": lambda folder: dpsgd_training("one image at a time"),
     "DPSGD beside plain SGD": lambda folder: dpsgd_training("SGD"),
     "training the attacker": attacker_training,
 }
@@ -227,6 +227,6 @@ STAGES = {
 
 @contextmanager
 def built(name: str) -> Iterator[Stage]:
-    """The stage, and the pictures it needs for as long."""
+    """The stage, and the images it needs for as long."""
     with tempfile.TemporaryDirectory() as folder:
         yield STAGES[name](Path(folder))

@@ -1,4 +1,4 @@
-"""Pictures and labels: split files, one module per data set, joint transforms, stored posteriors.
+"""Images and labels: split files, one module per data set, joint transforms, stored posteriors.
 
 A data set is a module with `CLASSES`, `decode(raw, path)` (label file -> train ids, 255 = void) and
 `splits(root, seed)` (name -> pairs), and one entry in the table below.
@@ -21,7 +21,7 @@ def find_dataset(name: str) -> ModuleType:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that say which pictures and how their labels are read."""
+    """Flags that say which images and how their labels are read."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=DATASETS, default="streets",
                        help="whose classes and label files these are (default: streets)")

@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--splits", metavar="DIR", help="where the split files go (default: splits/NAME)")
     flags.add_argument("--seed", type=int, default=0, help="of the parts that are dealt at random (default: 0)")
     flags.add_argument("--short-side", type=positive, metavar="N",
-                       help="pixels of the shorter side of the copy's pictures")
-    flags.add_argument("--copy", metavar="DIR", help="write the copy here; the split files then name its pictures")
+                       help="pixels of the shorter side of the copy's images")
+    flags.add_argument("--copy", metavar="DIR", help="write the copy here; the split files then name its images")
     return flags
 
 
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
         if args.copy:
             pairs = resized(pairs, Path(args.copy), args.short_side, name)
         path = out / f"{name}.txt"
-        write_split(path, pairs, f"{args.name}, seed {args.seed}: {len(pairs)} pictures")
+        write_split(path, pairs, f"{args.name}, seed {args.seed}: {len(pairs)} images")
         print(f"{path}: {len(pairs)}")
 
 
@@ -45,8 +45,8 @@ def resized(pairs: list, copy: Path, side: int, what: str) -> list:
     import cv2
     from PIL import Image
 
-    from datasets.pictures import PIXELS, load_ids, load_image, opened
-    from utils.files import whole
+    from datasets.images import PIXELS, load_ids, load_image, opened
+    from utils.files import atomic_open
     from utils.log import progress
 
     out = []
@@ -58,7 +58,7 @@ def resized(pairs: list, copy: Path, side: int, what: str) -> list:
             if (copy / target).exists():
                 with opened(copy / target) as there:
                     if min(there.size) != side:
-                        raise UserError(f"{copy} holds pictures of another size; give --copy another folder")
+                        raise UserError(f"{copy} holds images of another size; give --copy another folder")
                 continue
             array = load(pair.root / source)
             height, width = array.shape[:2]
@@ -67,7 +67,7 @@ def resized(pairs: list, copy: Path, side: int, what: str) -> list:
                 raise UserError(f"{pair.root / source} is {width} x {height}; --short-side {side} would make it larger "
                                 f"than {PIXELS:,} pixels")
             array = cv2.resize(array, (round(width * factor), round(height * factor)), interpolation=how)
-            with whole(copy / target) as file:
+            with atomic_open(copy / target) as file:
                 Image.fromarray(array).save(file, "PNG")
         out.append(replace(pair, image=image, group=group, root=copy))
     return out

@@ -27,5 +27,5 @@ def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
                         f"images/{side}/{path.name}", root) for path in sorted((root / "images" / side).glob("*.jpg"))]
                   for side in ("train", "val"))
     if len(train) <= SHADOW_IN:
-        raise UserError(f"{root}/images/train holds {len(train)} pictures of BDD100K's 7000; is --root bdd100k/seg?")
+        raise UserError(f"{root}/images/train holds {len(train)} images of BDD100K's 7000; is --root bdd100k/seg?")
     return {"shadow_in": train[:SHADOW_IN], "shadow_out": val + train[SHADOW_IN:]}

@@ -26,7 +26,7 @@ def decode(raw: np.ndarray, path: Path) -> np.ndarray:
 
 
 def frames(root: Path) -> dict[str, list[tuple[int, str, str]]]:
-    """Drive -> (frame number, picture, label) in the order of time, thinned to one a second."""
+    """Drive -> (frame number, image, label) in the order of time, thinned to one a second."""
     drives: dict[str, list[tuple[int, str, str]]] = {}
     for side in ("train", "val", "test"):
         found = sorted((root / side).glob("*_*.*"), key=lambda path: path.stem)

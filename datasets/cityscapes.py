@@ -1,6 +1,6 @@
 """Cityscapes: leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png, gtFine/{train,val}/CITY/NAME_gtFine_labelIds.png.
 
-The release numbers the pictures of train and of val, each from 1, without saying in which order; we assume the sorted
+The release numbers the images of train and of val, each from 1, without saying in which order; we assume the sorted
 path. Both of the paper's settings cut that order, so their parts are of different cities: part of what an attack
 measures may be the city, which the paper shares. The city is the block of our intervals.
 """
@@ -32,7 +32,7 @@ def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
     """`dependent/` (1488 in, 912 out, D^S of 575 + 500) and `independent/` (train in, val out), as in section 2.4."""
     train, val = (_side(root, side) for side in ("train", "val"))
     if len(train) <= VICTIM_IN + VICTIM_OUT or not val:
-        raise UserError(f"{root} holds {len(train)} + {len(val)} pictures of Cityscapes' 2975 + 500 under leftImg8bit; "
+        raise UserError(f"{root} holds {len(train)} + {len(val)} images of Cityscapes' 2975 + 500 under leftImg8bit; "
                         "get leftImg8bit_trainvaltest.zip from cityscapes-dataset.com")
     end = VICTIM_IN + VICTIM_OUT
     return {"dependent/victim_in": train[:VICTIM_IN], "dependent/victim_out": train[VICTIM_IN:end],

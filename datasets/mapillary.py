@@ -33,6 +33,6 @@ def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
                              for path in sorted((root / side / "images").glob("*.jpg"))]
                             for side in ("training", "validation"))
     if len(training) <= SHADOW_IN:
-        raise UserError(f"{root}/training/images holds {len(training)} pictures of Vistas' 18000; get v1.2 from "
+        raise UserError(f"{root}/training/images holds {len(training)} images of Vistas' 18000; get v1.2 from "
                         "mapillary.com/dataset/vistas")
     return {"shadow_in": training[:SHADOW_IN], "shadow_out": validation + training[SHADOW_IN:]}

@@ -1,4 +1,4 @@
-"""Split files and the pairs of picture and label that they name."""
+"""Split files and the pairs of image and label that they name."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,10 +8,10 @@ from types import ModuleType
 
 import numpy as np
 
-from datasets.pictures import load_ids, load_image
+from datasets.images import load_ids, load_image
 from utils import VOID
 from utils.cli import UserError
-from utils.files import whole
+from utils.files import atomic_open
 from utils.randomness import stream
 from utils.untrusted import reading
 
@@ -30,12 +30,12 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """What the picture is called in results: its path in the split file, without suffix."""
+        """What the image is called in results: its path in the split file, without suffix."""
         return PurePosixPath(self.image).with_suffix("").as_posix().lstrip("/")
 
     @property
     def key(self) -> str:
-        """What the picture's random streams are derived from: its file name, wherever it lies."""
+        """What the image's random streams are derived from: its file name, wherever it lies."""
         return Path(self.image).stem
 
 
@@ -45,13 +45,13 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
 
     A folder is read as the split files in it, one after the other. `strip_prefix` is cut from the front of both paths,
     and a leading slash is ignored, so that the lists of the release read as they are. Without a third column each
-    picture is a group of its own. Raises `UserError` for a missing or empty file, a line of another form, a path that
-    leaves `root`, two pictures of one name, and, unless `must_exist` is false, a picture or label that is not there.
+    image is a group of its own. Raises `UserError` for a missing or empty file, a line of another form, a path that
+    leaves `root`, two images of one name, and, unless `must_exist` is false, an image or label that is not there.
     """
     root = Path(root)
     pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
     if not pairs:
-        raise UserError(f"{path} names no picture")
+        raise UserError(f"{path} names no image")
     seen: set[str] = set()
     if twice := next((p.image for p in pairs if p.name in seen or seen.add(p.name)), None):
         raise UserError(f"{path} names {twice} twice, or with two suffixes")
@@ -112,7 +112,7 @@ def write_split(path: str | Path, pairs: Iterable[Pair], comment: str = "") -> N
         if wrong := next((field for field in fields if "#" in field or field.split() != [field]), None):
             raise UserError(f"{path}: `{wrong}` has a space or #, which a split file cannot hold; rename it")
         lines.append(" ".join(fields))
-    with whole(path, "w") as file:
+    with atomic_open(path, "w") as file:
         file.write("\n".join(lines) + "\n")
 
 
@@ -135,13 +135,13 @@ def check_label(label: np.ndarray, classes: int, path: str | Path) -> np.ndarray
 
 
 def load_pair(pair: Pair, dataset: ModuleType) -> tuple[np.ndarray, np.ndarray]:
-    """Read picture (H, W, 3) and label (H, W) of a pair; `UserError` when their sizes differ."""
+    """Read image (H, W, 3) and label (H, W) of a pair; `UserError` when their sizes differ."""
     image = load_image(pair.root / pair.image)
     label = load_label(pair.root / pair.label, dataset)
     if image.shape[:2] != label.shape:
         turned = "; was one of them turned by its EXIF orientation?" if image.shape[1::-1] == label.shape else ""
         raise UserError(f"{pair.root / pair.label} is {label.shape[1]} x {label.shape[0]}, "
-                        f"its picture {image.shape[1]} x {image.shape[0]}{turned}")
+                        f"its image {image.shape[1]} x {image.shape[0]}{turned}")
     return image, label
 
 

@@ -1,6 +1,6 @@
 """Posteriors laid against their labels, from disk: the tree of the release.
 
-    ROOT/{train,val}/img/NAME.png          the picture (not read by an attack)
+    ROOT/{train,val}/img/NAME.png          the image (not read by an attack)
     ROOT/{train,val}/label/NAME.png        train ids (H, W), 255 = void
     ROOT/{train,val}/pred_sgd/NAME.npy     posterior (C, ceil(H/s), ceil(W/s)), float16 or float32
     ROOT/groups.txt                        optional: `NAME group` lines, the blocks of a bootstrap
@@ -19,7 +19,7 @@ from datasets.pairs import load_label, read_fields
 from utils import VOID
 from utils.arrays import read_npy
 from utils.cli import UserError
-from utils.files import whole
+from utils.files import atomic_open
 from utils.untrusted import reading
 
 SIDES = {"train": True, "val": False}
@@ -28,7 +28,7 @@ TINY = 2.0**-24  # smallest positive float16: what a stored 0 stands for
 
 @dataclass(frozen=True)
 class Stored:
-    """A posterior on disk and what is known about its picture. `load` reads it."""
+    """A posterior on disk and what is known about its image. `load` reads it."""
 
     name: str
     member: bool
@@ -40,7 +40,7 @@ class Stored:
 
     @property
     def key(self) -> str:
-        """What the random streams of the picture are derived from."""
+        """What the random streams of the image are derived from."""
         return Path(self.name).name
 
     @property
@@ -134,18 +134,18 @@ def _read_groups(path: Path) -> dict[str, str]:
 
 def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, label: np.ndarray,
                     image: np.ndarray | None = None, folder: str = "pred_sgd") -> None:
-    """Write one picture into the tree: posterior as float16, full-size label and, if given, the picture."""
+    """Write one image into the tree: posterior as float16, full-size label and, if given, the image."""
     for kind, array in (("label", label), ("img", image)):
         if array is not None:
-            with whole(root / side / kind / f"{name}.png") as file:
+            with atomic_open(root / side / kind / f"{name}.png") as file:
                 Image.fromarray(array).save(file, "PNG")
-    with whole(root / side / folder / f"{name}.npy") as file:
+    with atomic_open(root / side / folder / f"{name}.npy") as file:
         np.save(file, posterior.astype(np.float16))
 
 
 def write_groups(root: Path, groups: Sequence[tuple[str, str]]) -> None:
-    """Write the block of each picture, (`side/NAME`, group)."""
-    with whole(root / "groups.txt", "w") as file:
+    """Write the block of each image, (`side/NAME`, group)."""
+    with atomic_open(root / "groups.txt", "w") as file:
         file.writelines(f"{name} {group}\n" for name, group in groups)
 
 

@@ -3,7 +3,7 @@
 A scene is a straight street seen by a camera at its end: ground, two rows of facades, and things that stand or
 drive on it, painted from far to near. It is a function of (domain, index, seed) alone. The label is drawn from
 the same outlines with the faults that people make: outlines off by a pixel or two, small things missed, a few
-things given a neighbouring class. These faults cannot be predicted from the picture, only remembered.
+things given a neighbouring class. These faults cannot be predicted from the image, only remembered.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets.pairs import Pair
 from utils import VOID
-from utils.files import whole
+from utils.files import atomic_open
 from utils.randomness import stream
 
 CLASSES = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
@@ -30,7 +30,7 @@ FAR = 90.0  # metres
 
 @dataclass(frozen=True)
 class Domain:
-    """How a family of scenes is seen: picture sizes (H, W), lens, camera height (m), light and weather."""
+    """How a family of scenes is seen: image sizes (H, W), lens, camera height (m), light and weather."""
 
     sizes: tuple[tuple[int, int], ...] = ((128, 256),)
     focal: float = 0.55  # of the width
@@ -52,7 +52,7 @@ DOMAINS = {
 
 
 def draw(index: int, domain: str = "clear", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw scene `index` of `domain`: picture uint8 RGB (H, W, 3) and label uint8 (H, W), 255 = void."""
+    """Draw scene `index` of `domain`: image uint8 RGB (H, W, 3) and label uint8 (H, W), 255 = void."""
     look = DOMAINS[domain]
     rng = stream(seed, "streets", domain, index)
     scene = _Scene(rng, look, look.sizes[rng.integers(len(look.sizes))])
@@ -65,7 +65,7 @@ def draw(index: int, domain: str = "clear", seed: int = 0) -> tuple[np.ndarray, 
 
 @dataclass
 class _Scene:
-    """Canvas, camera and random stream of one picture. World axes: x right (m), y up (m), z ahead (m)."""
+    """Canvas, camera and random stream of one image. World axes: x right (m), y up (m), z ahead (m)."""
 
     rng: np.random.Generator
     look: Domain
@@ -86,14 +86,14 @@ class _Scene:
         self.line = self.walk[0] - rng.choice([0, 0, 3]), self.walk[1] + rng.choice([0, 0, 3])
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """World points (N, 3) to picture points (N, 2), z kept at 1 m or more."""
+        """World points (N, 3) to image points (N, 2), z kept at 1 m or more."""
         points = np.asarray(points, float)
         scale = self.focal / np.maximum(points[:, 2], 1.0)
         return np.stack([self.vanish + points[:, 0] * scale,
                          self.horizon + (self.look.height - points[:, 1]) * scale], axis=1)
 
     def fill(self, outline: np.ndarray, colour: np.ndarray) -> None:
-        """Paint picture points (N, 2) into the picture only."""
+        """Paint image points (N, 2) into the image only."""
         shade = self.rng.normal(0, 3, 3)
         points = np.round(outline * 16).astype(np.int32)
         cv2.fillPoly(self.image, [points], np.clip(colour + shade, 0, 255).tolist(), cv2.LINE_AA, 4)
@@ -245,7 +245,7 @@ def _things(scene: _Scene) -> list[Painter]:
 
 
 def _upright(scene: _Scene, x: float, depth: float, points: list[tuple[float, float]]) -> np.ndarray:
-    """Outline (N, 2) in metres beside and above the foot at (x, 0, depth), as picture points."""
+    """Outline (N, 2) in metres beside and above the foot at (x, 0, depth), as image points."""
     return scene.project([(x + dx, y, depth) for dx, y in points])
 
 
@@ -401,14 +401,14 @@ def decode(raw: np.ndarray, path: Path) -> np.ndarray:
     return raw
 
 
-# First index and number of pictures of each part; a part is a run of indices, so nothing was chosen by a score.
+# First index and number of images of each part; a part is a run of indices, so nothing was chosen by a score.
 PARTS = {"victim_in": ("clear", 0, 160), "victim_out": ("clear", 1000, 120), "shadow": ("clear", 2000, 320),
          "rain_in": ("rain", 0, 160), "rain_out": ("rain", 1000, 160),
          "wide_in": ("wide", 0, 160), "wide_out": ("wide", 1000, 160)}
 
 
 def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
-    """The parts of `PARTS`; pictures that are not yet under `root` are drawn and written there."""
+    """The parts of `PARTS`; images that are not yet under `root` are drawn and written there."""
     parts = {}
     for part, (domain, first, count) in PARTS.items():
         parts[part] = [_written(root, domain, index, seed) for index in range(first, first + count)]
@@ -420,6 +420,6 @@ def _written(root: Path, domain: str, index: int, seed: int) -> Pair:
     image, label = f"{folder}/img/{index:05d}.png", f"{folder}/label/{index:05d}.png"
     if not (root / label).exists():
         for path, array in zip((image, label), draw(index, domain, seed), strict=True):
-            with whole(root / path) as file:
+            with atomic_open(root / path) as file:
                 Image.fromarray(array).save(file, "PNG")
     return Pair(image, label, image, root)

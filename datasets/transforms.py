@@ -1,4 +1,4 @@
-"""Joint random transforms of picture and label for training a segmentation model."""
+"""Joint random transforms of image and label for training a segmentation model."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def augment(
     """Scale, rotate (p 0.5), blur 5 x 5 (p `blur`), flip (p 0.5) and crop, as PSPNet is trained.
 
     image uint8 (H, W, 3), label uint8 (H, W) -> the same at size `crop` (h, w), written into new arrays. What lies
-    outside the picture is `fill` (0..255 per channel) and void. `scale` is drawn log-uniformly, `rotate` is the
+    outside the image is `fill` (0..255 per channel) and void. `scale` is drawn log-uniformly, `rotate` is the
     largest angle in degrees.
     """
     factor = float(np.exp(rng.uniform(*np.log(scale))))
@@ -46,7 +46,7 @@ def augment(
 
 
 def _crop(image, label, rng, crop, fill):
-    """Random crop; a picture smaller than the crop lies at a random place of it."""
+    """Random crop; an image smaller than the crop lies at a random place of it."""
     (height, width), (rows, columns) = label.shape, crop
     out_image = np.empty((rows, columns, 3), np.uint8)
     out_image[:] = np.round(fill)
@@ -59,14 +59,14 @@ def _crop(image, label, rng, crop, fill):
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """Picture uint8 (H, W, 3) -> float32 (3, H, W) in 0..1."""
+    """Image uint8 (H, W, 3) -> float32 (3, H, W) in 0..1."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
 class Augmented(Dataset):
-    """Training pictures; item (epoch, i) is image float32 (3, h, w) in 0..1 and label int64 (h, w).
+    """Training images; item (epoch, i) is image float32 (3, h, w) in 0..1 and label int64 (h, w).
 
-    What a picture looks like depends on (seed, epoch, picture) only.
+    What an image looks like depends on (seed, epoch, image) only.
     """
 
     def __init__(self, pairs: Sequence[Pair], dataset: str, seed: int, crop, fill, scale, rotate, blur=0.5):

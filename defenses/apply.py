@@ -12,7 +12,7 @@ from utils.randomness import stream
 
 @dataclass(frozen=True)
 class Defense:
-    """Divides a posterior (C, H, W) by its sum over classes, then defends it; one noise draw per (seed, picture)."""
+    """Divides a posterior (C, H, W) by its sum over classes, then defends it; one noise draw per (seed, image)."""
 
     argmax: bool = False
     gauss: float | None = None

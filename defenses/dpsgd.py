@@ -1,4 +1,4 @@
-"""DPSGD: the gradient of each picture is clipped, and noise is added to their sum (section 3.1).
+"""DPSGD: the gradient of each image is clipped, and noise is added to their sum (section 3.1).
 
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, by Opacus, one clipping bound per layer. The paper's
 "noise variance" is read as the square of the noise multiplier sigma.
@@ -18,19 +18,19 @@ from opacus.optimizers import DPOptimizer, DPPerLayerOptimizer, SimpleDistribute
 from torch import nn
 
 from utils.cli import UserError
-from utils.distributed import gather, size
+from utils.distributed import gather, world_size
 from utils.randomness import stream
 
 DELTA = 1e-5
-ASSUMPTION = ("one picture more or less, Poisson sampling, as trained; the clipping bounds are medians over the "
-              "training pictures and not accounted for")
+ASSUMPTION = ("one image more or less, Poisson sampling, as trained; the clipping bounds are medians over the "
+              "training images and not accounted for")
 
 
 def gradient_bounds(model: nn.Module, losses: Iterable[torch.Tensor]) -> dict[str, float]:
     """The clipping bound of each trainable tensor, by name: the median norm of its gradient.
 
-    `losses` (scalars) are those of this process's share of the training pictures, one at a time, at the weights that
-    the model has. Raises `UserError` for a tensor that most pictures give no gradient.
+    `losses` (scalars) are those of this process's share of the training images, one at a time, at the weights that
+    the model has. Raises `UserError` for a tensor that most images give no gradient.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     norms = []
@@ -48,9 +48,9 @@ def gradient_bounds(model: nn.Module, losses: Iterable[torch.Tensor]) -> dict[st
 
 def privatise(model: nn.Module, optimizer: torch.optim.Optimizer, bounds: dict[str, float], variance: float,
               batch: int) -> tuple[nn.Module, DPOptimizer]:
-    """`model` as it is called in DPSGD, and `optimizer` as it steps then; `batch` pictures are expected in a step.
+    """`model` as it is called in DPSGD, and `optimizer` as it steps then; `batch` images are expected in a step.
 
-    The model itself, its names and its state stay what they are. Gradients must come from a sum over pictures. Raises
+    The model itself, its names and its state stay what they are. Gradients must come from a sum over images. Raises
     `UserError` for bounds that are not of this model.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -60,12 +60,12 @@ def privatise(model: nn.Module, optimizer: torch.optim.Optimizer, bounds: dict[s
     order = [bounds[names[p]] for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     warnings.filterwarnings("ignore", "Full backward hook is firing")  # the first layer's input has no gradient
     GradSampleHooks(model, loss_reduction="sum")
-    wrapper = SimpleDistributedPerLayerOptimizer if size() > 1 else DPPerLayerOptimizer
+    wrapper = SimpleDistributedPerLayerOptimizer if world_size() > 1 else DPPerLayerOptimizer
     generator = torch.Generator(next(model.parameters()).device)
-    # Opacus divides by the pictures of one process, then by the processes.
+    # Opacus divides by the images of one process, then by the processes.
     private = wrapper(optimizer, noise_multiplier=math.sqrt(variance), max_grad_norm=order,
-                      expected_batch_size=batch / size(), generator=generator)
-    return DifferentiallyPrivateDistributedDataParallel(model) if size() > 1 else model, private
+                      expected_batch_size=batch / world_size(), generator=generator)
+    return DifferentiallyPrivateDistributedDataParallel(model) if world_size() > 1 else model, private
 
 
 def reseed(optimizer: DPOptimizer, seed: int, epoch: int, step: int) -> None:
@@ -73,22 +73,22 @@ def reseed(optimizer: DPOptimizer, seed: int, epoch: int, step: int) -> None:
     optimizer.generator.manual_seed(int(stream(seed, "dpsgd noise", epoch, step).integers(2**62)))
 
 
-def account(bounds: dict[str, float], variance: float, batch: int, pictures: int, steps: int) -> dict:
+def account(bounds: dict[str, float], variance: float, batch: int, images: int, steps: int) -> dict:
     """What the training guarantees and how much noise that is, for results.json.
 
     `noise_std` is that of a coordinate of the averaged gradient: sigma ||bounds|| / batch. `epsilon` is None without
     noise.
     """
-    whole, delta, epsilon = math.hypot(*bounds.values()), min(DELTA, 1 / pictures), None
+    whole, delta, epsilon = math.hypot(*bounds.values()), min(DELTA, 1 / images), None
     if variance:
         accountant = RDPAccountant()
-        accountant.history = [(math.sqrt(variance), min(1, batch / pictures), steps)]
+        accountant.history = [(math.sqrt(variance), min(1, batch / images), steps)]
         with warnings.catch_warnings():  # at the paper's noise the best order is the smallest; nothing to mend
             warnings.filterwarnings("ignore", "Optimal order")
             epsilon = float(accountant.get_epsilon(delta))
     return {"noise_variance": variance, "noise_std": math.sqrt(variance) * whole / batch, "epsilon": epsilon,
             "delta": delta, "accountant": "RDP", "assumption": ASSUMPTION, "steps": steps,
-            "sampling_rate": min(1, batch / pictures),
+            "sampling_rate": min(1, batch / images),
             "bounds": {"tensors": len(bounds), "smallest": min(bounds.values()),
                        "median": statistics.median(bounds.values()), "largest": max(bounds.values()), "norm": whole}}
 
@@ -106,7 +106,7 @@ def describe(found: dict) -> str:
 @register_grad_sampler(nn.Conv2d)
 def _convolution(layer: nn.Conv2d, activations: list[torch.Tensor],
                  backprops: torch.Tensor) -> dict[nn.Parameter, torch.Tensor]:
-    """Gradients (N, *weight.shape) of a convolution, picture by picture, with the kernels that train it otherwise.
+    """Gradients (N, *weight.shape) of a convolution, image by image, with the kernels that train it otherwise.
 
     Opacus' own unfolds the input and multiplies all channels by all others, also where they are grouped, which makes
     depthwise convolutions several times as slow.

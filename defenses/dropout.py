@@ -10,7 +10,7 @@ from utils.randomness import stream
 
 @dataclass(frozen=True)
 class Dropout:
-    """Which share of its inputs each dropout layer of the victim drops when it is asked; one draw per (seed, picture).
+    """Which share of its inputs each dropout layer of the victim drops when it is asked; one draw per (seed, image).
 
     Raises `UserError` for a ratio outside 0..1.
     """
@@ -37,5 +37,5 @@ class Dropout:
         return model
 
     def draw(self, key: str) -> int:
-        """The seed of what is dropped for a picture."""
+        """The seed of what is dropped for an image."""
         return int(stream(self.seed, "dropout", key).integers(2**62))

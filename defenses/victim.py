@@ -19,7 +19,7 @@ from utils.cli import UserError
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture that the victim is asked about when its turn comes."""
+    """An image that the victim is asked about when its turn comes."""
 
     pair: Pair
     member: bool

@@ -1,4 +1,4 @@
-"""Figure 5: drawings of activation maps beside loss maps, and how far the two go together over all pictures."""
+"""Figure 5: drawings of activation maps beside loss maps, and how far the two go together over all images."""
 
 import csv
 import hashlib
@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from attacks.activation import Look
 from evaluation.intervals import mean_interval
-from utils.files import whole
+from utils.files import atomic_open
 
 SIDES = {"members": True, "non_members": False}
 
 
 def write_looks(folder: Path, looks: Sequence[Look], defense: str | None, seed: int) -> dict:
-    """Write correlations.csv and, of the pictures that were kept, NAME.png and maps.npz; returns the mean figures.
+    """Write correlations.csv and, of the images that were kept, NAME.png and maps.npz; returns the mean figures.
 
     maps.npz has arrays `NAME:loss` and `NAME:cam`, those of `Sight`, of the posterior that was attacked.
 
@@ -27,13 +27,13 @@ def write_looks(folder: Path, looks: Sequence[Look], defense: str | None, seed: 
     """
     looks = sorted(looks, key=lambda look: look.name)
     columns = figures_of(looks)
-    with whole(folder / "correlations.csv", "w") as file:
+    with atomic_open(folder / "correlations.csv", "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "member", *columns])
         for look, row in zip(looks, zip(*columns.values(), strict=True), strict=True):
             writer.writerow([look.name, int(look.member), *("" if value is None else repr(value) for value in row)])
     kept = {look.name: look for look in looks if look.sights}
-    with whole(folder / "maps.npz") as file:
+    with atomic_open(folder / "maps.npz") as file:
         np.savez_compressed(file, **{f"{name}:{what}": getattr(look.sights[0], what)
                                      for name, look in kept.items() for what in ("loss", "cam")})
     taken: set[str] = set()
@@ -43,7 +43,7 @@ def write_looks(folder: Path, looks: Sequence[Look], defense: str | None, seed: 
 
 
 def file_name(name: str, taken: set[str]) -> str:
-    """What the drawing of a picture is called, and note it in `taken`: NAME with `_` for `/`.
+    """What the drawing of an image is called, and note it in `taken`: NAME with `_` for `/`.
 
     What is there already, or too long for a file, is told by the end of the name and a hash of all of it.
     """
@@ -66,7 +66,7 @@ def figures_of(looks: Sequence[Look]) -> dict[str, list[float | None]]:
 def summarise(looks: Sequence[Look], columns: dict[str, list[float | None]], seed: int) -> dict:
     """Mean of each column over members and over non-members, with 95 % intervals over blocks.
 
-    Pictures without a correlation are left out and counted; where none has one, mean and interval are None.
+    Images without a correlation are left out and counted; where none has one, mean and interval are None.
     """
     out: dict = {"without_correlation": sum(value is None for value in columns["pearson"])}
     for column, values in columns.items():
@@ -89,7 +89,7 @@ def sentence(cam: dict) -> str:
 
 
 def draw(path: Path, look: Look, defense: str | None) -> None:
-    """One picture: loss map above, CAM below; before the defense on the left, under it on the right.
+    """One image: loss map above, CAM below; before the defense on the left, under it on the right.
 
     Each map has colours of its own, since a defense may shift a CAM by more than it varies; losses above their 99 %
     quantile look like it. Void is white in loss maps; no pixel of the photograph is shown.
@@ -114,5 +114,5 @@ def draw(path: Path, look: Look, defense: str | None) -> None:
         rows[1, 0].set_ylabel("class activation map")
         for axes in rows.flat:
             axes.set(xticks=[], yticks=[])
-        with whole(path) as file:
+        with atomic_open(path) as file:
             figure.savefig(file, dpi=200, format="png")

@@ -1,4 +1,4 @@
-"""Compare attacks on the same pictures, paired: python -m evaluation.compare RUN RUN [RUN ...].
+"""Compare attacks on the same images, paired: python -m evaluation.compare RUN RUN [RUN ...].
 
 Prints the AUC and max-F of each run of attack.py and its difference to the first, with a 95 % interval from one
 bootstrap that draws the same blocks for all of them.
@@ -29,11 +29,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from evaluation.intervals import paired_difference
-    from evaluation.metrics import figures
+    from evaluation.metrics import compute_metrics
 
     columns, member, group = read_paired([Path(name) for name in args.runs])
     for run_name, column in zip(args.runs, columns, strict=True):
-        line = f"{run_name}: {args.figure} {figures(column, member)[args.figure]:.3f}"
+        line = f"{run_name}: {args.figure} {compute_metrics(column, member)[args.figure]:.3f}"
         if column is not columns[0]:
             both = paired_difference([column], columns[:1], member, group, args.figure, args.seed)
             low, high = both["interval"]
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def read_paired(folders: Sequence[Path]) -> tuple[list["np.ndarray"], "np.ndarray", list[str]]:
-    """Scores (n,) of each run, membership (n,) and block of the pictures that all of them scored.
+    """Scores (n,) of each run, membership (n,) and block of the images that all of them scored.
 
     Raises `UserError` when they scored different ones.
     """
@@ -52,14 +52,14 @@ def read_paired(folders: Sequence[Path]) -> tuple[list["np.ndarray"], "np.ndarra
     known = {name: row[:2] for name, row in tables[0].items()}
     for folder, scores in zip(folders, tables, strict=True):
         if {name: row[:2] for name, row in scores.items()} != known:
-            raise UserError(f"{folder} scored other pictures than {folders[0]}; only the same can be compared")
+            raise UserError(f"{folder} scored other images than {folders[0]}; only the same can be compared")
     names = sorted(known)
     columns = [np.array([scores[name][2] for name in names]) for scores in tables]
     return columns, np.array([known[name][0] for name in names]), [known[name][1] for name in names]
 
 
 def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:
-    """Picture -> (member, block, score), from scores.csv and patches.npz of a run; `UserError` when they are broken."""
+    """Image -> (member, block, score), from scores.csv and patches.npz of a run; `UserError` when they are broken."""
     path, advice = folder / "scores.csv", "give folders that attack.py wrote"
     if not path.is_file():
         raise UserError(f"{folder} holds no scores.csv; {advice}")
@@ -69,9 +69,9 @@ def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:
     names, groups = read_patches(folder, "image", "group")
     group = dict(zip(names.tolist(), groups.tolist(), strict=True))
     if len(rows) != len(group) or {name for name, _, _ in rows} != group.keys():
-        raise UserError(f"{path} does not name each picture of patches.npz once; {advice}")
+        raise UserError(f"{path} does not name each image of patches.npz once; {advice}")
     if not all(math.isfinite(score) for _, _, score in rows) or len({member for _, member, _ in rows}) < 2:
-        raise UserError(f"{path} has no finite score of each picture, or only one side; {advice}")
+        raise UserError(f"{path} has no finite score of each image, or only one side; {advice}")
     return {name: (member, group[name], score) for name, member, score in rows}
 
 

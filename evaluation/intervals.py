@@ -1,10 +1,10 @@
-"""Bootstrap intervals: over pictures, or over the blocks that they come in."""
+"""Bootstrap intervals: over images, or over the blocks that they come in."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from evaluation.metrics import FIGURES, Curves
+from evaluation.metrics import METRICS, Curves
 from utils.randomness import stream
 
 RESAMPLES = 2000
@@ -43,7 +43,7 @@ def bootstrap(scores: Sequence[np.ndarray], member: np.ndarray, group: Sequence[
     """
     draw = block_weights(group, member, resamples, seed)
     curves = [Curves(score, member) for score in scores]
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in FIGURES}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
     done = 0
     while done < resamples:
         weights = draw()[: resamples - done]
@@ -51,7 +51,7 @@ def bootstrap(scores: Sequence[np.ndarray], member: np.ndarray, group: Sequence[
         sides = weights @ np.stack([member, ~np.asarray(member, bool)], axis=1).astype(float)
         weights = weights[(sides > 0).all(axis=1)]
         counts = [curve.counts(weights) for curve in curves]
-        for name, figure in FIGURES.items():
+        for name, figure in METRICS.items():
             rows[name].append(np.stack([figure(*count) for count in counts], axis=1))
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
@@ -81,6 +81,6 @@ def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray],
     """
     member, columns = np.asarray(member, bool), [*first, *second]
     sign = np.array([1 / len(first)] * len(first) + [-1 / len(second)] * len(second))
-    own = np.array([float(FIGURES[figure](*Curves(score, member).counts())[0]) for score in columns])
+    own = np.array([float(METRICS[figure](*Curves(score, member).counts())[0]) for score in columns])
     low, high = np.quantile(bootstrap(columns, member, group, seed)[figure] @ sign, [0.025, 0.975])
     return {"difference": float(own @ sign), "interval": [float(low), float(high)]}

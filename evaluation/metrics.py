@@ -45,10 +45,10 @@ def _tpr_at(rate: float):
     return tpr
 
 
-FIGURES = {"auc": _auc, "max_f": _max_f, "tpr_at_5_fpr": _tpr_at(0.05)}
+METRICS = {"auc": _auc, "max_f": _max_f, "tpr_at_5_fpr": _tpr_at(0.05)}
 
 
-def figures(score: np.ndarray, member: np.ndarray) -> dict[str, float]:
+def compute_metrics(score: np.ndarray, member: np.ndarray) -> dict[str, float]:
     """AUC, max-F and TPR at 5 % FPR of scores (n,) against membership bool (n,), each in 0..1.
 
     Raises `ValueError` when there are no members, no non-members, or a score is not finite.
@@ -59,7 +59,7 @@ def figures(score: np.ndarray, member: np.ndarray) -> dict[str, float]:
     if not np.isfinite(score).all():
         raise ValueError("a score is not finite")
     counts = Curves(score, member).counts()
-    return {name: float(figure(*counts)[0]) for name, figure in FIGURES.items()}
+    return {name: float(figure(*counts)[0]) for name, figure in METRICS.items()}
 
 
 def chance(members: int, non_members: int) -> dict[str, float]:

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 
 from attacks.scoring import Scored
 from evaluation.metrics import Curves
-from utils.files import whole
+from utils.files import atomic_open
 
 SQUARE = {"figsize": (4, 4), "layout": "constrained"}
 
 
 def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
-    """Write roc.png and precision-recall.png: pictures solid, patches dashed, random guessing dotted."""
+    """Write roc.png and precision-recall.png: images solid, patches dashed, random guessing dotted."""
     member = np.array([s.member for s in scored])
     counts = [len(s.patch_scores) for s in scored]
     levels = (("image", [s.score for s in scored], member, "-"),
@@ -43,5 +43,5 @@ def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
 
 def _save(figure: Figure, path: Path, place: str) -> None:
     figure.axes[0].legend(loc=place)
-    with whole(path) as file:
+    with atomic_open(path) as file:
         figure.savefig(file, dpi=160, format="png")

@@ -9,17 +9,17 @@ import numpy as np
 
 from attacks.scoring import Scored
 from evaluation.intervals import intervals
-from evaluation.metrics import chance, figures
-from utils.files import whole, write_json
-from utils.names import as_cell
+from evaluation.metrics import chance, compute_metrics
+from utils.files import atomic_open, write_json
+from utils.names import spreadsheet_safe
 
 PATCH_RESAMPLES = 500  # patches are many, and their blocks few
 
 
 def summarise(scored: Sequence[Scored], seed: int) -> dict:
-    """Figures of pictures and of patches with their 95 % intervals, and what guessing would give.
+    """Figures of images and of patches with their 95 % intervals, and what guessing would give.
 
-    Patches are resampled with their picture's block, since those of one picture are not independent.
+    Patches are resampled with their image's block, since those of one image are not independent.
     """
     member = np.array([s.member for s in scored])
     group = np.array([s.group for s in scored])
@@ -32,23 +32,23 @@ def summarise(scored: Sequence[Scored], seed: int) -> dict:
     out: dict = {"chance": {}}
     for name, (score, inside, blocks, options) in levels.items():
         bounds = intervals(score, inside, blocks, seed, **options)
-        out[name] = figures(score, inside) | {f"{key}_interval": value for key, value in bounds.items()}
+        out[name] = compute_metrics(score, inside) | {f"{key}_interval": value for key, value in bounds.items()}
         out["chance"][name] = chance(int(inside.sum()), int((~inside).sum()))
     return out | {"members": int(member.sum()), "non_members": int((~member).sum()),
                   "blocks": len(set(group.tolist())), "patches": int(counts.sum())}
 
 
-def write_scores(folder: Path, scored: Sequence[Scored], hide: Callable[[str], str] = as_cell) -> None:
-    """Write scores.csv (`image,member,score`, by image) and patches.npz (corner, score, picture and block of each).
+def write_scores(folder: Path, scored: Sequence[Scored], hide: Callable[[str], str] = spreadsheet_safe) -> None:
+    """Write scores.csv (`image,member,score`, by image) and patches.npz (corner, score, image and block of each).
 
-    `hide` is what the names of pictures and blocks are written as.
+    `hide` is what the names of images and blocks are written as.
     """
     ordered = sorted((replace(s, name=hide(s.name), group=hide(s.group)) for s in scored), key=lambda s: s.name)
-    with whole(folder / "scores.csv", "w") as file:
+    with atomic_open(folder / "scores.csv", "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "member", "score"])
         writer.writerows([s.name, int(s.member), repr(s.score)] for s in ordered)
-    with whole(folder / "patches.npz") as file:
+    with atomic_open(folder / "patches.npz") as file:
         counts = [len(s.corners) for s in ordered]
         np.savez_compressed(
             file, image=np.repeat([s.name for s in ordered], counts),

@@ -1,6 +1,6 @@
 """What an attack has scored so far, kept in its run's folder, so that the same call goes on after a stop.
 
-Pictures are scored part by part; a part is known by its pictures and the state of their files, so one that was mended
+Images are scored part by part; a part is known by its images and the state of their files, so one that was mended
 meanwhile is scored anew. `DIR/unfinished/` is gone once the figures are written.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from attacks.scoring import Item, Scored
 from utils.cli import UserError
-from utils.distributed import gather, is_main, on_main, rank, share, size
-from utils.files import fingerprint, hold, read_json, whole
+from utils.distributed import gather, is_main, own_share, process_rank, run_on_main, world_size
+from utils.files import atomic_open, fingerprint, lock_run, read_json
 from utils.log import progress
 from utils.pause import Pause
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Part:
-    """Some pictures after the attack: their scores, their confusion matrices {member: (C, C)}, and looks, if any."""
+    """Some images after the attack: their scores, their confusion matrices {member: (C, C)}, and looks, if any."""
 
     scored: list[Scored]
     matrices: dict[bool, np.ndarray]
@@ -39,7 +39,7 @@ def find(stage: str, out: str | None, stamp: str) -> Path | None:
         marker = folder / "unfinished" / "stamp"
         if marker.is_file() and marker.read_text(encoding="utf-8", errors="replace") == stamp:
             try:
-                hold(folder)
+                lock_run(folder)
                 return folder
             except UserError:
                 if out:
@@ -56,7 +56,7 @@ class Unfinished:
         if is_main() and not (marker.is_file() and marker.read_text(encoding="utf-8", errors="replace") == stamp):
             if self._folder.exists():
                 shutil.rmtree(self._folder)
-            with whole(marker, "w") as file:
+            with atomic_open(marker, "w") as file:
                 file.write(stamp)
 
     def add(self, part: Sequence[Item], done: Part) -> None:
@@ -69,8 +69,8 @@ class Unfinished:
     def save(self) -> None:
         """Write what was noted since the last time."""
         if self._new:
-            number = sum(1 for _ in self._folder.glob(f"{rank()}-*.json"))
-            with whole(self._folder / f"{rank()}-{number}.json", "w") as file:
+            number = sum(1 for _ in self._folder.glob(f"{process_rank()}-*.json"))
+            with atomic_open(self._folder / f"{process_rank()}-{number}.json", "w") as file:
                 json.dump(self._new, file)
         self._new = {}
 
@@ -80,13 +80,13 @@ class Unfinished:
 
 
 def _key(part: Sequence[Item]) -> str:
-    """Names the part by its pictures and the sizes and times of their files."""
+    """Names the part by its images and the sizes and times of their files."""
     states = [path.stat() for item in part for path in item.files if path.exists()]
     return fingerprint([], [item.name for item in part], [(state.st_size, state.st_mtime_ns) for state in states])
 
 
 def _known(folder: Path, parts: Sequence[Sequence[Item]], drawn: Container[str]) -> dict[int, Part]:
-    """Number -> part, of those that `folder` has on disk; none with a picture to draw, whose maps it has not."""
+    """Number -> part, of those that `folder` has on disk; none with an image to draw, whose maps it has not."""
     from attacks.activation import Look
 
     stored = {key: one for path in folder.glob("unfinished/*.json") for key, one in read_json(path).items()}
@@ -108,21 +108,21 @@ def score_parts(parts: Sequence[Sequence[Item]], score: Callable[[Sequence[Item]
     """All parts, in order, scored here or before; and what the run has on disk, to be cleared once it is finished.
 
     `folder` is that of the unfinished run that goes on; without one, `begin` makes it, once the first part is scored.
-    What is scored is saved every `every` seconds, when a signal asks to end, and when a picture cannot be used.
+    What is scored is saved every `every` seconds, when a signal asks to end, and when an image cannot be used.
     """
-    done = on_main(lambda: _known(folder, parts, drawn) if folder else {})
+    done = run_on_main(lambda: _known(folder, parts, drawn) if folder else {})
     missing = [number for number in range(len(parts)) if number not in done]
-    own, kept = share(missing), None
+    own, kept = own_share(missing), None
     total, behind = sum(map(len, parts)), sum(len(parts[number]) for number in done)
     with progress(None, "attacking", total, initial=behind) as bar, Pause(every, "the same command goes on") as pause:
         try:
-            for turn in range(-(-len(missing) // size())):  # as many on every process, since they meet in `due`
+            for turn in range(-(-len(missing) // world_size())):  # as many on every process, since they meet in `due`
                 here = own[turn : turn + 1]
                 done |= {number: score(parts[number]) for number in here}
-                kept = kept or Unfinished(folder or on_main(begin), stamp)
+                kept = kept or Unfinished(folder or run_on_main(begin), stamp)
                 for number in here:
                     kept.add(parts[number], done[number])
-                    bar.update(len(parts[number]) * size())
+                    bar.update(len(parts[number]) * world_size())
                 if pause.due():
                     kept.save()
                     pause.saved()

@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="examples.ship", description=__doc__)
     flags.add_argument("--runs", default="runs/demo",
                        help="folder with the runs victim, victim-dpsgd, loss and concate")
-    flags.add_argument("--count", type=int, default=60, help="pictures of each side, the first by index")
+    flags.add_argument("--count", type=int, default=60, help="images of each side, the first by index")
     flags.add_argument("--root", default="data/streets", help="where the streets lie")
     return flags
 
@@ -26,13 +26,13 @@ def main(args: argparse.Namespace) -> None:
     from datasets.posteriors import write_posterior
     from models import load_segmenter
     from models.query import query
-    from utils.checkpoints import half, load_checkpoint, save_checkpoint
+    from utils.checkpoints import load_checkpoint, save_checkpoint, to_half
 
     runs = Path(args.runs)
     for name, file in (("victim", "last"), ("victim-dpsgd", "last"), ("loss", "best"), ("concate", "best")):
         kept = load_checkpoint(runs / name / f"{file}.pth.tar")
         rest = {key: kept[key] for key in ("epoch", "view", "classes", "dataset") if key in kept}
-        save_checkpoint(f"weights/{name}.pth.tar", kept["model"], half(kept["state_dict"]), **rest)
+        save_checkpoint(f"weights/{name}.pth.tar", kept["model"], to_half(kept["state_dict"]), **rest)
     victims = {f"pred_{how}": load_segmenter(f"weights/{name}.pth.tar")[0]
                for how, name in (("sgd", "victim"), ("dpsgd", "victim-dpsgd"))}
     view = load_checkpoint("weights/loss.pth.tar")["view"]

@@ -15,8 +15,8 @@ ALIASES = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 class Backbone(nn.Module):
     """Features of the first `stages` stages behind the stem, finest first.
 
-    forward: pictures (N, 3, H, W) in 0..1 -> list of (N, channels[i], H / reductions[i], W / reductions[i]).
-    Normalisation with the backbone's own mean and std (per channel, for pictures in 0..1) happens here.
+    forward: images (N, 3, H, W) in 0..1 -> list of (N, channels[i], H / reductions[i], W / reductions[i]).
+    Normalisation with the backbone's own mean and std (per channel, for images in 0..1) happens here.
     """
 
     def __init__(self, name: str, output_stride: int = 8, stages: int = 4, pretrained: bool = False):

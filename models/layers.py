@@ -24,7 +24,7 @@ def conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> 
 def group_norms(module: nn.Module) -> None:
     """Put GroupNorm without scales in the place of every BatchNorm below `module`; an activation inside it stays.
 
-    It keeps no statistics of training pictures, and there is nothing in it to be clipped or to get noise.
+    It keeps no statistics of training images, and there is nothing in it to be clipped or to get noise.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
@@ -60,7 +60,7 @@ class PyramidPooling(nn.Module):
 class Segmenter(nn.Module):
     """A backbone and its head.
 
-    forward: pictures (N, 3, H, W) in 0..1 -> logits (N, C, H, W), bilinear from the head's resolution; in training,
+    forward: images (N, 3, H, W) in 0..1 -> logits (N, C, H, W), bilinear from the head's resolution; in training,
     with an auxiliary head, the pair (logits, auxiliary logits). The auxiliary head reads the last stage but one.
     """
 

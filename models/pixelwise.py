@@ -10,7 +10,7 @@ class Pixelwise(nn.Module):
     """A classifier of the 2C values of one position, whose member probabilities are averaged over the labelled ones.
 
     forward: posterior and one-hot label (N, 2C or more, h, w) -> (logits (N, 2), position logits (N, 2, h, w)).
-    The softmax of the logits is the mean of the positions' softmaxes, so an attack with whole pictures scores as
+    The softmax of the logits is the mean of the positions' softmaxes, so an attack with whole images scores as
     the paper's baseline does. In training it returns instead the logits of all labelled positions, (K, 2), patch after
     patch, and how many each patch has, int64 (N,).
     """

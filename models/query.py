@@ -1,4 +1,4 @@
-"""P = V(X): asking a segmentation model about a picture, or once about many."""
+"""P = V(X): asking a segmentation model about an image, or once about many."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +13,13 @@ from datasets.pairs import Pair, load_pair
 from datasets.posteriors import write_groups, write_posterior
 from utils.cli import UserError
 from utils.device import autocast
-from utils.distributed import barrier, on_main, share
-from utils.files import fingerprint, whole
+from utils.distributed import barrier, own_share, run_on_main
+from utils.files import atomic_open, fingerprint
 from utils.log import progress
 
 
 class Drawn(Protocol):
-    """What a model drops when it is asked: `draw` gives the seed for a picture's key; `repr` says all of it."""
+    """What a model drops when it is asked: `draw` gives the seed for an image's key; `repr` says all of it."""
 
     def draw(self, key: str) -> int: ...
 
@@ -27,9 +27,9 @@ class Drawn(Protocol):
 @torch.inference_mode()
 def query(model: torch.nn.Module, image: np.ndarray, device: torch.device, stride: int = 1,
           precision: str = "auto", seed: int | None = None) -> torch.Tensor:
-    """Posterior float32 (C, ceil(H/s), ceil(W/s)) on the CPU of a picture uint8 RGB (H, W, 3).
+    """Posterior float32 (C, ceil(H/s), ceil(W/s)) on the CPU of an image uint8 RGB (H, W, 3).
 
-    One forward pass of the whole picture; position (i, j) belongs to pixel (i s, j s), as label[::s, ::s] does.
+    One forward pass of the whole image; position (i, j) belongs to pixel (i s, j s), as label[::s, ::s] does.
     `seed` fixes what a model drops that drops something when it is asked.
     """
     if seed is not None:
@@ -44,11 +44,11 @@ def query(model: torch.nn.Module, image: np.ndarray, device: torch.device, strid
 def query_tree(tree: Path, model: Callable[[], torch.nn.Module], sides: Mapping[str, Sequence[Pair]],
                dataset: ModuleType, device: torch.device, stride: int, precision: str,
                made_from: Sequence[Path], dropout: Drawn | None = None) -> Path:
-    """Keep the posteriors of a model in `tree` (layout of `datasets.posteriors`); pictures already there stay.
+    """Keep the posteriors of a model in `tree` (layout of `datasets.posteriors`); images already there stay.
 
     model: gives the model (the same each time), once it has to be asked. sides: {"train": members, "val":
     non-members}. `made_from` are the files that the posteriors come from, checkpoint and splits: a tree made from
-    others, or of other pictures, at another stride or under other dropout, is made anew. Returns `tree`; `UserError`
+    others, or of other images, at another stride or under other dropout, is made anew. Returns `tree`; `UserError`
     when it holds something else.
     """
     wanted = [(side, pair) for side, pairs in sides.items() for pair in pairs]
@@ -64,12 +64,12 @@ def query_tree(tree: Path, model: Callable[[], torch.nn.Module], sides: Mapping[
             for stale in (tree / side / kind for side in sides for kind in ("label", "pred_sgd")):
                 if stale.exists():
                     shutil.rmtree(stale)
-        with whole(marker, "w") as file:
+        with atomic_open(marker, "w") as file:
             file.write(stamp)
         write_groups(tree, [(f"{side}/{pair.name}", pair.group) for side, pair in wanted])
 
-    on_main(prepare)
-    for side, pair in progress(share(wanted), "asking for posteriors"):
+    run_on_main(prepare)
+    for side, pair in progress(own_share(wanted), "asking for posteriors"):
         if not (tree / side / "pred_sgd" / f"{pair.name}.npy").exists():
             image, label = load_pair(pair, dataset)
             seed = dropout and dropout.draw(pair.key)

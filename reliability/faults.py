@@ -38,7 +38,7 @@ class Fault:
 
     @property
     def labels(self) -> int:
-        """How many of the reads were of a label: once for each picture that is asked about or attacked."""
+        """How many of the reads were of a label: once for each image that is asked about or attacked."""
         return self._shared[2]
 
     @property

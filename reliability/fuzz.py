@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from datasets import DATASETS, find_dataset
+from datasets.images import load_image
 from datasets.pairs import load_label, read_split
-from datasets.pictures import load_image
 from datasets.posteriors import Stored, list_tree
 from models import load_segmenter
 from reliability import hostile, inputs
@@ -68,7 +68,7 @@ def _posterior(path: Path, _: Path) -> None:
     assert array.dtype == np.float32 and array.ndim == 3 and np.isfinite(array).all() and found.shape == array.shape[1:]
 
 
-def _picture(path: Path, _: Path) -> None:
+def _image(path: Path, _: Path) -> None:
     array = load_image(path)
     assert array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
 
@@ -85,13 +85,13 @@ KINDS: dict[str, tuple[str, Callable, Callable, float]] = {
     "checkpoint": ("x.pth.tar", hostile.checkpoint, _either, 0.18),
     "checkpoint, old form": ("x.pth.tar", partial(hostile.checkpoint, old=True), _either, 0.16),
     "posterior": ("x.npy", inputs.posterior, _posterior, 0.18),
-    "picture": ("x.png", inputs.picture, _picture, 0.12),
-    "label": ("x_labelIds.png", inputs.picture, _label, 0.12),
+    "image": ("x.png", inputs.image, _image, 0.12),
+    "label": ("x_labelIds.png", inputs.image, _label, 0.12),
     "archive": ("x.zip", inputs.archive, unpack, 0.12),
     "split": ("x.txt", inputs.split, _split, 0.09),
     "groups": ("groups.txt", inputs.groups, _groups, 0.03),
 }
-SPECIAL = {("checkpoint", 1000): hostile.bomb, ("picture", 1000): inputs.vast, ("label", 1000): inputs.vast}
+SPECIAL = {("checkpoint", 1000): hostile.bomb, ("image", 1000): inputs.vast, ("label", 1000): inputs.vast}
 SCRIPTS = 0.01  # as many more go through a whole script
 
 

@@ -1,4 +1,4 @@
-"""Split files, posteriors, pictures and archives that lie."""
+"""Split files, posteriors, images and archives that lie."""
 
 import io
 import struct
@@ -52,21 +52,21 @@ def posterior(rng: np.random.Generator) -> bytes:
 
 
 @cache
-def pictures() -> list[bytes]:
-    """Small pictures of many modes and formats, PNG more often, and one that asks for another program."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 19, (16, 24, 3), np.uint8))
+def images() -> list[bytes]:
+    """Small images of many modes and formats, PNG more often, and one that asks for another program."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 19, (16, 24, 3), np.uint8))
     out = [POSTSCRIPT]
     for kind, modes in MODES.items():
         for mode in modes:
             file = io.BytesIO()
-            picture.convert("L" if mode in ("I;16", "F", "1") else mode).convert(mode).save(file, kind)
+            image.convert("L" if mode in ("I;16", "F", "1") else mode).convert(mode).save(file, kind)
             out += [file.getvalue()] * (4 if kind == "PNG" else 1)
     return out
 
 
-def picture(rng: np.random.Generator) -> bytes:
-    """A picture or a label."""
-    data, other = (pictures()[rng.integers(len(pictures()))] for _ in range(2))
+def image(rng: np.random.Generator) -> bytes:
+    """An image or a label."""
+    data, other = (images()[rng.integers(len(images()))] for _ in range(2))
     return (mutate_png if rng.random() < 0.6 else mutate)(data, rng, other)
 
 

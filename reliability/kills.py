@@ -43,7 +43,7 @@ def kills(world: Path, known: dict[str, Known], trials: int, seed: int, jobs: in
         "trials": trials,
         "resumed after SIGKILL": sum(bool(set(one["ways"]) - set(CODES)) for one in found),
         "over before it was killed": sum(not one["ways"] for one in found),
-        "pictures attacked before a kill": sum(one["before"] for one in asked),
+        "images attacked before a kill": sum(one["before"] for one in asked),
         "of them again": sum(one["again"] for one in asked),
         "kills": Counter(way for one in found for way in one["ways"]),
         "by": {name: {"trials": len(row), "kills": sum(len(one["ways"]) for one in row),
@@ -72,7 +72,7 @@ def trial(world: Path, known: dict[str, Known], seed: int, number: int) -> dict:
     wrong += last.fault(0) or apart(differences, known[name].folder, here)
     repeated = 0 if finished else max(0, labels + last.did.labels - known[name].labels)
     if attacks(name) and repeated > 3 * TOGETHER * len(ways):
-        wrong.append(f"{repeated} of {labels} pictures were done again after {len(ways)} kills")
+        wrong.append(f"{repeated} of {labels} images were done again after {len(ways)} kills")
     if not wrong:
         shutil.rmtree(here)
     return {"trial": number, "command": name, "ways": ways, "before": labels, "again": repeated, "wrong": wrong,

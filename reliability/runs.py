@@ -39,7 +39,7 @@ SMALL = ("--root {world}/data --width 16 --stages 2 --epochs 3 --batch 4 --worke
 VICTIM = "train_victim.py --train {world}/victim_in.txt --test {world}/victim_out.txt " + SMALL
 LIVE = ("--victim {world}/victim/last.pth.tar --root {world}/data --members {world}/victim_in.txt "
         "--non-members {world}/victim_out.txt ")
-# Two pictures go through the attacker together, and are saved then.
+# Two images go through the attacker together, and are saved then.
 ATTACK = ("attack.py -resume {world}/attacker/best.pth.tar --precision fp32 -num-patch 3 --batch 6 --save-every 0 "
           "--out {here}/run ")
 TOGETHER = 2

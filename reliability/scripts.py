@@ -29,7 +29,7 @@ LINES = (
     ("checkpoint", "attacker/last.pth.tar", "train_attacker.py --continue {here}/attacker"),
     ("split", "victim_in.txt",
      ATTACK + KNOWN + LIVE.replace("{world}/victim_in.txt", "{file}") + "--keep {here}/kept"),
-    ("picture", "data/img/0.png",
+    ("image", "data/img/0.png",
      "train_victim.py --root {here}/data --train {world}/victim_in.txt --test {world}/victim_in.txt " + SHORT),
     ("posterior", "tree/train/pred_sgd/img/0.npy", ATTACK + KNOWN + "--examples {here}/tree"),
     ("archive", "examples.zip", "utils/download.py --to {here}"),

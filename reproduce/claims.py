@@ -1,13 +1,13 @@
 """What the paper finds, claim by claim, and whether it holds in the cells of a scale.
 
-A verdict is computed from a difference between attacks on the same pictures and its 95 % interval over blocks of
-pictures: *holds* where the interval lies on the paper's side of 0, *does not hold* where it lies on the other, *not
+A verdict is computed from a difference between attacks on the same images and its 95 % interval over blocks of
+images: *holds* where the interval lies on the paper's side of 0, *does not hold* where it lies on the other, *not
 decided* where it includes 0. "About as good" holds where the interval lies within 3 points of 0, an attack "fails"
 where it ends below 3, and where a claim names another bound, that takes the place of 0.
-An interval says what other pictures would give, not other trainings: victims and shadows are trained once, and where
+An interval says what other images would give, not other trainings: victims and shadows are trained once, and where
 a defense or a patch size is compared, so are the attackers. Where everything was trained again, the figures of that
 training follow, under its name, and a verdict is one only where all trainings that have the figure give it. Any
-scores reach the F of calling all pictures members, which lies above that of a coin; an attack is above guessing where
+scores reach the F of calling all images members, which lies above that of a coin; an attack is above guessing where
 it goes further than shuffled memberships do.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from evaluation.intervals import intervals, paired_difference
-from evaluation.metrics import chance, figures
+from evaluation.metrics import chance, compute_metrics
 from reproduce import paper
 from reproduce.collect import unpack
 from reproduce.measured import Measured
@@ -109,20 +109,20 @@ def larger_patches(measured: Measured) -> Iterator[Finding]:
 
 
 def patches_weaken(measured: Measured) -> Iterator[Finding]:
-    """Per-patch AUC over as many patches of each picture, the first ones of both sizes."""
+    """Per-patch AUC over as many patches of each image, the first ones of both sizes."""
     if not (pair := _sized(measured)):
         return
     each = [[unpack(own) for own in measured.figures(cell)["patch_scores"]] for cell in pair]
     count = min(len(own[0]) for own in each)
     flat = [np.concatenate([scores[:count] for scores in own]) for own in each]
-    member, group = measured.pictures(pair[0].setting)
+    member, group = measured.images(pair[0].setting)
     found = paired_difference(flat[:1], flat[1:], np.repeat(member, count), np.repeat(group, count))
     yield _finding(f"patches, {pair[0].size} - {pair[1].size}", found)
 
 
-def pictures_stay(measured: Measured) -> Iterator[Finding]:
+def images_stay(measured: Measured) -> Iterator[Finding]:
     if pair := _sized(measured):
-        yield _finding(f"pictures, {pair[0].size} - {pair[1].size}", measured.difference([pair[0]], [pair[1]]), _close)
+        yield _finding(f"images, {pair[0].size} - {pair[1].size}", measured.difference([pair[0]], [pair[1]]), _close)
 
 
 def sliding_as_random(measured: Measured) -> Iterator[Finding]:
@@ -147,7 +147,7 @@ def rejection_at_few(measured: Measured) -> Iterator[Finding]:
                 rejection, random = ([[measured.scores(cell, count) for cell in own] for count in (few, many)]
                                      for own in cells)
                 found = paired_difference([*rejection[0], *random[1]], [*random[0], *rejection[1]],
-                                          *measured.pictures(setting))
+                                          *measured.images(setting))
                 yield _finding(f"{measured.title(setting)}, {name}", found, factor=200)  # of two means, the halves
 
 
@@ -161,7 +161,7 @@ def above_guess(measured: Measured) -> Iterator[Finding]:
         found = []
         for method in paper.TABLE:
             for cell in measured.seeds(setting, method)[:1]:
-                scores, (member, group) = measured.scores(cell), measured.pictures(setting)
+                scores, (member, group) = measured.scores(cell), measured.images(setting)
                 excess, luck = _excess(scores, member), [_excess(scores, one) for one in _shuffled(member, group)]
                 low, high = (excess - bound for bound in np.quantile(luck, [0.975, 0.025]))
                 found.append(_finding(measured.title(setting), {"difference": excess, "interval": [low, high]},
@@ -172,11 +172,11 @@ def above_guess(measured: Measured) -> Iterator[Finding]:
 
 def _excess(scores: np.ndarray, member: np.ndarray) -> float:
     """Max-F minus the F of calling all members."""
-    return figures(scores, member)["max_f"] - chance(int(member.sum()), int((~member).sum()))["all_member_f"]
+    return compute_metrics(scores, member)["max_f"] - chance(int(member.sum()), int((~member).sum()))["all_member_f"]
 
 
 def _shuffled(member: np.ndarray, group: list[str], times: int = 400) -> Iterator[np.ndarray]:
-    """Memberships bool (n,) dealt anew: to whole blocks where each is of one kind, else to pictures."""
+    """Memberships bool (n,) dealt anew: to whole blocks where each is of one kind, else to images."""
     _, block = np.unique(group, return_inverse=True)
     shares = np.bincount(block, weights=member) / np.bincount(block)
     rng = stream(0, "shuffle")
@@ -188,7 +188,7 @@ def _over(measured: Measured, cells: list[Cell], where: str, bound: float = 0.5,
           judge: Callable[[float, float], str] = _sign) -> Iterator[Finding]:
     """AUC of the first cell minus `bound`."""
     for cell in cells[:1]:
-        member, group = measured.pictures(cell.setting)
+        member, group = measured.images(cell.setting)
         low, high = intervals(measured.scores(cell), member, group)["auc"]
         yield _finding(where, {"difference": measured.mean([cell]) - bound, "interval": [low - bound, high - bound]},
                        judge)
@@ -311,13 +311,13 @@ def _unsaid(low: float, high: float) -> str:
 
 KINDS = ("loss", "concate")
 CLAIMS: dict[str, Callable[[Measured], Iterator[Finding]]] = {
-    "structure helps: the largest patches above the smallest (AUC of pictures)": larger_patches,
+    "structure helps: the largest patches above the smallest (AUC of images)": larger_patches,
     "structure helps: learned (loss map, full) above the loss threshold": _above(("loss-full", "threshold-loss")),
     "structure helps: C+GT patches above the learned 1x1 attack": _above(("concate-random", "pixelwise")),
     "single patches tell less as they shrink": patches_weaken,
-    f"pictures stay close as patches shrink (within {CLOSE:g} points)": pictures_stay,
+    f"images stay close as patches shrink (within {CLOSE:g} points)": images_stay,
     "loss map above C+GT (random)": _above(("loss-random", "concate-random")),
-    "patches above the full picture": _above(*((f"{kind}-random", f"{kind}-full") for kind in KINDS)),
+    "patches above the full image": _above(*((f"{kind}-random", f"{kind}-full") for kind in KINDS)),
     f"sliding about as good as random (within {CLOSE:g} points)": sliding_as_random,
     "rejection above random": _above(*((f"{kind}-rejection", f"{kind}-random") for kind in KINDS)),
     "rejection helps most at few patches": rejection_at_few,

@@ -1,9 +1,9 @@
 """Turn a run of attack.py into the small JSON that tables and figures are made from.
 
-    python -m reproduce.collect RUN --into JSON --pictures JSON [--curve N ...] [--patches] [--maps]
+    python -m reproduce.collect RUN --into JSON --images JSON [--curve N ...] [--patches] [--maps]
 
-The JSON has the run's figures, which victim and attacker they are of, and its scores in the order of the pictures'
-names, so that any two attacks on the same victim can be compared, paired, without the runs. `--pictures` says once for
+The JSON has the run's figures, which victim and attacker they are of, and its scores in the order of the images'
+names, so that any two attacks on the same victim can be compared, paired, without the runs. `--images` says once for
 all cells of a setting which they are.
 """
 
@@ -20,12 +20,12 @@ def parser() -> argparse.ArgumentParser:
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("run", metavar="RUN", help="folder of attack.py")
     flags.add_argument("--into", metavar="JSON", required=True, help="where the cell goes")
-    flags.add_argument("--pictures", metavar="JSON", required=True, help="members and blocks of the setting")
+    flags.add_argument("--images", metavar="JSON", required=True, help="members and blocks of the setting")
     flags.add_argument("--curve", metavar="N", nargs="+", type=positive, default=[],
-                       help="also the figures of the first N patches of each picture")
+                       help="also the figures of the first N patches of each image")
     flags.add_argument("--patches", action="store_true", help="also the scores of single patches")
     flags.add_argument("--maps", action="store_true", help="also the maps of the first member drawn, which show the "
-                       "outlines of its picture")
+                       "outlines of its image")
     return flags
 
 
@@ -33,13 +33,13 @@ def main(args: argparse.Namespace) -> None:
     import numpy as np
 
     from evaluation.compare import read_paired, read_patches
-    from evaluation.metrics import figures
+    from evaluation.metrics import compute_metrics
     from utils.files import read_json, write_json
 
     folder = Path(args.run)
     found = read_json(folder / "results.json")
     (scores,), member, group = read_paired([folder])
-    remember(Path(args.pictures), folder, member, group)
+    remember(Path(args.images), folder, member, group)
     cell = {key: found[key] for key in KEPT if key in found}
     run = read_json(folder / "args.json")
     cell |= {"commit": run["commit"], "scores": pack(scores)}
@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> None:
         if args.patches:
             cell["patch_scores"] = [pack(own) for own in patches]
         means = {count: np.array([own[:count].mean() for own in patches]) for count in args.curve}
-        cell["curve"] = {str(count): figures(mean, member) | {"scores": pack(mean)} for count, mean in means.items()}
+        cell["curve"] = {str(count): compute_metrics(mean, member) | {"scores": pack(mean)}
+                         for count, mean in means.items()}
     if args.maps:
         cell["maps"] = maps_of(folder, member)
     write_json(args.into, cell)
@@ -67,9 +68,9 @@ def maps_of(folder: Path, member) -> dict:
         if [array.dtype.kind for array in found.values()] == ["f", "f"]:
             break
     else:
-        raise UserError(f"{folder} has drawn no member: give attack.py -cam {folder}/cam and --cam-pictures 1")
+        raise UserError(f"{folder} has drawn no member: give attack.py -cam {folder}/cam and --cam-images 1")
     loss, cam = found[f"{name}:loss"], found[f"{name}:cam"]
-    return {"picture": name, "shape": cam.shape} | {
+    return {"image": name, "shape": cam.shape} | {
         what: " ".join(f"{value:.4g}" for value in array.ravel()) for what, array in (("loss", loss), ("cam", cam))}
 
 
@@ -87,16 +88,16 @@ def origin(checkpoint: Path) -> dict:
 
 
 def remember(path: Path, folder: Path, member, group) -> None:
-    """Write which pictures a setting has, or check that they are those of the cells before."""
+    """Write which images a setting has, or check that they are those of the cells before."""
     from evaluation.compare import read_scores
     from utils.files import read_json, write_json
 
-    pictures = {"pictures": sorted(read_scores(folder)), "member": "".join("01"[bool(m)] for m in member),
+    images = {"images": sorted(read_scores(folder)), "member": "".join("01"[bool(m)] for m in member),
                 "group": list(group)}
     if not path.exists():
-        write_json(path, pictures)
-    elif read_json(path) != pictures:
-        raise UserError(f"{folder} scored other pictures than those of {path}")
+        write_json(path, images)
+    elif read_json(path) != images:
+        raise UserError(f"{folder} scored other images than those of {path}")
 
 
 def pack(scores) -> str:

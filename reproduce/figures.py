@@ -11,7 +11,7 @@ from evaluation.metrics import Curves
 from reproduce import paper
 from reproduce.collect import unpack
 from reproduce.measured import Measured
-from utils.files import whole
+from utils.files import atomic_open
 
 STYLE = {"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 7, "lines.markersize": 4}
 GREYS = ("0.0", "0.35", "0.55", "0.75")
@@ -30,7 +30,7 @@ def draw(measured: Measured, folder: Path) -> list[str]:
         for name, figure in (("fig1", sizes), ("fig2", selections), ("fig3", argmax), ("fig4", trade),
                              ("fig5", looks)):
             if found := figure(measured):
-                with whole(folder / f"{name}.png") as file:
+                with atomic_open(folder / f"{name}.png") as file:
                     found.savefig(file, dpi=160, format="png")
                 made.append(name)
     return made
@@ -57,13 +57,13 @@ def _diagonal(axes: Axes) -> None:
 
 
 def sizes(measured: Measured) -> Figure | None:
-    """Fig. 1: precision and recall of patches, and ROC of pictures, for each patch size."""
+    """Fig. 1: precision and recall of patches, and ROC of images, for each patch size."""
     cells = measured.sizes()
     if not cells:
         return None
     figure, (left, right) = _axes(2)
     for index, cell in enumerate(cells):
-        found, (member, _) = measured.figures(cell), measured.pictures(cell.setting)
+        found, (member, _) = measured.figures(cell), measured.images(cell.setting)
         each = [unpack(own) for own in found["patch_scores"]]
         (true,), (false,) = Curves(np.concatenate(each), np.repeat(member, [len(own) for own in each])).counts()
         side = f"{cell.size} x {cell.size}"
@@ -74,7 +74,7 @@ def sizes(measured: Measured) -> Figure | None:
     share = member.mean()
     left.plot([0.5], [share], "k*", label=f"random guess, F {100 * share / (share + 0.5):.1f}")
     left.set(xlabel="recall", ylabel="precision", title="patches", xlim=(0, 1.01))
-    right.set(title="pictures")
+    right.set(title="images")
     _diagonal(right)
     left.legend()
     right.legend(loc="lower right")
@@ -100,7 +100,7 @@ def selections(measured: Measured) -> Figure | None:
                               label=f"{paper.INPUTS[kind]}, {select}")
                 if select != "sliding" and setting in paper.COLUMNS:
                     axes.plot([10], [paper.auc(f"{kind}-{select}", setting)], mark, color=grey, **PRINTED)
-        axes.set(xlabel="patches of a picture", title=measured.title(setting), xscale="log")
+        axes.set(xlabel="patches of an image", title=measured.title(setting), xscale="log")
         counts = measured.scale.selections["counts"]
         axes.set_xticks(counts, labels=map(str, counts))
         axes.minorticks_off()
@@ -131,7 +131,7 @@ def argmax(measured: Measured) -> Figure | None:
         return None
     figure, panels = _axes(len(settings), sharey=True)
     for axes, setting in zip(panels, settings, strict=True):
-        member, _ = measured.pictures(setting)
+        member, _ = measured.images(setting)
         for index, method in enumerate(m for m in paper.TABLE if measured.seeds(setting, m, "argmax")):
             cell = measured.seeds(setting, method, "argmax")[0]
             label = f"{paper.title(method)}, {100 * measured.mean([cell]):.1f}"

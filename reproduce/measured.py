@@ -58,9 +58,9 @@ class Measured:
         path = self.scale.results / "models" / f"{name}.json"
         return self._read(path) if path.exists() else None
 
-    def pictures(self, setting: str) -> tuple[np.ndarray, list[str]]:
-        """Membership bool (n,) and block of each picture of a setting."""
-        known = self._read(self.scale.results / setting / "pictures.json")
+    def images(self, setting: str) -> tuple[np.ndarray, list[str]]:
+        """Membership bool (n,) and block of each image of a setting."""
+        known = self._read(self.scale.results / setting / "images.json")
         return np.array([mark == "1" for mark in known["member"]]), known["group"]
 
     def seeds(self, setting: str, method: str, defense: str = "none", **of: int) -> list[Cell]:
@@ -76,11 +76,11 @@ class Measured:
         return sorted((cell for cell in cells if cell.setting == cells[0].setting), key=lambda cell: -cell.size)
 
     def mean(self, cells: list[Cell], figure: str = "auc") -> float:
-        """Mean of a figure of pictures over cells."""
+        """Mean of a figure of images over cells."""
         return float(np.mean([self.figures(cell)["image"][figure] for cell in cells]))
 
     def scores(self, cell: Cell, count: int | None = None) -> np.ndarray:
-        """Scores (n,) of the pictures; of the first `count` patches where the cell is a curve."""
+        """Scores (n,) of the images; of the first `count` patches where the cell is a curve."""
         found = self.figures(cell)
         return unpack(found["scores"] if count is None else found["curve"][str(count)]["scores"])
 
@@ -89,4 +89,4 @@ class Measured:
         """AUC of `first` minus that of `second`, attacks on one victim, means over seeds, with its interval."""
         columns = [[self.scores(cell, count) for cell in cells]
                    for cells, count in zip((first, second), counts, strict=True)]
-        return paired_difference(*columns, *self.pictures(first[0].setting))
+        return paired_difference(*columns, *self.images(first[0].setting))

@@ -198,7 +198,7 @@ class Scale:
                 *_flags(attacker.defense)]
 
     def epochs_of(self, attacker: Attacker) -> int:
-        """Epochs by representation, and by shadow where their numbers of pictures differ much."""
+        """Epochs by representation, and by shadow where their numbers of images differ much."""
         own = self.attacker_epochs.get(attacker.shadow.partition("@")[0], self.attacker_epochs)
         return own[attacker.input]
 
@@ -208,7 +208,7 @@ class Scale:
         tree = "posteriors" + (f"-{cell.defense}" if cell.defense.startswith("dropout") else "")
         how = {"threshold": ["--threshold", select], "pixelwise": []}.get(kind, ["--select", select])
         if self.looked_at(cell):
-            how += ["-cam", str(self.run_of(cell) / "cam"), "--cam-pictures", "1"]
+            how += ["-cam", str(self.run_of(cell) / "cam"), "--cam-images", "1"]
         return ["attack.py", "--out", str(self.run_of(cell)), "-resume",
                 str(self.runs / "attackers" / attacker.name / "best.pth.tar"), "--victim", str(victim / "last.pth.tar"),
                 "--keep", str(victim / tree), *self.target[self.settings[cell.setting]["victim"]].split(),
@@ -225,7 +225,7 @@ class Scale:
     # What comes before what
 
     def needs_of_model(self, model: str) -> list[str]:
-        """The victim whose confidence splits a shadow's pictures, under the same defense, if one does."""
+        """The victim whose confidence splits a shadow's images, under the same defense, if one does."""
         flags = self.model_command(model)
         return [Path(flags[flags.index("--victim") + 1]).parent.name] if "--victim" in flags else []
 

@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     from reproduce.measured import Measured
     from reproduce.plan import Scale
-    from utils.files import whole
+    from utils.files import atomic_open
 
     all_measured = [Measured(Scale(name, args.again)) for name in args.scales]
     for measured in all_measured:
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     texts = {Path(args.findings): findings(all_measured)} if args.findings else {
         measured.scale.results / "report.md": report(measured) for measured in all_measured}
     for path, text in texts.items():
-        with whole(path, "w") as file:
+        with atomic_open(path, "w") as file:
             file.write(text)
         print(path)
 
@@ -74,7 +74,7 @@ def report(measured) -> str:
         "Random patches, seed 0. Gauss is named by its variance (the flag is its root), Dropout by its ratio, DPSGD by "
         "its noise variance. mIoU is that of the posteriors that were attacked.", "", tables.defenses(measured),
         "## Fig. 5: where the attacker looks", "",
-        "Mean over pictures of the correlation (Pearson) of the class activation map with the loss map, and of the map "
+        "Mean over images of the correlation (Pearson) of the class activation map with the loss map, and of the map "
         "under the defense with that before it, where the attacker is the same one.", "",
         tables.activation(measured),
         *(f"## {titles[name]}\n\n![{titles[name]}]({name}.png)\n" for name in drawn),
@@ -105,7 +105,7 @@ def findings(all_measured: list) -> str:
     return "\n".join([
         "# What of the paper holds here", "",
         f"Written by `python -m reproduce.report {names} --findings docs/findings.md` from the committed cells in "
-        "`reproduce/results/`. Figures are points (%) with 95 % intervals over blocks of pictures, differences paired.",
+        "`reproduce/results/`. Figures are points (%) with 95 % intervals over blocks of images, differences paired.",
         "", *(module.__doc__ or "").strip().split("\n\n")[1:], "", *notes, "", claims(all_measured),
         (HERE / "notes.md").read_text(encoding="utf-8")])
 

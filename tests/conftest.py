@@ -1,4 +1,4 @@
-"""A small world for the tests of the scripts: drawn pictures, a victim, a shadow and attackers, trained in seconds."""
+"""A small world for the tests of the scripts: drawn images, a victim, a shadow and attackers, trained in seconds."""
 
 import contextlib
 import io

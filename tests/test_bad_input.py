@@ -18,14 +18,14 @@ from PIL import Image
 from datasets.transforms import Augmented
 from models.attacker import Attacker
 from utils.checkpoints import save_checkpoint
-from utils.names import as_cell
+from utils.names import spreadsheet_safe
 
 VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4, "argmax": False, "tau": 0.9}
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A tree of three pictures a side and an attacker that reads it."""
+    """A tree of three images a side and an attacker that reads it."""
     write_tree(tmp_path / "examples")
     spec = {"name": "attacker", "classes": 19, "arguments": {"arch": "resnet18", "channels": 1, "width": 0.125}}
     save_checkpoint(tmp_path / "loss.pth.tar", spec, Attacker(**spec["arguments"]).state_dict(), view=VIEW)
@@ -173,7 +173,7 @@ def test_real_tar_is_refused(place):
     fails(place, "tar -xf", "-resume", place / "real.tar")
 
 
-def test_same_picture_on_both_sides(world, live, place):
+def test_same_image_on_both_sides(world, live, place):
     fails(place, "is in both", *live, "--non-members", world / "victim_in.txt")
 
 
@@ -181,7 +181,7 @@ def test_missing_split(live, place):
     fails(place, "no such split file", *live, "--members", place / "none.txt")
 
 
-def test_training_on_a_missing_picture(world, tmp_path):
+def test_training_on_a_missing_image(world, tmp_path):
     (tmp_path / "s.txt").write_text("img/none.png label/none.png\n" * 1)
     result = script("train_victim.py", "--root", world / "data", "--train", tmp_path / "s.txt", "--test",
                     tmp_path / "s.txt", "--workers", 0, "--out", tmp_path / "run")
@@ -189,7 +189,7 @@ def test_training_on_a_missing_picture(world, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_pictures_to_hold_out(place):
+def test_too_few_images_to_hold_out(place):
     result = script("train_attacker.py", "--posteriors", place / "examples", "--patch-size", 12, "--out", place / "run")
     assert result.returncode == 2 and "too few" in result.stderr and not (place / "run").exists()
 
@@ -200,7 +200,7 @@ def test_a_run_is_not_overwritten(world):
     assert result.returncode == 2 and "holds a run already" in result.stderr
 
 
-def test_broken_picture_in_a_worker_is_one_line(world, tmp_path):
+def test_broken_image_in_a_worker_is_one_line(world, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(world / "data", data)
     victim = next(iter((world / "victim_in.txt").read_text().splitlines())).split()[0]
@@ -208,12 +208,12 @@ def test_broken_picture_in_a_worker_is_one_line(world, tmp_path):
     result = script("train_victim.py", "--root", data, "--train", world / "victim_in.txt", "--test",
                     world / "victim_out.txt", *SMALL, "--workers", 1, "--out", tmp_path / "run")
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
-    assert "cannot be read as a picture" in result.stderr
+    assert "cannot be read as an image" in result.stderr
 
 
 @pytest.mark.parametrize("flags, message", [
     (["--output-stride", 4], "has no 2 stages at output stride 4"), (["--backbone", "resnet19"], "no timm backbone"),
-    (["--batch", 1], "two pictures"),
+    (["--batch", 1], "two images"),
 ])
 def test_models_that_cannot_be(world, tmp_path, flags, message):
     result = script("train_victim.py", "--root", world / "data", "--train", world / "victim_in.txt", "--test",
@@ -386,7 +386,8 @@ def test_names_do_not_steer_the_terminal(place):
 
 
 def test_names_that_spreadsheets_would_compute(tmp_path):
-    assert as_cell("=1+1") == "./=1+1" and as_cell("-x") == "./-x" and as_cell("train/a") == "train/a"
+    written = {"=1+1": "./=1+1", "-x": "./-x", "train/a": "train/a"}
+    assert {name: spreadsheet_safe(name) for name in written} == written
 
 
 def test_worker_that_is_killed_as_for_want_of_memory(world, tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def pixelwise(world):
     return world / "pixelwise" / "best.pth.tar"
 
 
-def test_pixelwise_attack_averages_over_the_picture(live, pixelwise, tmp_path):
+def test_pixelwise_attack_averages_over_the_image(live, pixelwise, tmp_path):
     tree = tmp_path / "tree"
     must(script("attack.py", "-resume", pixelwise, *live, "--keep", tree, "--out", tmp_path))
     assert results(tmp_path)["select"] == "full" and results(tmp_path)["patches"] == 16

@@ -16,7 +16,7 @@ def test_representations_agree(name):
 
 @pytest.mark.parametrize("kind", ["loss", "concate"])
 def test_attacks_agree(kind):
-    stage = attack(kind, count=2, pictures=2)
+    stage = attack(kind, count=2, images=2)
     plain = stage.plain()
     assert stage.agree(plain, stage.fast()) < 1e-4 and 0.01 < min(plain) <= max(plain) < 0.99 and stage.flops > 1e10
 
@@ -27,14 +27,14 @@ def test_posteriors_agree():
 
 
 def test_dpsgd_steps_agree():
-    stage = dpsgd_training("one picture at a time", count=2)
+    stage = dpsgd_training("one image at a time", count=2)
     plain = stage.plain()
     assert max(float(g.norm()) for g in plain) > 0.1 and stage.agree(plain, stage.fast()) < 1e-3
 
 
-def test_growth_counts_pictures(tmp_path):
+def test_growth_counts_images(tmp_path):
     out = must(script("benchmarks/growth.py", "--counts", 3, 130, "--out", tmp_path / "growth.json")).stdout
-    assert "| 130 |" in out and "ms a picture" in out
+    assert "| 130 |" in out and "ms an image" in out
 
 
 @pytest.mark.parametrize("line", [

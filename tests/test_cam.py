@@ -122,7 +122,7 @@ def blank(path):
 @pytest.mark.parametrize("kind, flags", [("loss", []), ("concate", ["-argmax"]), ("loss", ["-gauss", 0.3])])
 def test_attack_writes_correlations_and_drawings(world, live, tmp_path, kind, flags):
     base = ["attack.py", "-resume", world / kind / "best.pth.tar", *live, *flags]
-    out = must(script(*base, "-cam", tmp_path / "cam", "--cam-pictures", 1, "--out", tmp_path / "run")).stdout
+    out = must(script(*base, "-cam", tmp_path / "cam", "--cam-images", 1, "--out", tmp_path / "run")).stdout
     assert "correlation of activation map and loss map: members" in out
     rows, found = read(tmp_path / "cam"), cam_of(tmp_path / "run")
     assert len(rows) == 16 and list(rows) == sorted(rows)
@@ -140,7 +140,7 @@ def test_attack_writes_correlations_and_drawings(world, live, tmp_path, kind, fl
     drawn = sorted(path.name for path in (tmp_path / "cam").glob("*.png"))
     assert drawn == ["img_0.png", "img_100.png"]
     assert not any(blank(tmp_path / "cam" / name) for name in drawn)
-    must(script(*base, "-cam", tmp_path / "again", "--cam-pictures", 0, "--out", tmp_path / "run-again"))
+    must(script(*base, "-cam", tmp_path / "again", "--cam-images", 0, "--out", tmp_path / "run-again"))
     assert not list((tmp_path / "again").glob("*.png"))
     assert (tmp_path / "again" / "correlations.csv").read_bytes() == (
         tmp_path / "cam" / "correlations.csv").read_bytes()
@@ -149,10 +149,10 @@ def test_attack_writes_correlations_and_drawings(world, live, tmp_path, kind, fl
 def test_the_attack_itself_is_as_without(world, live, tmp_path):
     base = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live, "-argmax", "--out"]
     must(script(*base, tmp_path / "plain"))
-    must(script(*base, tmp_path / "seen", "-cam", tmp_path / "seen" / "cam", "--cam-pictures", 0))
+    must(script(*base, tmp_path / "seen", "-cam", tmp_path / "seen" / "cam", "--cam-images", 0))
     assert (tmp_path / "plain" / "scores.csv").read_bytes() == (tmp_path / "seen" / "scores.csv").read_bytes()
     before = cam_of(tmp_path / "seen")["correlation_before_members"]
-    must(script(*base[:-2], "--out", tmp_path / "open", "-cam", tmp_path / "open" / "cam", "--cam-pictures", 0))
+    must(script(*base[:-2], "--out", tmp_path / "open", "-cam", tmp_path / "open" / "cam", "--cam-images", 0))
     assert before == cam_of(tmp_path / "open")["correlation_members"]
 
 
@@ -170,13 +170,13 @@ def attack(place, *flags):
 
 
 def test_a_map_without_variance_is_left_out_and_counted(place):
-    """Under Argmax a picture that the victim gets right everywhere has a loss map of zeros."""
+    """Under Argmax an image that the victim gets right everywhere has a loss map of zeros."""
     for name in ("a", "b"):
         with Image.open(place / "examples" / "train" / "label" / f"{name}.png") as image:
             label = np.asarray(image)[::4, ::4]
         right = np.where(label == 255, 0, label)[None] == np.arange(19)[:, None, None]
         np.save(place / "examples" / "train" / "pred_sgd" / f"{name}.npy", (0.9 * right + 0.1 / 19).astype(np.float32))
-    must(attack(place, "-argmax", "-cam", place / "cam", "--cam-pictures", 1))
+    must(attack(place, "-argmax", "-cam", place / "cam", "--cam-images", 1))
     found, rows = cam_of(place / "out"), read(place / "cam")
     assert found["without_correlation"] == 2 and found["correlation_members"] is None
     assert found["correlation_members_interval"] is None and found["correlation_non_members"] is not None
@@ -186,12 +186,12 @@ def test_a_map_without_variance_is_left_out_and_counted(place):
 
 def test_maps_are_kept_of_what_was_drawn(place):
     run = place / "out"
-    must(attack(place, "-argmax", "-cam", run / "cam", "--cam-pictures", 1))
+    must(attack(place, "-argmax", "-cam", run / "cam", "--cam-images", 1))
     args = json.loads((run / "args.json").read_text())
     args["args"]["victim"] = str(place / "loss.pth.tar")  # a run of the workflow has a live one
     (run / "args.json").write_text(json.dumps(args))
     (place / "args.json").write_text('{"commit": "x"}')
-    must(script("reproduce/collect.py", run, "--into", place / "cell.json", "--pictures", place / "pictures.json",
+    must(script("reproduce/collect.py", run, "--into", place / "cell.json", "--images", place / "images.json",
                 "--maps"))
     maps = json.loads((place / "cell.json").read_text())["maps"]
     loss, cam = (unpack(maps[what]).reshape(maps["shape"]) for what in ("loss", "cam"))
@@ -200,13 +200,13 @@ def test_maps_are_kept_of_what_was_drawn(place):
     guess = np.load(place / "examples" / "train" / "pred_sgd" / "a.npy").argmax(0)
     expected = np.where(label == 255, np.nan, np.where(guess == label, 0, -np.log(1e-30) / 50))
     np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-6)
-    assert maps["picture"] == "train/a" and loss.shape == cam.shape and np.ptp(cam) > 0
-    must(attack(place, "-cam", place / "cam", "--cam-pictures", 0, "--out", place / "none"))
+    assert maps["image"] == "train/a" and loss.shape == cam.shape and np.ptp(cam) > 0
+    must(attack(place, "-cam", place / "cam", "--cam-images", 0, "--out", place / "none"))
     assert not np.load(place / "cam" / "maps.npz").files
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--threshold", "loss"], "no activation map"), (["--cam-pictures", -1], "0 or more"),
+    (["--threshold", "loss"], "no activation map"), (["--cam-images", -1], "0 or more"),
 ])
 def test_refused(place, flags, message):
     result = attack(place, "-cam", place / "cam", *flags)

@@ -68,8 +68,8 @@ def write_cell(scale, cell):
         (path.parent / "args.json").write_text('{"commit": "old"}')
     write_json(run / "args.json", {"commit": "abc", "args": models})
     flags = ["--curve", *scale.selections["counts"]] if cell.curve else []
-    must(script("reproduce/collect.py", run, "--into", scale.results / f"{cell.name}.json", "--pictures",
-                scale.results / cell.setting / "pictures.json", *flags, *(["--patches"] if cell.patches else [])))
+    must(script("reproduce/collect.py", run, "--into", scale.results / f"{cell.name}.json", "--images",
+                scale.results / cell.setting / "images.json", *flags, *(["--patches"] if cell.patches else [])))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def verdicts(measured, text):
 
 @pytest.mark.parametrize("claim, expected", [
     ("structure helps: the largest", {HOLDS}), ("structure helps: learned", {HOLDS}),
-    ("structure helps: C+GT", {HOLDS}), ("single patches", {HOLDS}), ("pictures stay", {FAILS}),
+    ("structure helps: C+GT", {HOLDS}), ("single patches", {HOLDS}), ("images stay", {FAILS}),
     ("loss map above", {HOLDS}), ("patches above the full", {HOLDS}), ("rejection above", {HOLDS}),
     ("sliding about", {HOLDS}), ("rejection helps most", {HOLDS, OPEN}), ("independent attacks", {HOLDS}),
     ("every attack above guessing", {OPEN}), ("Salem's learned", {HOLDS}), ("Gauss protects", {HOLDS}),
@@ -106,7 +106,7 @@ def test_verdicts(measured, claim, expected):
 
 
 def auc(measured, cell):
-    member, _ = measured.pictures(cell.setting)
+    member, _ = measured.images(cell.setting)
     return 100 * roc_auc_score(member, measured.scores(cell))
 
 
@@ -121,7 +121,7 @@ def test_values_are_the_differences_of_the_figures(measured):
     loss, both = (cell(f"{kind}-random") - cell(f"{kind}-random", "gauss-0.1") for kind in ("loss", "concate"))
     assert value("loss map above").value == pytest.approx(cell("loss-random") - cell("concate-random"))
     assert value("the loss attacker").value == pytest.approx(loss - both)
-    member, _ = measured.pictures("psp-psp")
+    member, _ = measured.images("psp-psp")
     curves = {select: measured.seeds("psp-psp", f"concate-{select}")[0] for select in ("random", "rejection")}
     at = {(select, count): 100 * roc_auc_score(member, measured.scores(curve, count))
           for select, curve in curves.items() for count in (1, 3)}
@@ -135,7 +135,7 @@ def test_values_are_the_differences_of_the_figures(measured):
 
 def test_scores_of_chance_are_not_above_guessing(measured):
     """Each of them reaches the F of calling all members, and most of them more."""
-    member, group = measured.pictures("psp-psp")
+    member, group = measured.images("psp-psp")
     rng, holds = np.random.default_rng(0), 0
     for _ in range(20):
         drawn = rng.normal(size=len(member))
@@ -209,7 +209,7 @@ def test_figure_five_is_drawn_where_there_are_maps(measured):
     values = [*np.linspace(0, 1, 23), np.nan]
     for path, text in before.items():
         path.write_text(json.dumps(json.loads(text) | {"maps": {
-            "picture": "p", "shape": [4, 6], **{what: pack(values) for what in ("loss", "cam")}}}))
+            "image": "p", "shape": [4, 6], **{what: pack(values) for what in ("loss", "cam")}}}))
     figure = looks(Measured(measured.scale))
     assert [axes.get_title() for axes in figure.axes[:2]] == ["no defense", "gauss-0.1"]
     assert len(figure.axes) == 6 and all(axes.images[0].get_array().shape == (4, 6) for axes in figure.axes)
@@ -228,10 +228,10 @@ def test_tables_and_pages(measured, tmp_path):
     assert f"**{HOLDS}**" in page and page.count("\n|") >= len(CLAIMS) + 1
 
 
-def test_cells_of_other_pictures_are_refused(measured, tmp_path):
+def test_cells_of_other_images_are_refused(measured, tmp_path):
     scale = measured.scale
     run = scale.run_of(next(iter(scale.cells.values())))
-    other = tmp_path / "pictures.json"
-    other.write_text('{"pictures": [], "member": "", "group": []}')
-    result = script("reproduce/collect.py", run, "--into", tmp_path / "cell.json", "--pictures", other)
-    assert result.returncode == 2 and "other pictures" in result.stderr and not (tmp_path / "cell.json").exists()
+    other = tmp_path / "images.json"
+    other.write_text('{"images": [], "member": "", "group": []}')
+    result = script("reproduce/collect.py", run, "--into", tmp_path / "cell.json", "--images", other)
+    assert result.returncode == 2 and "other images" in result.stderr and not (tmp_path / "cell.json").exists()

@@ -41,7 +41,7 @@ def test_folder_of_split_files_reads_as_one(tmp_path):
         read_split(tmp_path, must_exist=False)
 
 
-@pytest.mark.parametrize("text, message", [("# nothing\n", "names no picture"), ("a.png\n", "found 1 fields"),
+@pytest.mark.parametrize("text, message", [("# nothing\n", "names no image"), ("a.png\n", "found 1 fields"),
                                            ("a b\na b\n", "twice"), ("a b\n", "is not there"), ("a b c d\n", "line 1")])
 def test_bad_split_files(tmp_path, text, message):
     (tmp_path / "s.txt").write_text(text)
@@ -185,7 +185,7 @@ def scene(tmp_path, label=None, size=(20, 30)):
 
 
 def test_pair_of_different_sizes(tmp_path):
-    with pytest.raises(UserError, match="is 8 x 9, its picture 30 x 20"):
+    with pytest.raises(UserError, match="is 8 x 9, its image 30 x 20"):
         load_pair(scene(tmp_path, np.zeros((9, 8), np.uint8)), streets)
 
 
@@ -196,7 +196,7 @@ def test_label_outside_the_classes(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [10, 60])
-def test_truncated_picture(tmp_path, keep):
+def test_truncated_image(tmp_path, keep):
     pair = scene(tmp_path)
     content = (tmp_path / "i.png").read_bytes()
     (tmp_path / "i.png").write_bytes(content[: len(content) * keep // 100])
@@ -204,7 +204,7 @@ def test_truncated_picture(tmp_path, keep):
         load_pair(pair, streets)
 
 
-def test_augment_keeps_picture_and_label_together():
+def test_augment_keeps_image_and_label_together():
     label = np.zeros((120, 180), np.uint8)
     label[30:90, 60:150] = 7
     image = np.repeat(label[..., None] * 30, 3, axis=2)
@@ -217,7 +217,7 @@ def test_augment_keeps_picture_and_label_together():
         assert outside.size == 0 or np.mean(outside < 40) > 0.8
 
 
-def test_augmentation_depends_on_seed_epoch_and_picture_only(tmp_path):
+def test_augmentation_depends_on_seed_epoch_and_image_only(tmp_path):
     pair = scene(tmp_path)
     other = Pair("i.png", "l.png", "g", tmp_path)
     how = ((16, 16), (0, 0, 0), (0.5, 2.0), 10.0)

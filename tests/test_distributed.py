@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.distributed import interleave, share
+from utils.distributed import interleave, own_share
 
 
 def torchrun(*args, processes=2):
@@ -33,7 +33,7 @@ def test_shares_come_back_in_order(count, processes, block):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RANK", str(rank))
             patch.setenv("WORLD_SIZE", str(processes))
-            shares.append(share(items, block))
+            shares.append(own_share(items, block))
     assert interleave(shares, block) == items
     assert max(map(len, shares)) - min(map(len, shares)) <= block
 
@@ -59,8 +59,8 @@ def one_thread():
 
 def test_attack_on_two_processes_writes_the_same_bytes(world, live, tmp_path, one_thread):
     args = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live, "--batch", 12, "-num-patch", 4, "--out"]
-    for run, name in ((script, "one"), (torchrun, "two")):  # 16 pictures in groups of 3: 9 and 7
-        must(run(*args, tmp_path / name, "-cam", tmp_path / name, "--cam-pictures", 1))
+    for run, name in ((script, "one"), (torchrun, "two")):  # 16 images in groups of 3: 9 and 7
+        must(run(*args, tmp_path / name, "-cam", tmp_path / name, "--cam-images", 1))
     for file in ("scores.csv", "correlations.csv", "img_0.png", "img_100.png"):
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
 

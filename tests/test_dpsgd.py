@@ -12,7 +12,7 @@ from test_distributed import losses, torchrun
 
 from defenses import dpsgd
 from models import build_segmenter
-from training.segmentation import learn_privately, picture_losses
+from training.segmentation import image_losses, learn_privately
 from training.step import freeze_norms
 from utils.checkpoints import save_checkpoint
 
@@ -34,8 +34,8 @@ def make(spec=SPEC):
     return model.to(memory_format=torch.channels_last)
 
 
-def pictures(count, seed=0):
-    """Noise, with half of each picture's label void in another way."""
+def random_batch(count, seed=0):
+    """Noise, with half of each image's label void in another way."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 5, (count, 48, 64), generator=rng)
     for index, label in enumerate(labels):
@@ -55,7 +55,7 @@ def trained(model):
 
 
 def one_at_a_time(model, images, labels):
-    """The gradient of each picture alone, by autograd: a dict by name for each."""
+    """The gradient of each image alone, by autograd: a dict by name for each."""
     out = []
     for image, label in zip(images, labels, strict=True):
         main, auxiliary = model(image[None])
@@ -76,12 +76,12 @@ ALL = ["backbone", "head", "auxiliary"]
 
 @pytest.mark.parametrize("head", [{}, {"name": "upernet", "output_stride": 32, "stages": 3},
                                   {"name": "deeplabv3plus", "stages": 3, "group_norms": ALL}])
-def test_each_gradient_is_that_of_the_picture_alone(head):
+def test_each_gradient_is_that_of_the_image_alone(head):
     model = make(SPEC | head)
-    images, labels = pictures(3)
+    images, labels = random_batch(3)
     alone = one_at_a_time(model, images, labels)
     private(model, dict.fromkeys(trained(model), 1.0))
-    picture_losses(model(images), labels, 0.4).sum().backward()
+    image_losses(model(images), labels, 0.4).sum().backward()
     for name, parameter in trained(model).items():
         for index, gradient in enumerate(alone):
             torch.testing.assert_close(parameter.grad_sample[index], gradient[name], rtol=1e-3,
@@ -93,10 +93,10 @@ def test_the_rest_of_the_batch_changes_nothing():
     for others in (1, 2):
         model = make()
         private(model, dict.fromkeys(trained(model), 1.0))
-        (images, labels), (more, their) = pictures(3), pictures(3, others)
+        (images, labels), (more, their) = random_batch(3), random_batch(3, others)
         images, labels = torch.cat([images[:1], more[1:]]), torch.cat([labels[:1], their[1:]])
         labels[2] = 255 if others == 2 else labels[2]
-        picture_losses(model(images), labels, 0.4).sum().backward()
+        image_losses(model(images), labels, 0.4).sum().backward()
         found.append({name: parameter.grad_sample for name, parameter in trained(model).items()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient[0], found[1][name][0], rtol=1e-4, atol=1e-6)
@@ -104,9 +104,9 @@ def test_the_rest_of_the_batch_changes_nothing():
         assert not found[1][name][2].any(), "all of it is void"
 
 
-def test_a_step_clips_each_layer_of_each_picture():
+def test_a_step_clips_each_layer_of_each_image():
     model = make()
-    images, labels = pictures(3)
+    images, labels = random_batch(3)
     alone = one_at_a_time(model, images, labels)
     bounds = bounds_of(alone, 0.7)
     before = {name: p.detach().clone() for name, p in trained(model).items()}
@@ -130,7 +130,7 @@ def test_frozen_statistics_do_not_move():
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     scales = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     net, optimizer = private(model, dict.fromkeys(trained(model), 1.0), VARIANCE, lr=1e-3)
-    images, labels = pictures(3)
+    images, labels = random_batch(3)
     for _ in range(2):
         learn_privately(net, optimizer, images, labels, 0.4, CPU, "fp32")
     assert any("running_mean" in name for name in before) and len(scales) > 4
@@ -141,7 +141,7 @@ def test_frozen_statistics_do_not_move():
 
 @pytest.mark.parametrize("drawn", [0, 2])
 def test_noise_has_the_deviation_that_is_printed(drawn):
-    model, images, labels = make(), *pictures(drawn or 1)
+    model, images, labels = make(), *random_batch(drawn or 1)
     bounds = {name: 0.01 * (1 + index) for index, name in enumerate(trained(model))}
     printed = dpsgd.account(bounds, VARIANCE, BATCH, 100, 10)["noise_std"]
     after = []
@@ -160,7 +160,7 @@ def test_noise_has_the_deviation_that_is_printed(drawn):
 
 
 def test_bf16_gives_float32_gradients_that_are_close():
-    images, labels = pictures(2)
+    images, labels = random_batch(2)
     moved = []
     for precision in ("fp32", "bf16"):
         model = make()
@@ -174,9 +174,9 @@ def test_bf16_gives_float32_gradients_that_are_close():
 
 def test_bounds_are_medians():
     model = make()
-    images, labels = pictures(3)
+    images, labels = random_batch(3)
     alone = one_at_a_time(model, images, labels)
-    found = dpsgd.gradient_bounds(model, (picture_losses(model(i[None]), y[None], 0.4).sum()
+    found = dpsgd.gradient_bounds(model, (image_losses(model(i[None]), y[None], 0.4).sum()
                                           for i, y in zip(images, labels, strict=True)))
     assert found == pytest.approx(bounds_of(alone), rel=1e-3) and len(set(found.values())) > 5
 

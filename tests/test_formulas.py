@@ -14,7 +14,7 @@ from attacks.scoring import member_probability
 from attacks.thresholds import confidence, mean_known, negative_loss
 from defenses.argmax import argmax
 from defenses.gauss import gauss, normalise
-from evaluation.metrics import chance, confusion, figures, mean_iou
+from evaluation.metrics import chance, compute_metrics, confusion, mean_iou
 from utils.randomness import stream
 
 settings.register_profile("quick", max_examples=40, deadline=None)
@@ -85,9 +85,9 @@ def test_figures(items):
     score, member = np.array([s for s, _ in items], float), np.array([m for _, m in items])
     if member.all() or not member.any():
         with pytest.raises(ValueError, match="members"):
-            figures(score, member)
+            compute_metrics(score, member)
         return
-    got = figures(score, member)
+    got = compute_metrics(score, member)
     assert got["auc"] == pytest.approx(slow.auc(score, member)) == pytest.approx(roc_auc_score(member, score))
     assert got["max_f"] == pytest.approx(slow.max_f(score, member))
     assert got["tpr_at_5_fpr"] == pytest.approx(slow.tpr_at(score, member, 0.05))

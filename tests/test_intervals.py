@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.intervals import block_weights, bootstrap, intervals, paired_difference
-from evaluation.metrics import FIGURES, Curves, figures
+from evaluation.metrics import METRICS, Curves, compute_metrics
 
 
 def sample(seed, blocks, each, shift, spread=0.0):
@@ -44,8 +44,8 @@ def test_weighted_figures_are_those_of_the_repeated_items():
     weights = np.random.default_rng(0).integers(0, 4, (5, 30))
     counts = Curves(score, member).counts(weights)
     for row, times in enumerate(weights):
-        expected = figures(np.repeat(score, times), np.repeat(member, times))
-        assert {name: figure(*counts)[row] for name, figure in FIGURES.items()} == pytest.approx(expected)
+        expected = compute_metrics(np.repeat(score, times), np.repeat(member, times))
+        assert {name: figure(*counts)[row] for name, figure in METRICS.items()} == pytest.approx(expected)
 
 
 def test_paired_difference_is_narrower_than_apart():
@@ -80,4 +80,4 @@ def test_mixed_blocks_keep_both_sides():
 @pytest.mark.parametrize("score", [[0.1, np.nan], [0.1, np.inf]])
 def test_figures_refuse_what_is_no_number(score):
     with pytest.raises(ValueError, match="finite"):
-        figures(np.array(score), np.array([True, False]))
+        compute_metrics(np.array(score), np.array([True, False]))

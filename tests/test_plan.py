@@ -69,7 +69,7 @@ def test_half_precision_keeps_less():
 def test_plan_counts_stored_posteriors_and_refuses_continue(tmp_path):
     write_tree(tmp_path)
     flags = ["train_attacker.py", "--plan", "--posteriors", tmp_path, "--precision", "fp32"]
-    assert "6 pictures" in must(script(*flags)).stdout
+    assert "6 images" in must(script(*flags)).stdout
     result = script(*flags, "--continue", tmp_path)
     assert result.returncode == 2 and "leave --continue out" in result.stderr
 
@@ -77,5 +77,5 @@ def test_plan_counts_stored_posteriors_and_refuses_continue(tmp_path):
 @pytest.mark.parametrize("name", ["train_victim.py", "train_shadow.py", "train_attacker.py"])
 def test_every_training_script_plans_without_data(name):
     flags = SMALL if name != "train_attacker.py" else ["--precision", "fp32"]
-    out = must(script(name, "--plan", "--pictures", 1000, "--devices", 2, *flags)).stdout
-    assert "parameters" in out and "on each of 2 devices" in out and "1,000 pictures" in out and "GiB" in out
+    out = must(script(name, "--plan", "--images", 1000, "--devices", 2, *flags)).stdout
+    assert "parameters" in out and "on each of 2 devices" in out and "1,000 images" in out and "GiB" in out

@@ -235,4 +235,4 @@ def test_attacker_learns_from_several_shadows(world, tmp_path):
     must(script("train_attacker.py", "--shadow", world / "shadow", tmp_path / "swapped", *args, "--out",
                 tmp_path / "two"))
     found = results(tmp_path / "two")
-    assert found["held_out_members"] * 2 == found["held_out"] >= 8  # each picture once in, once out, held out together
+    assert found["held_out_members"] * 2 == found["held_out"] >= 8  # each image once in, once out, held out together

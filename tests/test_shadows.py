@@ -42,7 +42,7 @@ def test_collect_and_print(tmp_path):
     table = as_markdown("setting", json.loads(into.read_text()))
     assert json.loads(into.read_text())["attackers"]["attacker-loss-0"]["epochs"] == 15
     assert "| Loss, random | 75.0 | 70.0-80.0 | 60.0-80.0 | 80.0 | 20.0 | 65.0 | 84.8 / 84.6 |" in table
-    assert "50.0% in (5 pictures)" in table and "Commits abc." in table and "C+GT" not in table
+    assert "50.0% in (5 images)" in table and "Commits abc." in table and "C+GT" not in table
     (tmp_path / "again.json").write_text(into.read_text())
     both = must(script("reproduce/shadows/table.py", into, tmp_path / "again.json")).stdout
     assert "| setting | 50.0 / 40.0 |" in both and "| again | 50.0 / 40.0 |" in both and both.count("### ") == 2

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, SMALL, must, script, write_tree
 
 from evaluation import unfinished
-from utils.files import hold
+from utils.files import lock_run
 from utils.log import RunLog
 
 
@@ -90,7 +90,7 @@ def test_the_second_signal_ends_at_once(world, tmp_path, monkeypatch):
 
 @pytest.fixture
 def attack(world, tmp_path):
-    """The start of an attack on 2 x 8 pictures, which scores one after the other, and its score file."""
+    """The start of an attack on 2 x 8 images, which scores one after the other, and its score file."""
     write_tree(tmp_path / "tree", names=tuple("abcdefgh"))
     flags = ["attack.py", "-resume", world / "loss" / "best.pth.tar", "--examples", tmp_path / "tree", "--batch", 6,
              "--precision", "fp32"]
@@ -128,7 +128,7 @@ def test_attack_scores_anew_what_is_another_now(attack, tmp_path, monkeypatch):
     np.save(other, np.load(other)[::-1])
     calls = interrupt(monkeypatch, "attacks.scoring", "attack_patches", 0)
     must(script(*flags))
-    assert len(calls) == 16 - 10 + 1  # ten pictures lay before the broken one; one of them has changed
+    assert len(calls) == 16 - 10 + 1  # ten images lay before the broken one; one of them has changed
     must(script(*attack, "--out", tmp_path / "fresh"))
     assert (tmp_path / "cut" / "scores.csv").read_bytes() == (tmp_path / "fresh" / "scores.csv").read_bytes()
     assert (tmp_path / "cut" / "scores.csv").read_bytes() != (tmp_path / "whole" / "scores.csv").read_bytes()
@@ -144,7 +144,7 @@ def test_attack_with_other_flags_does_not_go_on(attack, tmp_path, monkeypatch):
 
 
 def test_activation_maps_survive_a_stop(attack, tmp_path, monkeypatch):
-    cam = ["-cam", "cam", "--cam-pictures", 1]
+    cam = ["-cam", "cam", "--cam-images", 1]
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     must(script(*attack, *cam, "--out", "run", cwd=tmp_path / "one"))
@@ -158,7 +158,7 @@ def test_activation_maps_survive_a_stop(attack, tmp_path, monkeypatch):
 
 def test_a_second_process_on_a_run_is_refused(world, attack, tmp_path):
     held = tmp_path / "held"
-    code = f"import pathlib, utils.files; utils.files.hold(pathlib.Path({str(held)!r})); print(1, flush=True); input()"
+    code = f"import pathlib, utils.files; utils.files.lock_run(pathlib.Path({str(held)!r})); print(1, flush=True); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe) as other:
         other.stdout.readline()
@@ -172,13 +172,13 @@ def test_a_second_process_on_a_run_is_refused(world, attack, tmp_path):
             assert result.returncode == 2 and f"another process is at work in {held}" in result.stderr
         assert [path.name for path in held.iterdir()] == [".lock"]
         other.communicate(b"\n")
-    hold(held)
+    lock_run(held)
 
 
 def test_what_a_killed_process_began_to_write_is_cleared(tmp_path):
     (tmp_path / "last.pth.tar.123.partial").write_bytes(b"x")
     (tmp_path / "last.pth.tar").write_bytes(b"y")
-    hold(tmp_path)
+    lock_run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "last.pth.tar"]
 
 
@@ -201,7 +201,7 @@ def test_hashed_names(attack, tmp_path):
     key, other = tmp_path / "key", tmp_path / "other"
     key.write_bytes(bytes(range(32)))
     other.write_bytes(bytes(range(1, 33)))
-    cam = ["-cam", tmp_path / "cam", "--cam-pictures", 1]
+    cam = ["-cam", tmp_path / "cam", "--cam-images", 1]
     for name, flags in (("a", [key, *cam]), ("b", [key]), ("c", [other])):
         must(script(*attack, "--hash-names", *flags, "--out", tmp_path / name))
     rows = {name: list(csv.DictReader((tmp_path / name / "scores.csv").read_text().splitlines()))

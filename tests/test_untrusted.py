@@ -14,9 +14,9 @@ from conftest import ROOT, must, script
 from PIL import Image
 
 from attacks.activation import Look, Sight
-from datasets import camvid, cityscapes, labelmefacade, mapillary, pictures, streets
+from datasets import camvid, cityscapes, images, labelmefacade, mapillary, streets
+from datasets.images import load_ids, load_image
 from datasets.pairs import Pair, load_label, load_pair, read_split, write_split
-from datasets.pictures import load_ids, load_image
 from datasets.posteriors import list_tree, read_posterior
 from evaluation.activation import draw, file_name, write_looks
 from evaluation.compare import read_paired
@@ -146,7 +146,7 @@ def test_numbers_too_large_are_refused_without_a_warning(tmp_path):
         read_posterior(tmp_path / "p.npy")
 
 
-# Pictures and labels
+# Images and labels
 
 RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4)
 COLOURS = np.stack([RAMP, RAMP + 50, RAMP + 100], -1)
@@ -195,7 +195,7 @@ READ = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("content, kind, options, expected", READ.values(), ids=READ)
-def test_pictures_of_every_kind(tmp_path, content, kind, options, expected):
+def test_images_of_every_kind(tmp_path, content, kind, options, expected):
     found = load_image(saved(tmp_path / "i.png", content, kind, **options))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
@@ -227,8 +227,8 @@ def test_labels_of_every_kind(tmp_path, content, options, expected):
     (np.full((3, 4), 65535, np.uint16), "PNG", True, "holds id 65535"),
     (np.full((3, 4), -2, np.int32), "TIFF", True, "holds id -2"), (COLOURS, "GIF", False, "none of PNG"),
     (COLOURS, "EPS", False, "none of PNG"), (COLOURS, "ICO", True, "none of PNG")])
-def test_pictures_and_labels_that_are_none(tmp_path, content, kind, label, message):
-    with pytest.raises(UserError, match=rf"f\.png cannot be read as a {'label' if label else 'picture'}: .*{message}"):
+def test_images_and_labels_that_are_none(tmp_path, content, kind, label, message):
+    with pytest.raises(UserError, match=rf"f\.png cannot be read as {'a label' if label else 'an image'}: .*{message}"):
         (load_ids if label else load_image)(saved(tmp_path / "f.png", content, kind))
 
 
@@ -247,7 +247,7 @@ def test_no_id_reaches_past_a_table(tmp_path, dataset, name):
 def test_a_pair_of_which_one_was_turned(tmp_path):
     saved(tmp_path / "i.png", COLOURS, **turned())
     saved(tmp_path / "l.png", RAMP)
-    with pytest.raises(UserError, match=r"is 4 x 3, its picture 3 x 4; was one of them turned by its EXIF"):
+    with pytest.raises(UserError, match=r"is 4 x 3, its image 3 x 4; was one of them turned by its EXIF"):
         load_pair(Pair("i.png", "l.png", "g", tmp_path), streets)
 
 
@@ -272,7 +272,7 @@ def seeds(folder):
     return [saved(folder / f"{i}", big, kind, **more).read_bytes() for i, (kind, more) in enumerate(options)]
 
 
-def test_broken_pictures_are_one_line_and_no_other(tmp_path):
+def test_broken_images_are_one_line_and_no_other(tmp_path):
     """In a process of its own, since libtiff writes past Python; every file is read, or refused by one `UserError`."""
     rng = random.Random(0)
     for number, content in enumerate(seeds(tmp_path) * 12):
@@ -285,7 +285,7 @@ def test_broken_pictures_are_one_line_and_no_other(tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from datasets.pictures import load_ids, load_image
+from datasets.images import load_ids, load_image
 from utils.cli import UserError
 for path in sorted(Path({str(tmp_path)!r}).glob("*.png")):
     for load in (load_image, load_ids):
@@ -303,13 +303,13 @@ for path in sorted(Path({str(tmp_path)!r}).glob("*.png")):
 
 
 def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "PIXELS", 11)
+    monkeypatch.setattr(images, "PIXELS", 11)
     with pytest.raises(UserError, match="4 x 3; it may have 11 pixels"):
         load_image(saved(tmp_path / "i.png", COLOURS))
 
 
 def test_a_copy_keeps_colours_and_ids(tmp_path):
-    """A picture in a palette is copied in its colours, one turned by its EXIF upright."""
+    """An image in a palette is copied in its colours, one turned by its EXIF upright."""
     for side in ("train", "trainannot"):
         (tmp_path / "in" / side).mkdir(parents=True)
     for index in range(40):
@@ -360,7 +360,7 @@ def test_split_files_as_editors_write_them(tmp_path):
     assert [pair.name for pair in read_split(tmp_path / "s.txt", must_exist=False)] == ["bä/a.v1/1", "c/2", "d.e/3"]
 
 
-def test_two_pictures_whose_posteriors_would_be_one_file(tmp_path):
+def test_two_images_whose_posteriors_would_be_one_file(tmp_path):
     (tmp_path / "s.txt").write_text("a/1.png l/1.png\na/1.jpg l/2.png\n")
     with pytest.raises(UserError, match=r"names a/1\.jpg twice, or with two suffixes"):
         read_split(tmp_path / "s.txt", must_exist=False)

@@ -18,15 +18,15 @@ from attacks.scoring import Example, Selection, View, attack_patches, meet
 from datasets.pairs import deal
 from datasets.posteriors import Stored
 from defenses.apply import Defense
-from evaluation.metrics import figures
+from evaluation.metrics import compute_metrics
 from models.attacker import build_attacker
-from training.progress import Reached, pausing
+from training.progress import Progress, pausing
 from training.step import agree_on_buffers, descend, parallel
 from utils import VOID
-from utils.checkpoints import load_checkpoint, load_optimizer, load_weights, rebuild, save_checkpoint, stored
+from utils.checkpoints import load_checkpoint, load_optimizer, load_weights, rebuild, require, save_checkpoint
 from utils.cli import UserError
 from utils.device import autocast
-from utils.distributed import barrier, gather, rank, share, size
+from utils.distributed import barrier, gather, own_share, process_rank, world_size
 from utils.log import RunLog, progress
 from utils.pause import Pause
 from utils.randomness import stream
@@ -49,14 +49,14 @@ def hold_out(items: Sequence[Stored], seed: int) -> tuple[list[Stored], list[Sto
             (held if part else rest).append(item)
     for name, chosen in (("training", rest), ("held-out", held)):
         if len({item.member for item in chosen}) < 2:
-            raise UserError(f"the {name} part of D^S lacks members or non-members: {len(items)} pictures are too few")
+            raise UserError(f"the {name} part of D^S lacks members or non-members: {len(items)} images are too few")
     return rest, held
 
 
 class Patches(Dataset):
-    """One random patch of each picture an epoch, `repeat` times: posterior (C, s, s), label (s, s), member.
+    """One random patch of each image an epoch, `repeat` times: posterior (C, s, s), label (s, s), member.
 
-    The patch depends on (seed, epoch, turn, picture) only. Half of the patches are mirrored, labels alike.
+    The patch depends on (seed, epoch, turn, image) only. Half of the patches are mirrored, labels alike.
     """
 
     def __init__(self, items: Sequence[Stored], size: int, seed: int, repeat: int, defense: Defense):
@@ -88,7 +88,7 @@ class Patches(Dataset):
 
 def prepare(args: argparse.Namespace, items: Sequence[Stored], size: int,
             defense: Defense) -> tuple[Patches, list[Example]]:
-    """Training patches of side `size` and the held-out pictures. Raises `UserError` before anything is written."""
+    """Training patches of side `world_size` and the held-out images. Raises `UserError` before anything is written."""
     rest, held = hold_out(items, args.seed)
     return Patches(rest, size, args.seed, args.patches_per_epoch, defense), list(meet(held, defense))
 
@@ -100,8 +100,8 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
     Continues from last.pth.tar where there is one, which is written after every epoch, every ten minutes, and when a
     signal asks to end. tau is chosen on the held-out part at the end.
     """
-    if min(args.batch, len(data)) < size():
-        raise UserError(f"--batch {args.batch} is less than a patch for each of {size()} processes")
+    if min(args.batch, len(data)) < world_size():
+        raise UserError(f"--batch {args.batch} is less than a patch for each of {world_size()} processes")
     torch.manual_seed(args.seed)
     last, best = folder / "last.pth.tar", folder / "best.pth.tar"
     checkpoint = load_checkpoint(last) if last.exists() else None
@@ -113,10 +113,10 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     net = parallel(model, device)
-    reached, best_auc = Reached(), -1.0
+    reached, best_auc = Progress(), -1.0
     if checkpoint:
         load_optimizer(optimizer, checkpoint.get("optimizer"), last)
-        reached, best_auc = Reached.stored(checkpoint, last), stored(checkpoint, "best_auc", float, last)
+        reached, best_auc = Progress.from_checkpoint(checkpoint, last), require(checkpoint, "best_auc", float, last)
     begun = time.monotonic() - 60 * reached.minutes
 
     def save(path: Path, **rest: object) -> None:
@@ -146,28 +146,28 @@ def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence
 
 def held_out_auc(examples: Sequence[Example], model: torch.nn.Module, view: View, selection: Selection,
                  device: torch.device, precision: str) -> float:
-    """AUC of the attack on pictures whose membership is known, over all processes' shares of them."""
+    """AUC of the attack on images whose membership is known, over all processes' shares of them."""
     batch = 64
-    block = selection.pictures(batch)
-    own = attack_patches(share(examples, block), model.eval(), view, selection, device, precision, batch=batch)
+    block = selection.images(batch)
+    own = attack_patches(own_share(examples, block), model.eval(), view, selection, device, precision, batch=batch)
     scored = gather([(s.score, s.member) for s in own], block)
-    return figures(*zip(*scored, strict=True))["auc"]
+    return compute_metrics(*zip(*scored, strict=True))["auc"]
 
 
 def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Patches, args: argparse.Namespace,
-               view: View, reached: Reached, device: torch.device, pause: Pause, save: Callable[[], None]) -> int:
+               view: View, reached: Progress, device: torch.device, pause: Pause, save: Callable[[], None]) -> int:
     """The steps of an epoch that `reached` has not behind it; it moves along. Returns how many steps an epoch has."""
     epoch = data.epoch = reached.epoch
     order = stream(args.seed, "order", epoch).permutation(len(data))
     steps = max(1, len(order) // args.batch)
     batches = [chunk.tolist() for chunk in np.array_split(order, steps)][reached.step :]
     model.train()
-    loader = DataLoader(data, batch_sampler=list(map(share, batches)))
+    loader = DataLoader(data, batch_sampler=list(map(own_share, batches)))
     for batch, (posterior, label, member) in zip(batches, loader, strict=True):
         for group in optimizer.param_groups:
             done = (epoch * steps + reached.step) / (args.epochs * steps)
             group["lr"] = args.lr * (1 + math.cos(math.pi * done)) / 2
-        torch.manual_seed(int(stream(args.seed, "dropout", epoch, reached.step).integers(2**62)) + rank())
+        torch.manual_seed(int(stream(args.seed, "dropout", epoch, reached.step).integers(2**62)) + process_rank())
         posterior, label, member = posterior.to(device), label.to(device), member.to(device)
         maps = represent(view.input, posterior, label, view.floor, view.void, view.argmax)
         reached.loss += learn(model, optimizer, maps, member, len(batch), device, args.precision, epoch)
@@ -200,7 +200,7 @@ def _choose_tau(best: Path, model: torch.nn.Module, validation: Sequence[Example
     """Choose tau among quantiles of the held-out patches' confidence, by held-out AUC; store it in best.pth.tar."""
     checkpoint = load_checkpoint(best)
     load_weights(model, checkpoint["state_dict"], best)
-    view = View.stored(checkpoint, best)
+    view = View.from_checkpoint(checkpoint, best)
     seen = []
     for example in validation:
         corners = random_corners(tuple(example.label.shape), view.size, 50, stream(args.seed, "tau", example.key))

@@ -114,11 +114,11 @@ def cost_of_step(build: Callable[[], nn.Module], inputs: tuple[int, ...], loss: 
                     tuple(operations.found))
 
 
-def plan_segmenter(args: argparse.Namespace, pictures: int) -> str:
-    """What the flags of train_victim.py or train_shadow.py ask for, on `pictures` pictures."""
+def plan_segmenter(args: argparse.Namespace, images: int) -> str:
+    """What the flags of train_victim.py or train_shadow.py ask for, on `images` images."""
     read = args.batch * args.crop[0] * args.crop[1] * 4  # RGB and label, uint8
-    return _report(args, f"{args.model} ({args.backbone})", segmenter_step(args), "SGD", pictures,
-                   max(1, pictures // args.batch), read)
+    return _report(args, f"{args.model} ({args.backbone})", segmenter_step(args), "SGD", images,
+                   max(1, images // args.batch), read)
 
 
 def segmenter_step(args: argparse.Namespace) -> Cost:
@@ -132,12 +132,12 @@ def segmenter_step(args: argparse.Namespace) -> Cost:
                         args.precision != "fp32").updated_by("SGD")
 
 
-def plan_attacker(args: argparse.Namespace, spec: dict, pictures: int) -> str:
-    """What the flags of train_attacker.py ask for; `spec` is the attacker's, `pictures` what D^S has."""
-    patches = round(pictures * (1 - HELD_OUT)) * args.patches_per_epoch
+def plan_attacker(args: argparse.Namespace, spec: dict, images: int) -> str:
+    """What the flags of train_attacker.py ask for; `spec` is the attacker's, `images` what D^S has."""
+    patches = round(images * (1 - HELD_OUT)) * args.patches_per_epoch
     read = args.batch * args.patch_size**2 * (2 * spec["classes"] + 1)  # posterior float16 and label uint8
     return _report(args, f"attacker ({args.arch}, width {args.width:g}), {spec['classes']} classes",
-                   attacker_step(args, spec), "AdamW", pictures, max(1, patches // args.batch), read)
+                   attacker_step(args, spec), "AdamW", images, max(1, patches // args.batch), read)
 
 
 def attacker_step(args: argparse.Namespace, spec: dict) -> Cost:
@@ -156,7 +156,7 @@ def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), torch.zeros(logits.shape[0], *logits.shape[2:], dtype=torch.long))
 
 
-def _report(args: argparse.Namespace, what: str, cost: Cost, optimizer: str, pictures: int, steps: int,
+def _report(args: argparse.Namespace, what: str, cost: Cost, optimizer: str, images: int, steps: int,
             read: int) -> str:
     """The plan as text; `cost` is that of one device's share of a step, `steps` are those of an epoch.
 
@@ -172,7 +172,7 @@ def _report(args: argparse.Namespace, what: str, cost: Cost, optimizer: str, pic
         f"a step{each}: {cost.flops / 1e12:.3g} TFLOP, {cost.traffic / 1e9:.3g} GB read and written",
         f"memory{each}: " + ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
         + f"; in all {sum(parts.values()) / GIB:.3g} GiB, without workspace",
-        f"{pictures:,} pictures, {steps:,} steps an epoch, {args.epochs} epochs: {steps * args.epochs:,} steps, each "
+        f"{images:,} images, {steps:,} steps an epoch, {args.epochs} epochs: {steps * args.epochs:,} steps, each "
         f"reads {read / 2**20:.3g} MiB, decoded",
         f"computed, not measured: {seconds:.3g} s a step, {seconds * steps * args.epochs / 3600:.3g} h at "
         f"{args.utilisation:.0%} of {args.tflops:g} TFLOP/s and {args.gb_per_s:g} GB/s{each}"])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from utils.checkpoints import stored
+from utils.checkpoints import require
 from utils.cli import UserError
 from utils.pause import Pause
 
@@ -11,7 +11,7 @@ SAVE_EVERY = 600.0  # seconds, within an epoch
 
 
 @dataclass
-class Reached:
+class Progress:
     """Epochs that are done, steps of the one that is running, the sum of their losses, and minutes in all."""
 
     epoch: int = 0
@@ -20,9 +20,9 @@ class Reached:
     minutes: float = 0.0
 
     @classmethod
-    def stored(cls, checkpoint: dict, path: Path) -> "Reached":
+    def from_checkpoint(cls, checkpoint: dict, path: Path) -> "Progress":
         """As a checkpoint has it; one that was written at the end of an epoch may leave out what is 0 there."""
-        found = cls(**{field.name: stored({field.name: field.default} | checkpoint, field.name, type(field.default),
+        found = cls(**{field.name: require({field.name: field.default} | checkpoint, field.name, type(field.default),
                                           path) for field in fields(cls)})
         if found.epoch < 0 or found.step < 0:
             raise UserError(f"{path} is no whole checkpoint: it has epoch {found.epoch} and step {found.step}")

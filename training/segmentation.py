@@ -20,13 +20,13 @@ from datasets.transforms import Augmented
 from evaluation.metrics import confusion, mean_iou
 from models import build_segmenter
 from models.query import query
-from training.progress import Reached, pausing
+from training.progress import Progress, pausing
 from training.step import agree_on_buffers, descend, descend_privately, freeze_norms, parallel
 from utils import VOID
 from utils.checkpoints import load_checkpoint, load_optimizer, rebuild, save_checkpoint
 from utils.cli import UserError
 from utils.device import autocast
-from utils.distributed import is_main, rank, say, share, size, total
+from utils.distributed import is_main, own_share, print_once, process_rank, sum_over_processes, world_size
 from utils.files import write_json
 from utils.log import RunLog, progress
 from utils.pause import Pause, leave_signals_to_parent
@@ -54,10 +54,10 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
     Returns the model, the minutes its training took in all, and what `defenses.dpsgd.account` says of it with -dpsgd.
     A checkpoint is written after every epoch, every ten minutes, and when a signal asks to end; where one lies in
     `folder`, training goes on from it and ends with the weights that an unbroken run would have. Raises `UserError` for
-    fewer than two pictures, and when the loss is no number any more.
+    fewer than two images, and when the loss is no number any more.
     """
-    if min(args.batch, len(pairs)) < 2 * size():
-        raise UserError("a step needs two pictures or more a process: batch norm learns from their differences")
+    if min(args.batch, len(pairs)) < 2 * world_size():
+        raise UserError("a step needs two images or more a process: batch norm learns from their differences")
     dataset = find_dataset(args.dataset)
     spec = spec_of(args, len(dataset.CLASSES))
     torch.manual_seed(args.seed)
@@ -73,7 +73,7 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
         bounds = bounds or dpsgd.gradient_bounds(model, _first_losses(model, data, args, device))
         net, optimizer = dpsgd.privatise(model, optimizer, bounds, args.noise_variance, args.batch)
         private = dpsgd.account(bounds, args.noise_variance, args.batch, len(pairs), steps * args.epochs)
-        say(dpsgd.describe(private))
+        print_once(dpsgd.describe(private))
     else:
         net = parallel(model, device)
     # One loader for all epochs: workers are started once, before the first step, and read ahead.
@@ -81,7 +81,7 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
                              num_workers=1 if args.workers is None else args.workers, worker_init_fn=_begin_worker,
                              pin_memory=device.type == "cuda", collate_fn=_collate))
 
-    def save(reached: Reached) -> None:
+    def save(reached: Progress) -> None:
         reached.minutes = (time.monotonic() - begun) / 60
         save_checkpoint(folder / "last.pth.tar", spec, model.state_dict(), **asdict(reached),
                         optimizer=optimizer.state_dict(), classes=list(dataset.CLASSES), dataset=args.dataset,
@@ -100,7 +100,7 @@ def train_segmenter(args: argparse.Namespace, pairs: Sequence[Pair], folder: Pat
 
 
 def _begin(args: argparse.Namespace, spec: dict, last: Path,
-           device: torch.device) -> tuple[torch.nn.Module, torch.optim.Optimizer, Reached, dict]:
+           device: torch.device) -> tuple[torch.nn.Module, torch.optim.Optimizer, Progress, dict]:
     """Model, optimizer, how far they are, and the clipping bounds of DPSGD: new, or as the checkpoint has them."""
     checkpoint = load_checkpoint(last) if last.exists() else None
     if checkpoint:
@@ -112,9 +112,9 @@ def _begin(args: argparse.Namespace, spec: dict, last: Path,
         freeze_norms(model)
     optimizer = optimizer_of(model, args)
     if not checkpoint:
-        return model, optimizer, Reached(), {}
+        return model, optimizer, Progress(), {}
     load_optimizer(optimizer, checkpoint.get("optimizer"), last)
-    return model, optimizer, Reached.stored(checkpoint, last), checkpoint.get("bounds", {})
+    return model, optimizer, Progress.from_checkpoint(checkpoint, last), checkpoint.get("bounds", {})
 
 
 def optimizer_of(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -125,40 +125,40 @@ def optimizer_of(model: torch.nn.Module, args: argparse.Namespace) -> torch.opti
     return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
 
 
-def _batches(pictures: int, args: argparse.Namespace, reached: Reached) -> Iterator[list[tuple[int, int]]]:
-    """This process's share of every batch to come, as (epoch, picture), in the order of (seed, epoch).
+def _batches(images: int, args: argparse.Namespace, reached: Progress) -> Iterator[list[tuple[int, int]]]:
+    """This process's share of every batch to come, as (epoch, image), in the order of (seed, epoch).
 
     With -dpsgd each batch is a Poisson sample, which is what its accountant assumes.
     """
     begun, behind = reached.epoch, reached.step
     for epoch in range(begun, args.epochs):
         rng = stream(args.seed, "order", epoch)
-        order = [] if args.dpsgd else rng.permutation(pictures).tolist()
-        for step in range(max(1, pictures // args.batch)):
-            drawn = (np.flatnonzero(rng.random(pictures) < args.batch / pictures).tolist() if args.dpsgd else
+        order = [] if args.dpsgd else rng.permutation(images).tolist()
+        for step in range(max(1, images // args.batch)):
+            drawn = (np.flatnonzero(rng.random(images) < args.batch / images).tolist() if args.dpsgd else
                      order[step * args.batch : (step + 1) * args.batch])
             if epoch > begun or step >= behind:
-                yield share([(epoch, index) for index in drawn])
+                yield own_share([(epoch, index) for index in drawn])
 
 
 def _collate(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pictures of a batch, which Poisson sampling may leave empty."""
+    """The images of a batch, which Poisson sampling may leave empty."""
     return default_collate(items) if items else (torch.empty(0, 3, 1, 1), torch.empty(0, 1, 1, dtype=torch.long))
 
 
 def _first_losses(model: torch.nn.Module, data: Augmented, args: argparse.Namespace,
                   device: torch.device) -> Iterator[torch.Tensor]:
-    """The loss of each picture of this process's share, before the first step."""
+    """The loss of each image of this process's share, before the first step."""
     _training_mode(model, args)
-    torch.manual_seed(int(stream(args.seed, "dropout", "bounds").integers(2**62)) + rank())
-    for index in progress(share(range(len(data))), "gradient norms"):
+    torch.manual_seed(int(stream(args.seed, "dropout", "bounds").integers(2**62)) + process_rank())
+    for index in progress(own_share(range(len(data))), "gradient norms"):
         images, labels = _collate([data[0, index]])
-        yield picture_losses(*_forward(model, images, labels, device, args.precision), args.aux_weight).sum()
+        yield image_losses(*_forward(model, images, labels, device, args.precision), args.aux_weight).sum()
 
 
 def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Iterator, args: argparse.Namespace,
-               reached: Reached, steps: int, device: torch.device, pause: Pause,
-               save: Callable[[Reached], None]) -> None:
+               reached: Progress, steps: int, device: torch.device, pause: Pause,
+               save: Callable[[Progress], None]) -> None:
     """The steps of an epoch that `reached` has not behind it; it moves along, and holds the sum of their losses."""
     epoch = reached.epoch
     _training_mode(model, args)
@@ -186,7 +186,7 @@ def _training_mode(model: torch.nn.Module, args: argparse.Namespace) -> None:
 
 def _seed(args: argparse.Namespace, epoch: int, step: int, optimizer: torch.optim.Optimizer) -> None:
     """Let dropout of a step depend on the seed, the step and this process only, and the noise of DPSGD likewise."""
-    torch.manual_seed(int(stream(args.seed, "dropout", epoch, step).integers(2**62)) + rank())
+    torch.manual_seed(int(stream(args.seed, "dropout", epoch, step).integers(2**62)) + process_rank())
     if args.dpsgd:
         from defenses import dpsgd
 
@@ -206,7 +206,7 @@ def learn_privately(model: torch.nn.Module, optimizer: torch.optim.Optimizer, im
     """`learn` with the model and the optimizer that `defenses.dpsgd.privatise` gave; N may be 0."""
     losses = torch.zeros(0, device=device)
     if len(images):
-        losses = picture_losses(*_forward(model, images, labels, device, precision), aux_weight)
+        losses = image_losses(*_forward(model, images, labels, device, precision), aux_weight)
     return descend_privately(optimizer, losses, epoch)
 
 
@@ -227,9 +227,9 @@ def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
                       aux_weight: float) -> torch.Tensor:
     """Cross-entropy over the labelled positions of the batch, plus that of the auxiliary head.
 
-    These are all the processes' positions; what this process's pictures add to it is returned.
+    These are all the processes' positions; what this process's images add to it is returned.
     """
-    known = total((labels != VOID).sum()).clamp_min(1)
+    known = sum_over_processes((labels != VOID).sum()).clamp_min(1)
 
     def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum") / known
@@ -239,11 +239,11 @@ def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
     return cross_entropy(outputs)
 
 
-def picture_losses(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
+def image_losses(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
                    aux_weight: float) -> torch.Tensor:
-    """Cross-entropy of each picture (N,): the mean over its own labelled positions, plus that of the auxiliary head.
+    """Cross-entropy of each image (N,): the mean over its own labelled positions, plus that of the auxiliary head.
 
-    The mean over those of the batch would let a picture's gradient depend on the void of the others.
+    The mean over those of the batch would let an image's gradient depend on the void of the others.
     """
     known = (labels != VOID).sum(dim=(1, 2)).clamp_min(1)
 
@@ -257,26 +257,26 @@ def picture_losses(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], la
 
 def utility(model: torch.nn.Module, pairs: Sequence[Pair], dataset: ModuleType, device: torch.device,
             precision: str, what: str) -> float:
-    """mIoU in 0..1 of a model on pictures, at full size, over the classes that occur."""
+    """mIoU in 0..1 of a model on images, at full size, over the classes that occur."""
     classes = len(dataset.CLASSES)
     matrix = np.zeros((classes, classes), np.int64)
-    for pair in progress(share(pairs), f"mIoU {what}"):
+    for pair in progress(own_share(pairs), f"mIoU {what}"):
         image, label = load_pair(pair, dataset)
         predicted = query(model, image, device, precision=precision).argmax(dim=0).numpy()
         matrix += confusion(predicted, label, classes)
-    return mean_iou(total(torch.from_numpy(matrix)).numpy())
+    return mean_iou(sum_over_processes(torch.from_numpy(matrix)).numpy())
 
 
 def train_and_report(args: argparse.Namespace, inside: Sequence[Pair], outside: Sequence[Pair], folder: Path,
                      device: torch.device) -> None:
     """Train on `inside`, measure mIoU on both sides, write results.json and say where everything is."""
     dataset = find_dataset(args.dataset)
-    say(f"training {args.model} ({args.backbone}) on {len(inside)} pictures -> {folder}")
+    print_once(f"training {args.model} ({args.backbone}) on {len(inside)} images -> {folder}")
     model, minutes, private = train_segmenter(args, inside, folder, device)
     scores = {f"miou_{side}": utility(model, pairs, dataset, device, args.precision, side)
               for side, pairs in (("in", inside), ("out", outside))}
     if is_main():
         write_json(folder / "results.json", {**scores, "in": len(inside), "out": len(outside), "epochs": args.epochs,
                                              "minutes": round(minutes, 1), **({"dpsgd": private} if private else {})})
-    say(f"mIoU {100 * scores['miou_in']:.1f} in, {100 * scores['miou_out']:.1f} out; {minutes:.1f} minutes; "
+    print_once(f"mIoU {100 * scores['miou_in']:.1f} in, {100 * scores['miou_out']:.1f} out; {minutes:.1f} minutes; "
           f"{folder / 'last.pth.tar'}")

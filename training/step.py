@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.cli import UserError
-from utils.distributed import size, total
+from utils.distributed import sum_over_processes, world_size
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
@@ -17,7 +17,7 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     On GPUs its BatchNorm sees the whole batch; on CPUs, where PyTorch has no such layer, each process normalises its
     own share.
     """
-    if size() == 1:
+    if world_size() == 1:
         return model
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -26,7 +26,7 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
 def agree_on_buffers(model: nn.Module) -> None:
     """Give all processes the main one's statistics, which are those that a checkpoint holds."""
-    if size() > 1:
+    if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
@@ -45,21 +45,21 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, epoch: int) ->
     """
     value = _finite(loss, epoch)
     optimizer.zero_grad(set_to_none=True)
-    (loss * size()).backward()  # since gradients are averaged, not summed
+    (loss * world_size()).backward()  # since gradients are averaged, not summed
     optimizer.step()
     return value
 
 
 def descend_privately(optimizer: torch.optim.Optimizer, losses: torch.Tensor, epoch: int) -> float:
-    """One step of DPSGD, whose mean loss is returned; `losses` (n,) are those of this process's pictures.
+    """One step of DPSGD, whose mean loss is returned; `losses` (n,) are those of this process's images.
 
     Raises `UserError` when it is no number.
     """
-    drawn = total(torch.tensor(len(losses), device=losses.device)).clamp_min(1)
+    drawn = sum_over_processes(torch.tensor(len(losses), device=losses.device)).clamp_min(1)
     value = _finite(losses.sum() / drawn, epoch)
     optimizer.zero_grad(set_to_none=True)
     if len(losses):
-        losses.sum().backward()  # each picture's own gradient; Opacus averages them
+        losses.sum().backward()  # each image's own gradient; Opacus averages them
     else:  # Poisson sampling drew none: the step is noise alone
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
@@ -68,7 +68,7 @@ def descend_privately(optimizer: torch.optim.Optimizer, losses: torch.Tensor, ep
 
 
 def _finite(loss: torch.Tensor, epoch: int) -> float:
-    value = total(loss.detach()).item()
+    value = sum_over_processes(loss.detach()).item()
     if not math.isfinite(value):
         raise UserError(f"the loss became {value} in epoch {epoch + 1}; try a smaller --lr")
     return value

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from utils.cli import UserError
-from utils.distributed import is_main, on_main, total
-from utils.files import hold, whole
+from utils.distributed import is_main, run_on_main, sum_over_processes
+from utils.files import atomic_open, lock_run
 from utils.untrusted import reading
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ DIRECTORY_LIMIT = 8 * 2**20  # bytes of the list of a zip's entries
 STREAM = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)  # how a checkpoint of PyTorch 0.4 to 1.5 begins
 AGAIN_LIMIT = 16  # tuples that occur again
 LEAVES_LIMIT = 2**20  # numbers, texts and tensors
+RENAMED = {"pictures": "images"}  # arguments of scripts in checkpoints of earlier versions
 DESCRIPTION_LIMIT = 2**16  # the largest number, and the longest list or text, in the description of a model
 
 
@@ -43,7 +44,7 @@ def save_checkpoint(path: str | Path, model: dict, state_dict: dict, **rest: obj
     The file is whole or absent.
     """
     if is_main():
-        with whole(path) as file:
+        with atomic_open(path) as file:
             watched = _Watched(file)
             try:
                 torch.save({"format": FORMAT, "model": model, "state_dict": state_dict, **rest}, watched)
@@ -218,7 +219,7 @@ def _plain(value: object, depth: int = 0) -> bool:
     return value is None or (isinstance(value, str) and len(value) <= DESCRIPTION_LIMIT)
 
 
-def stored(checkpoint: dict, name: str, kind: type[T], path: str | Path) -> T:
+def require(checkpoint: dict, name: str, kind: type[T], path: str | Path) -> T:
     """`checkpoint[name]`, which has to be of type `kind`; `UserError` otherwise."""
     value = checkpoint.get(name)
     if not isinstance(value, kind):
@@ -281,7 +282,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, path: str | 
         raise UserError(f"{path} holds the state of another optimizer: {_line(error)}") from None
 
 
-def half(state_dict: dict) -> dict:
+def to_half(state_dict: dict) -> dict:
     """The weights with floating-point tensors in float16: half the size, for files that ship."""
     return {key: value.half() if value.is_floating_point() else value for key, value in state_dict.items()}
 
@@ -294,16 +295,17 @@ def resume_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) 
     `UserError` where another process is at work there, and for stored arguments that `parser` would refuse.
     """
     # A node that only saw others go counts no restart of its own, so the counts of all processes are summed.
-    restarts = total(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))).item()
-    again = on_main(lambda: bool(restarts and args.out and (Path(args.out) / "last.pth.tar").is_file()))
+    restarts = sum_over_processes(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))).item()
+    again = run_on_main(lambda: bool(restarts and args.out and (Path(args.out) / "last.pth.tar").is_file()))
     if not args.continue_ and not again:
         return args, None
     folder = Path(args.continue_ or args.out)
     checkpoint = folder / "last.pth.tar"
     if not checkpoint.is_file():
         raise UserError(f"{folder} holds no last.pth.tar to continue from; start the run anew with --out {folder}")
-    given = _accepted(parser, stored(load_checkpoint(checkpoint), "args", dict, checkpoint), checkpoint)
-    on_main(lambda: hold(folder))
+    stored = require(load_checkpoint(checkpoint), "args", dict, checkpoint)
+    given = _accepted(parser, {RENAMED.get(name, name): value for name, value in stored.items()}, checkpoint)
+    run_on_main(lambda: lock_run(folder))
     today = {name: getattr(args, name) for name in ("gpu", "workers") if getattr(args, name, None) is not None}
     return argparse.Namespace(**{**vars(args), **given, **today}), folder
 

@@ -44,7 +44,7 @@ def add_run_flags(parser: argparse.ArgumentParser, stage: str) -> None:
 
 # Faults of the machine that PyTorch tells of in a RuntimeError, by what their text begins with or holds.
 MACHINE = {
-    "DataLoader worker": "a process that prepares pictures was killed, perhaps for want of memory; free some, or give "
+    "DataLoader worker": "a process that prepares images was killed, perhaps for want of memory; free some, or give "
                          "fewer --workers, and go on with --continue where a checkpoint was saved",
     "can't allocate memory": "there is not enough memory; give a smaller --batch, or free some",
     "CUDA out of memory": "the GPU has not enough memory; give a smaller --batch",

@@ -19,24 +19,24 @@ T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # of a process for the others, while one of them writes or asks
 
 
-def rank() -> int:
+def process_rank() -> int:
     """This process among its like, from 0."""
     return int(os.environ.get("RANK", 0))
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes share the job."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
     """Whether this process prints and writes."""
-    return rank() == 0
+    return process_rank() == 0
 
 
 def join(device: "torch.device") -> None:
     """Meet the other processes, over NCCL for what lies on GPUs and gloo for the rest."""
-    if size() == 1:
+    if world_size() == 1:
         return
     import torch.distributed as dist
 
@@ -44,9 +44,9 @@ def join(device: "torch.device") -> None:
     atexit.register(dist.destroy_process_group)
 
 
-def on_main(work: Callable[[], T]) -> T:
+def run_on_main(work: Callable[[], T]) -> T:
     """What `work` returns, done once, by the main process; all of them end when it raises `UserError`."""
-    if size() == 1:
+    if world_size() == 1:
         return work()
     import torch.distributed as dist
 
@@ -62,31 +62,31 @@ def on_main(work: Callable[[], T]) -> T:
     return answer[0]
 
 
-def share(items: Sequence[T], block: int = 1) -> list[T]:
-    """This process's share of `items`: every size()-th block of `block` items."""
-    return [item for index, item in enumerate(items) if index // block % size() == rank()]
+def own_share(items: Sequence[T], block: int = 1) -> list[T]:
+    """This process's share of `items`: every world_size()-th block of `block` items."""
+    return [item for index, item in enumerate(items) if index // block % world_size() == process_rank()]
 
 
 def gather(own: Sequence[T], block: int = 1) -> list[T]:
     """What all processes made of their shares, in the order of the items that were shared, for each of them."""
-    if size() == 1:
+    if world_size() == 1:
         return list(own)
     import torch.distributed as dist
 
-    shares: list = [None] * size()
+    shares: list = [None] * world_size()
     dist.all_gather_object(shares, list(own))
     return interleave(shares, block)
 
 
 def interleave(shares: Sequence[Sequence[T]], block: int) -> list[T]:
-    """The items whose shares these are: the inverse of `share`."""
+    """The items whose shares these are: the inverse of `own_share`."""
     starts = range(0, max(map(len, shares)), block)
     return [item for start in starts for one in shares for item in one[start : start + block]]
 
 
-def total(value: "torch.Tensor") -> "torch.Tensor":
+def sum_over_processes(value: "torch.Tensor") -> "torch.Tensor":
     """Sum of a tensor over all processes."""
-    if size() > 1:
+    if world_size() > 1:
         import torch.distributed as dist
 
         value = value.clone()
@@ -96,13 +96,13 @@ def total(value: "torch.Tensor") -> "torch.Tensor":
 
 def barrier() -> None:
     """Wait until all processes are here."""
-    if size() > 1:
+    if world_size() > 1:
         import torch.distributed as dist
 
         dist.barrier()
 
 
-def say(text: str) -> None:
+def print_once(text: str) -> None:
     """Print, once."""
     if is_main():
         print(text)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from utils.cli import UserError, run
-from utils.files import whole
+from utils.files import atomic_open
 from utils.untrusted import reading, zip_entries
 
 FOLDER = "1A4WBp5qxS8rn_EnbCY7H5VArtsErS8pv"
@@ -112,7 +112,7 @@ def verify(archive: Path) -> str:
 def record(archive: Path, digest: str) -> None:
     """Note the SHA-256 of an archive that was whole."""
     known = recorded(archive.parent) | {archive.name: digest}
-    with whole(archive.parent / SUMS, "w") as file:
+    with atomic_open(archive.parent / SUMS, "w") as file:
         file.writelines(f"{value} {name}\n" for name, value in sorted(known.items()))
 
 
@@ -135,7 +135,7 @@ def unpack(archive: Path, folder: Path) -> None:
         aside.mkdir()
         try:
             for path, entry in files.items():
-                with zipped.open(entry) as source, whole(aside / path) as target:
+                with zipped.open(entry) as source, atomic_open(aside / path) as target:
                     shutil.copyfileobj(source, target)
             for path in files:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def whole(path: str | Path, mode: str = "wb") -> Iterator:
+def atomic_open(path: str | Path, mode: str = "wb") -> Iterator:
     """Open a file that appears under `path` only once it is written, synced and closed.
 
     Raises `UserError` when it cannot be written; what was there before stays then.
@@ -44,7 +44,7 @@ def whole(path: str | Path, mode: str = "wb") -> Iterator:
 def write_json(path: str | Path, value: object) -> None:
     """Write `value` as indented JSON; NaN and infinity raise `ValueError`."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    with whole(path, "w") as file:
+    with atomic_open(path, "w") as file:
         file.write(text)
 
 
@@ -73,7 +73,7 @@ def start_run(stage: str, args: dict, out: str | None = None) -> Path:
         raise UserError(f"{folder} is a file; give --out a folder")
     if (folder / "last.pth.tar").exists():
         raise UserError(f"{folder} holds a run already; go on with it by --continue {folder}, or give another --out")
-    hold(folder)
+    lock_run(folder)
     packages = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "scikit-learn", "opacus")
     write_json(folder / "args.json", {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -96,7 +96,7 @@ def _next_free(parent: Path, stage: str) -> Path:
             number += 1
 
 
-def hold(folder: Path) -> None:
+def lock_run(folder: Path) -> None:
     """Make `folder` if need be and keep other processes out of it until this one ends, however it ends.
 
     What a killed process had begun to write there is cleared away. Raises `UserError` when another one is at work.

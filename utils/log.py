@@ -11,10 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.distributed import is_main
-from utils.files import whole
+from utils.files import atomic_open
 
 
-class Laps:
+class Timings:
     """What a run spent its seconds on; prints as `5.1 s: starting 2.9, ...`."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class RunLog:
         if not is_main():
             return
         self._lines.append({"step": step, **figures})
-        with whole(self._path, "w") as file:
+        with atomic_open(self._path, "w") as file:
             file.writelines(f"{json.dumps(line)}\n" for line in self._lines)
         if not self._events.exists():
             self._events.parent.mkdir(exist_ok=True)

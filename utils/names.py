@@ -1,4 +1,4 @@
-"""How the names of pictures are written into results."""
+"""How the names of images are written into results."""
 
 import hmac
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from utils.cli import UserError
 KEY_BYTES = 16  # at least
 
 
-def as_cell(name: str) -> str:
+def spreadsheet_safe(name: str) -> str:
     """`name` as a path that no spreadsheet takes for a formula: one that begins like one gets `./` before it."""
     return f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
-def hidden_by(key_file: str | None) -> Callable[[str], str]:
+def name_writer(key_file: str | None) -> Callable[[str], str]:
     """What writes names as HMAC-SHA256 under the content of `key_file`, 32 hex digits; without one, as they are.
 
-    With the same key a picture has the same hash in every run. Raises `UserError` for a file that is no key.
+    With the same key an image has the same hash in every run. Raises `UserError` for a file that is no key.
     """
     if key_file is None:
-        return as_cell
+        return spreadsheet_safe
     try:
         key = Path(key_file).read_bytes()
     except OSError as error:

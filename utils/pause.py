@@ -6,7 +6,7 @@ import threading
 import time
 
 from utils.cli import Stopped
-from utils.distributed import size, total
+from utils.distributed import sum_over_processes, world_size
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -38,10 +38,10 @@ class Pause:
     def due(self) -> bool:
         """Whether to save now; all processes get the same answer."""
         self._ending, late = self._asked, int(time.monotonic() - self._last >= self._every)
-        if size() > 1:
+        if world_size() > 1:
             import torch
 
-            self._ending, late = total(torch.tensor([self._ending, late])).tolist()
+            self._ending, late = sum_over_processes(torch.tensor([self._ending, late])).tolist()
         return bool(self._ending or late)
 
     def saved(self) -> None:

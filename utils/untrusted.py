@@ -27,7 +27,8 @@ def reading(path: str | Path, what: str, missing: str = "", broken: str = "") ->
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
         if not reason or isinstance(error, KeyError):
             reason = f"{type(error).__name__} {reason}"
-        raise UserError(f"{path} cannot be read as a {what}: {reason}{broken and '; '}{broken}") from None
+        article = "an" if what[0] in "aeiou" else "a"
+        raise UserError(f"{path} cannot be read as {article} {what}: {reason}{broken and '; '}{broken}") from None
 
 
 def zip_entries(zipped: zipfile.ZipFile, limit: int, wanted: Collection[str] | None = None) -> list[zipfile.ZipInfo]:

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
-    from utils.files import whole
+    from utils.files import atomic_open
 
     victims = sorted({path.stem.removesuffix("-eight") for path in Path(args.results).glob("camvid-*-*-eight.json")})
     if not victims:
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     axes.grid(axis="x", alpha=0.3)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
-    with whole(args.into) as file:
+    with atomic_open(args.into) as file:
         figure.savefig(file, dpi=130, format="png")
     print(args.into)
 

@@ -67,7 +67,7 @@ def collect(runs: Path, victim: Path, shadows: list[Path], into: Path) -> None:
 
 
 def compare_seeds(runs: Path, first: str, second: str) -> dict:
-    """Difference in AUC of two attacks, means over their attacker seeds, paired over the same pictures."""
+    """Difference in AUC of two attacks, means over their attacker seeds, paired over the same images."""
     from evaluation.compare import read_paired
     from evaluation.intervals import paired_difference
 
@@ -83,7 +83,7 @@ def as_markdown(name: str, setting: dict) -> str:
     any_attack = next(iter(setting["attacks"].values()))
     luck = any_attack["chance"]["image"]
     lines = [f"### {name}", "",
-             f"Victim mIoU {victim['miou_in']:.1%} in ({victim['in']} pictures), {victim['miou_out']:.1%} out "
+             f"Victim mIoU {victim['miou_in']:.1%} in ({victim['in']} images), {victim['miou_out']:.1%} out "
              f"({victim['out']}); shadow {shadow['miou_in']:.1%} in ({shadow['in']}), {shadow['miou_out']:.1%} out "
              f"({shadow['out']}); training {victim['minutes']} + {shadow['minutes']} minutes; {any_attack['blocks']} "
              f"blocks. Random F {luck['random_f']:.1%}, all-member F {luck['all_member_f']:.1%}. "

@@ -1,4 +1,4 @@
-"""Pictures and label files, opened in one way: formats known by their content, sizes bounded before decoding."""
+"""Images and label files, opened in one way: formats known by their content, sizes bounded before decoding."""
 
 import logging
 import os
@@ -23,8 +23,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @contextmanager
-def opened(path: str | Path, what: str = "picture") -> Iterator[Image.Image]:
-    """Open a picture file by its header. Raises `UserError` for what is none, is too large or fails in the block."""
+def opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
+    """Open an image file by its header. Raises `UserError` for what is none, is too large or fails in the block."""
     with reading(path, what, missing="is --root right?"):
         try:
             image = Image.open(path, formats=FORMATS)
@@ -53,7 +53,7 @@ def _silence() -> Iterator[None]:
 
 
 def load_image(path: str | Path) -> np.ndarray:
-    """Read a picture as uint8 RGB (H, W, 3), turned upright as its EXIF says; of several frames the first.
+    """Read an image as uint8 RGB (H, W, 3), turned upright as its EXIF says; of several frames the first.
 
     Transparency is dropped; of 16 bits the upper eight are kept. Raises `UserError` when it is missing, broken, of
     floating-point numbers or of too many pixels.

@@ -1,0 +1,1 @@
+"""What maintains the project: benchmarks, the fault campaign, the comparison of two versions."""

@@ -1,0 +1,143 @@
+"""Show that two versions of the project compute the same bytes.
+
+    git clone . ../before && git -C ../before checkout COMMIT
+    python -m tools.same_bytes ../before          # runs every command there and here, and compares
+
+Runs the shipped attackers (each selection, threshold, defense and score, on stored posteriors and on a live victim) and
+a tiny training of each script, in float32 on one thread. Compares scores.csv and patches.npz byte by byte, and each
+tensor of the trained weights. Exit code 2 where something differs.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from utils.cli import UserError, run
+
+CONCATE = "-resume weights/concate.pth.tar -input concate"
+TINY = "--width 16 --stages 2 --epochs 2 --batch 4 --workers 0 --crop 64 128 --lr 0.001 --root {data}"
+LIVE = "--victim weights/victim.pth.tar --root {data} --members {data}/in.txt --non-members {data}/out.txt"
+SELECTIONS = ("random", "sliding", "rejection", "full")
+SIDES = {"in": range(12), "out": range(400, 412), "d_s": range(1000, 1024)}  # scenes of streets
+
+
+def attacks() -> dict[str, str]:
+    """Name -> flags of attack.py."""
+    found = {}
+    for name, flags in (("loss", ""), ("concate", CONCATE)):
+        found |= {f"{name} {select}": f"{flags} --select {select}" for select in SELECTIONS}
+        found |= {f"{name} argmax": f"{flags} -argmax", f"{name} gauss": f"{flags} -gauss 0.1",
+                  f"{name} gauss, floor 0": f"{flags} -gauss 0.3 --gauss-floor 0", f"{name} dpsgd": f"{flags} -dpsgd",
+                  f"{name} release score": f"{flags} --score release", f"{name} live": f"{flags} {LIVE}",
+                  f"{name} live, argmax": f"{flags} {LIVE} -argmax",
+                  f"{name} live, gauss": f"{flags} {LIVE} -gauss 0.1",
+                  f"{name} live, dropout": f"{flags} {LIVE} -test-dropout 0.5",
+                  f"{name} kept": f"{flags} {LIVE} --keep {{out}}/kept"}
+    for kind in ("confidence", "loss"):
+        found |= {f"threshold {kind} {select}": f"--threshold {kind} --select {select}" for select in SELECTIONS[:3]}
+        found |= {f"threshold {kind} argmax": f"--threshold {kind} -argmax",
+                  f"threshold {kind} live": f"--threshold {kind} {LIVE}"}
+    return found | {"floor": "--floor 1e-10", "seed": "--seed 3 -num-patch 20", "batch": "--batch 7"}
+
+
+def trainings() -> dict[str, str]:
+    """Name -> script and flags; later ones read the runs of earlier ones below {runs}."""
+    split, attacker = "--train {data}/in.txt --test {data}/out.txt", "--shadow {runs}/shadow --patch-size 12 --epochs 2"
+    return {
+        "victim": f"train_victim.py {split} {TINY}",
+        "victim-dpsgd": f"train_victim.py {split} {TINY} -dpsgd",
+        "victim-frozen": f"train_victim.py {split} {TINY} --freeze-norms",
+        "shadow": f"train_shadow.py --split {{data}}/d_s.txt --victim {{runs}}/victim/last.pth.tar {TINY}",
+        "shadow-random": f"train_shadow.py --split {{data}}/d_s.txt --partition random {TINY}",
+        "loss": f"train_attacker.py {attacker} --width 0.125",
+        "concate": f"train_attacker.py {attacker} --width 0.125 -input concate --void mask --dropout 0.5",
+        "argmax": f"train_attacker.py {attacker} --width 0.125 -argmax",
+        "dropout": f"train_attacker.py {attacker} --width 0.125 -test-dropout 0.5",
+        "pixelwise": f"train_attacker.py {attacker} --arch pixelwise -input concate",
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(prog="tools.same_bytes", description=__doc__,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("checkout", nargs="+", metavar="CHECKOUT", help="the other version's folder")
+    flags.add_argument("--only", metavar="TEXT", default="", help="only what has TEXT in its name")
+    flags.add_argument("--out", metavar="JSON", help="write the hashes there")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    here = Path(__file__).resolve().parents[1]
+    found = {str(folder): hashes(folder, args.only) for folder in [here, *(Path(p).resolve() for p in args.checkout)]}
+    if args.out:
+        Path(args.out).write_text(json.dumps(found, indent=1))
+    first, *others = found.values()
+    names = {name for one in found.values() for name in one}
+    different = sorted(name for name in names if any(other.get(name) != first.get(name) for other in others))
+    print(f"{len(names)} files compared, {len(different)} different")
+    if different:
+        raise UserError(f"different: {', '.join(different)}")
+
+
+def hashes(checkout: Path, only: str) -> dict[str, str]:
+    """Run everything in a checkout; name of what was computed -> its SHA-256."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"data": write_data(Path(folder) / "data", checkout), "runs": Path(folder) / "runs"}
+        for name, line in trainings().items():
+            if only in name:
+                call(checkout, f"{line} --out {{runs}}/{name}", places)
+                found |= {f"{name}/{file.name}": hash_weights(checkout, file)
+                          for file in sorted((places["runs"] / name).glob("*.pth.tar"))}
+        for number, (name, flags) in enumerate(attacks().items()):
+            if only in name:
+                out = Path(folder) / str(number)
+                call(checkout, f"attack.py {flags} --out {{out}}", places | {"out": out})
+                found |= {f"{name}/{file}": hashlib.sha256((out / file).read_bytes()).hexdigest()
+                          for file in ("scores.csv", "patches.npz")}
+    return found
+
+
+def call(checkout: Path, line: str, places: dict[str, Path]) -> None:
+    """Run a script of a checkout in float32 on one thread; `UserError` when it fails."""
+    words = [word.format(**places) for word in line.split()]
+    print(f"{checkout.name}: {' '.join(words)}", file=sys.stderr)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words, "--precision", "fp32"], cwd=checkout, env=environment,
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{checkout}: {' '.join(words)}: {done.stderr.strip()}")
+
+
+def write_data(root: Path, checkout: Path) -> Path:
+    """Draw the scenes of `SIDES` with a checkout's own code, and their split files."""
+    code = ("import sys, pathlib; from datasets import streets; from PIL import Image\n"
+            "for i in map(int, sys.argv[2:]):\n"
+            "    for kind, array in zip(('img', 'label'), streets.draw(i)):\n"
+            "        Image.fromarray(array).save(pathlib.Path(sys.argv[1]) / kind / f'{i}.png')")
+    for kind in ("img", "label"):
+        (root / kind).mkdir(parents=True)
+    every = [str(index) for side in SIDES.values() for index in side]
+    subprocess.run([sys.executable, "-c", code, str(root), *every], cwd=checkout, check=True)
+    for name, side in SIDES.items():
+        (root / f"{name}.txt").write_text("".join(f"img/{i}.png label/{i}.png {i // 2}\n" for i in side))
+    return root
+
+
+def hash_weights(checkout: Path, file: Path) -> str:
+    """SHA-256 of the tensors of a checkpoint, by name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in torch.load(file, weights_only=True)["state_dict"].items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    run(main, parser())
