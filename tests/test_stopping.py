@@ -158,7 +158,8 @@ def test_activation_maps_survive_a_stop(attack, tmp_path, monkeypatch):
 
 def test_a_second_process_on_a_run_is_refused(world, attack, tmp_path):
     held = tmp_path / "held"
-    code = f"import pathlib, utils.files; utils.files.lock_run(pathlib.Path({str(held)!r})); print(1, flush=True); input()"
+    code = (f"import pathlib, utils.files; utils.files.lock_run(pathlib.Path({str(held)!r})); "
+            "print(1, flush=True); input()")
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe) as other:
         other.stdout.readline()
