@@ -13,11 +13,12 @@ import argparse
 import datasets
 import models
 import training
-from utils.cli import add_run_flags, run
+from training.options import SegmenterTraining
+from utils.cli import add_run_flags, new_parser, pick, run
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = new_parser(__doc__)
     datasets.add_flags(flags)
     flags.add_argument("--train", metavar="SPLIT", default="splits/streets/victim_in.txt", help="D_in^V")
     flags.add_argument("--test", metavar="SPLIT", default="splits/streets/victim_out.txt",
@@ -29,24 +30,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from datasets.pairs import read_split
-    from training.segmentation import train_and_report
-    from utils.checkpoints import resume_arguments
-    from utils.device import choose_device
-    from utils.distributed import run_on_main
-    from utils.files import start_run
+    from training import setup
 
-    training.check(args)
+    options = pick(args, SegmenterTraining)
     if args.plan:
-        from training.plan import plan_segmenter
-
-        return print(plan_segmenter(args, args.images or len(read_split(args.train, must_exist=False))))
-    device = choose_device(args.gpu)
-    args, folder = resume_arguments(args, parser())
-    inside = read_split(args.train, args.root, args.strip_prefix)
-    outside = read_split(args.test, args.root, args.strip_prefix)
-    folder = folder or run_on_main(lambda: start_run("victim", vars(args), args.out))
-    train_and_report(args, inside, outside, folder, device)
+        return print(setup.plan_segmenter(options, setup.plan_of(args), args.images or setup.count(args.train)))
+    args, folder, compute = setup.begin(args, parser())
+    sides = [setup.read_split(path, args.root, args.strip_prefix) for path in (args.train, args.test)]
+    folder = folder or setup.start_run_on_main("victim", vars(args), args.out)
+    setup.train_and_report(pick(args, SegmenterTraining), *sides, folder, compute, vars(args))
 
 
 if __name__ == "__main__":

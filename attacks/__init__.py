@@ -1,1 +1,29 @@
-"""From posterior and label to a membership score. Nothing here reads a file or knows a data set."""
+"""From an output and its ground truth to a membership score. No module here reads a file or knows a data set.
+
+A new attack is one file with a subclass of `attacks.sample.Attack`, and one line in `ATTACKS`. A new representation is
+one file with an `attacks.representation.Representation`, and one line in `REPRESENTATIONS`.
+"""
+
+from typing import TYPE_CHECKING
+
+from utils.tables import Entry, Table
+
+if TYPE_CHECKING:
+    from attacks.sample import Attack, AttackSettings
+
+ATTACKS = Table("attack", {
+    "learned": Entry("attacks.learned:LearnedAttack", "the attacker of -resume, on patches"),
+    "confidence": Entry("attacks.thresholds:ConfidenceThreshold", "mean of the largest posterior (Salem et al.)"),
+    "loss": Entry("attacks.thresholds:LossThreshold", "mean of minus the loss (Sablayrolles et al.)"),
+    "calibrated": Entry("attacks.calibrated:CalibratedScore", "log-posterior minus c times that of --references"),
+})
+
+REPRESENTATIONS = Table("representation", {
+    "loss": Entry("attacks.representation:LOSS_MAP", "structured loss map"),
+    "concate": Entry("attacks.representation:CONCATENATION", "posterior and one-hot label concatenated"),
+})
+
+
+def build_attack(name: str, settings: "AttackSettings") -> "Attack":
+    """The attack `name` of `ATTACKS`; `UserError` where there is none, or where `settings` lack what it needs."""
+    return ATTACKS.load(name)(settings)

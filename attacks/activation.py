@@ -1,9 +1,9 @@
-"""Where the attacker looks: class activation maps beside structured loss maps (section 3.2, figure 5).
+"""Where the attacker finds evidence: class activation maps beside structured loss maps (section 3.2, figure 5).
 
 The paper's claims: the attacker finds "regions with specific objects or intersections between two classes"; Argmax only
 changes the intensities of a map and "hold[s] the major layout" of it; under Gauss "all the examples have a similar
-CAM". It shows images. The correlations here say of every image how far its two maps go together, and how much of
-the layout a defense leaves.
+CAM". The paper shows images. The correlations here measure for every image how far its CAM agrees with its loss map,
+and how much of the layout a defense leaves.
 """
 
 from collections.abc import Container, Iterable, Iterator
@@ -15,19 +15,20 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 
 from attacks.representation import represent
-from attacks.scoring import Example, View
+from attacks.sample import Sample
+from models.attacker import InputSpec
 from utils import VOID
-from utils.device import autocast
+from utils.device import Compute
 
-FLAT = 1e-6  # relative range below which a map counts as constant, since resizing rounds
+CONSTANT = 1e-6  # relative range below which a map counts as constant; resizing rounds
 
 
 @dataclass
-class Sight:
+class CamMaps:
     """The two maps of one posterior, float32 (H, W), and their correlations over the positions that are not void.
 
     `loss` in nats (under Argmax in the release's scale, a wrong position 1.38), NaN where void; `cam` in logits. A
-    correlation is None where a map has no variance.
+    correlation is None where a map is constant.
     """
 
     loss: np.ndarray
@@ -37,12 +38,12 @@ class Sight:
 
 
 @dataclass
-class Look:
-    """One image: its correlations, and its maps where they are to be drawn.
+class CamResult:
+    """The correlations of one image, and its maps where they are drawn.
 
-    `pearson` and `spearman` are of CAM and loss map, as pairs (under the defense, before it); `kept` is Pearson's of
-    the CAM before the defense and under it. Without a defense the pairs are of length 1 and `kept` is None.
-    `sights` has the same order, and is empty where nothing is drawn.
+    `pearson` and `spearman` are of CAM and loss map, as pairs (under the defense, before it); `cam_correlation` is
+    Pearson's of the CAM before the defense and under it. Without a defense the pairs have length 1 and
+    `cam_correlation` is None. `maps` has the same order, and is empty where nothing is drawn.
     """
 
     name: str
@@ -50,21 +51,20 @@ class Look:
     group: str
     pearson: tuple[float | None, ...]
     spearman: tuple[float | None, ...]
-    kept: float | None
-    sights: list[Sight]
+    cam_correlation: float | None
+    maps: list[CamMaps]
 
 
 @torch.inference_mode()
-def activation_map(model: torch.nn.Module, image: torch.Tensor, device: torch.device,
-                   precision: str = "auto") -> torch.Tensor:
-    """CAM of membership, float32 (h, w), of a whole representation (K, H, W): evidence for "member" of each feature.
+def activation_map(model: torch.nn.Module, image: torch.Tensor, compute: Compute) -> torch.Tensor:
+    """CAM of membership, float32 (h, w), of a representation (K, H, W): evidence for "member" of each feature.
 
-    The weights are the member's row of the last layer less the non-member's: a probability depends on the difference of
-    the logits alone, and either row by itself holds what the softmax cancels. Because the features are averaged
-    before that layer, the mean of the map and the difference of the biases are the difference of the logits.
+    The weights are the member's row of the last layer minus the non-member's: a probability depends on the difference
+    of the logits alone. Because the features are averaged before that layer, the mean of the map plus the difference of
+    the biases equals the difference of the logits.
     """
-    with autocast(device, precision):
-        _, features = model(image[None].to(device, memory_format=torch.channels_last))
+    with compute.autocast():
+        _, features = model(image[None].to(compute.device, memory_format=torch.channels_last))
     weight = model.fc.weight[1] - model.fc.weight[0]
     return torch.einsum("k,khw->hw", weight, features[0].float()).cpu()
 
@@ -72,45 +72,45 @@ def activation_map(model: torch.nn.Module, image: torch.Tensor, device: torch.de
 def resize(cam: torch.Tensor, shape: tuple[int, int], stride: int) -> torch.Tensor:
     """Bilinear, from the attacker's features (h, w) to the positions (H, W) that they were computed from.
 
-    Each of its strided layers is centred on every second position, the first included, so feature i lies at position
-    `stride` i. What is past the last feature has its value.
+    Each strided layer is centred on every second position, starting with the first, so feature i belongs to position
+    `stride` i. Positions beyond the last feature get its value.
     """
     height, width = (stride * (n - 1) + 1 for n in cam.shape)
     fine = F.interpolate(cam[None, None], (height, width), mode="bilinear", align_corners=True)
     return F.pad(fine, (0, shape[1] - width, 0, shape[0] - height), mode="replicate")[0, 0]
 
 
-def correlation(one: np.ndarray, two: np.ndarray) -> float | None:
-    """Pearson's, of two arrays (n,); None where one of them is constant."""
-    one, two = one.astype(np.float64), two.astype(np.float64)
-    if any(np.ptp(values) <= FLAT * np.abs(values).max() for values in (one, two)):
+def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Pearson's correlation of two arrays (n,); None where one of them is constant."""
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    if any(np.ptp(values) <= CONSTANT * np.abs(values).max() for values in (first, second)):
         return None
-    return float(np.corrcoef(one, two)[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])
 
 
-def see(model: torch.nn.Module, posterior: torch.Tensor, label: torch.Tensor, view: View, device: torch.device,
-        precision: str) -> Sight:
-    """CAM and loss map of one posterior (C, H, W) with its label (H, W), and how they correlate."""
-    image = represent(view.input, posterior, label, view.floor, view.void, view.argmax)
-    cam = resize(activation_map(model, image, device, precision), tuple(label.shape), model.stride).numpy()
-    loss = represent("loss", posterior, label, view.floor, argmax=view.argmax)[0].numpy()
+def compute_maps(model: torch.nn.Module, posterior: torch.Tensor, label: torch.Tensor, spec: InputSpec,
+                 compute: Compute) -> CamMaps:
+    """CAM and loss map of one posterior (C, H, W) with its label (H, W), and their correlations."""
+    image = represent(spec.input, posterior, label, spec.floor, spec.void, spec.argmax)
+    cam = resize(activation_map(model, image, compute), tuple(label.shape), model.stride).numpy()
+    loss = represent("loss", posterior, label, spec.floor, argmax=spec.argmax)[0].numpy()
     known = (label != VOID).numpy()
     pearson = correlation(cam[known], loss[known])
     spearman = None if pearson is None else correlation(rankdata(cam[known]), rankdata(loss[known]))
-    return Sight(np.where(known, loss, np.nan), cam, pearson, spearman)
+    return CamMaps(np.where(known, loss, np.nan), cam, pearson, spearman)
 
 
-def watch(examples: Iterable[Example], model: torch.nn.Module, view: View, device: torch.device, precision: str,
-          drawn: Container[str], looks: list[Look]) -> Iterator[Example]:
-    """Pass `examples` on, and append to `looks` what the attacker sees of each; maps only of those named in `drawn`."""
-    for example in examples:
-        sights = [see(model, example.posterior, example.label, view, device, precision)]
-        kept = None
-        if example.before is not None:
-            sights.append(see(model, example.before, example.label, replace(view, argmax=False), device, precision))
-            known = (example.label != VOID).numpy()
-            kept = correlation(*(sight.cam[known] for sight in sights))
-            example.before = None  # the images of a batch wait together: no second posterior of each
-        looks.append(Look(example.name, example.member, example.group, tuple(s.pearson for s in sights),
-                          tuple(s.spearman for s in sights), kept, sights if example.name in drawn else []))
-        yield example
+def record_cams(samples: Iterable[Sample], model: torch.nn.Module, spec: InputSpec, compute: Compute,
+                drawn: Container[str], results: list[CamResult]) -> Iterator[Sample]:
+    """Pass `samples` on, and append a `CamResult` of each to `results`; with maps for the names in `drawn`."""
+    for sample in samples:
+        maps = [compute_maps(model, sample.output, sample.truth, spec, compute)]
+        cam_correlation = None
+        if sample.undefended is not None:
+            maps.append(compute_maps(model, sample.undefended, sample.truth, replace(spec, argmax=False), compute))
+            known = sample.known.numpy()
+            cam_correlation = correlation(*(one.cam[known] for one in maps))
+        results.append(CamResult(sample.name, sample.member, sample.group, tuple(m.pearson for m in maps),
+                                 tuple(m.spearman for m in maps), cam_correlation,
+                                 maps if sample.name in drawn else []))
+        yield replace(sample, undefended=None)  # a batch of samples waits in memory

@@ -1,13 +1,69 @@
-"""Where an attack looks: sliding windows, random locations, random locations with rejection (section 2.1).
+"""Where an attack reads a map: random locations, sliding windows, random locations with rejection (section 2.1).
 
-Corners are int arrays (N, 2) of (top, left) on the posterior's grid. Random corners are the first of a stream that
-belongs to the image; rejection walks the same stream, so it keeps the random locations that it does not reject.
+Corners are int arrays (N, 2) of (top, left) on the positions of the map. Random corners are the first of a random
+stream that belongs to the image. Rejection draws from the same stream, so it keeps the random locations that it does
+not reject.
 """
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-TRIES = 50  # candidates per patch after which rejection takes the least confident it saw
+from utils.cli import UserError
+from utils.randomness import stream
+
+TRIES = 50  # candidates for one patch, after which rejection takes the least confident of them
+CPU_BATCH = 16  # patches in one forward pass on a CPU
+SCHEMES = ("random", "sliding", "rejection", "full")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which patches of an image are scored.
+
+    `scheme`: one of `SCHEMES`; `count`: number of patches; `size`: side of a patch in positions; `tau`: rejection
+    threshold; `seed`: of the locations.
+    """
+
+    scheme: str = "random"
+    count: int = 6
+    size: int = 24
+    tau: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size < 1:
+            raise UserError("the number of patches (-num-patch) and --patch-size are 1 or more")
+
+    def images_per_batch(self, batch: int) -> int:
+        """How many images have about `batch` patches together; on a CPU their patches fill complete batches."""
+        if self.scheme == "full":
+            return max(1, batch)
+        wanted, step = batch // self.count, CPU_BATCH // math.gcd(CPU_BATCH, self.count)
+        return max(1, wanted // step * step or wanted)
+
+    def corners(self, shape: tuple[int, int], key: str, confidence: Callable[[], torch.Tensor],
+                known: torch.Tensor) -> np.ndarray:
+        """Corners (N, 2) on the map (H, W) of the image `key`.
+
+        `confidence` returns the posterior of the labelled class (H, W), and is called for rejection alone; `known`
+        (H, W) is false where void. Raises `UserError` for a map that is smaller than a patch.
+        """
+        if min(shape) < self.size:
+            raise UserError(f"{key}: its {shape[0]} x {shape[1]} posterior is smaller than the attacker's "
+                            f"{self.size} x {self.size} patch; use --select full, or an attacker of smaller patches")
+        rng = stream(self.seed, "patches", key)
+        if self.scheme == "sliding":
+            return sliding_corners(shape, self.size, self.count)
+        if self.scheme == "random":
+            return random_corners(shape, self.size, self.count, rng)
+        return rejection_corners(confidence(), known, self.size, self.count, self.tau, rng)
+
+
+RANDOM = Selection()
 
 
 def random_corners(shape: tuple[int, int], size: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -19,8 +75,8 @@ def random_corners(shape: tuple[int, int], size: int, count: int, rng: np.random
 def sliding_corners(shape: tuple[int, int], size: int, count: int = 1) -> np.ndarray:
     """A regular grid that covers the map (H, W), of `count` patches or more.
 
-    Starts from the smallest grid that covers; while it has fewer than `count` patches, the side with the larger step
-    gets one more.
+    Starts from the smallest grid that covers the map. While the grid has fewer than `count` patches, the side with the
+    larger step gets one more.
     """
     room = np.array([shape[0] - size, shape[1] - size])
     grid = np.array([-(-shape[0] // size), -(-shape[1] // size)])
@@ -32,7 +88,7 @@ def sliding_corners(shape: tuple[int, int], size: int, count: int = 1) -> np.nda
 
 
 def patch_means(values: torch.Tensor, known: torch.Tensor, corners: np.ndarray, size: int) -> np.ndarray:
-    """Mean of `values` (H, W) over the known positions of each patch, float64 (N,); infinite where none is known."""
+    """Mean of `values` (H, W) over the known positions of each patch, float64 (N,); infinite where all are void."""
     def sums(array: torch.Tensor) -> np.ndarray:
         table = np.zeros((array.shape[0] + 1, array.shape[1] + 1))
         table[1:, 1:] = array.double().cumsum(0).cumsum(1).cpu().numpy()
@@ -45,20 +101,20 @@ def patch_means(values: torch.Tensor, known: torch.Tensor, corners: np.ndarray, 
 
 def rejection_corners(confidence: torch.Tensor, known: torch.Tensor, size: int, count: int, tau: float,
                       rng: np.random.Generator, tries: int = TRIES) -> np.ndarray:
-    """Algorithm 2, lines 2 to 8: candidates whose mean true-class posterior exceeds `tau`, or that are all void, go.
+    """Algorithm 2, lines 2 to 8: rejects candidates that are void or whose mean true-class posterior exceeds `tau`.
 
-    confidence (H, W): posterior of the labelled class; known (H, W): not void. After `tries` candidates for one patch
-    the least confident of them is taken.
+    confidence (H, W): posterior of the labelled class; known (H, W): not void. After `tries` candidates for one patch,
+    takes the least confident of them.
     """
     corners = random_corners(tuple(confidence.shape), size, count * tries, rng)
     means = patch_means(confidence, known, corners, size)
     chosen, position = [], 0
     for _ in range(count):
         window = means[position : position + tries]
-        kept = np.flatnonzero(window <= tau)
-        offset = kept[0] if kept.size else np.argmin(window)
+        accepted = np.flatnonzero(window <= tau)
+        offset = accepted[0] if accepted.size else np.argmin(window)
         chosen.append(position + offset)
-        position += offset + 1 if kept.size else tries
+        position += offset + 1 if accepted.size else tries
     return corners[chosen]
 
 

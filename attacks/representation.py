@@ -1,16 +1,29 @@
-"""What the attacker sees: the posterior laid against the label (section 2.1, "Data representation").
-
-A new representation is a function with the signature of `loss_map` and a line in `REPRESENTATIONS`.
-"""
+"""What the attacker reads: the posterior and the label, combined (section 2.1, "Data representation")."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
+from attacks import REPRESENTATIONS
+from models.attacker import RELEASE_FLOOR as FLOOR
 from utils import VOID
 
-FLOOR = 1e-30  # of the release, below which a posterior is not let before the logarithm
-ARGMAX_LOSS = -math.log(FLOOR) / 50  # of a wrong position under Argmax: the release divides its loss map by 50
+ARGMAX_LOSS = -math.log(FLOOR) / 50  # loss of a wrong position under Argmax: the release divides its loss map by 50
+
+
+@dataclass(frozen=True)
+class Representation:
+    """A way to combine posterior and label.
+
+    `compute(posterior, label, floor)` gives a map (..., K, H, W); `channels(classes)` is K; `argmax_scale(floor)` is
+    the factor of the map where the posterior is one-hot.
+    """
+
+    compute: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    channels: Callable[[int], int]
+    argmax_scale: Callable[[float], float] = lambda floor: 1.0
 
 
 def true_class(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -21,19 +34,19 @@ def true_class(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 def loss_map(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
     """Structured loss map, SLM(i, j) = -log P(Y(i, j), i, j): (..., C, H, W) and (..., H, W) -> (..., 1, H, W).
 
-    Posteriors are clamped at `floor` from below; void positions hold 0.
+    Posteriors below `floor` count as `floor`; void positions hold 0.
     """
     loss = _of_label(posterior, label).clamp_min_(floor).log_().neg_()
     return loss.masked_fill_(label == VOID, 0).unsqueeze(-3)
 
 
 def _of_label(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Posterior at the label, anything where void, in a tensor of its own."""
+    """Posterior of the labelled class, any value where void, in a new tensor."""
     return posterior.gather(-3, _index(label, posterior.shape[-3])).squeeze(-3)
 
 
 def _index(label: torch.Tensor, classes: int) -> torch.Tensor:
-    """Labels, 0 to `classes` - 1 or void, as an index of dimension -3; void points anywhere."""
+    """Labels, 0 to `classes` - 1 or void, as an index of dimension -3; void gets the last class."""
     return label.clamp_max(classes - 1).long().unsqueeze(-3)
 
 
@@ -47,24 +60,26 @@ def concatenation(posterior: torch.Tensor, label: torch.Tensor, floor: float = F
     return out
 
 
-REPRESENTATIONS = {"loss": loss_map, "concate": concatenation}
+LOSS_MAP = Representation(loss_map, lambda classes: 1, lambda floor: ARGMAX_LOSS / -math.log(floor))
+CONCATENATION = Representation(concatenation, lambda classes: 2 * classes)
 
 
 def channels(kind: str, classes: int, void: str = "zero") -> int:
-    """Number of channels of a representation of `classes` classes."""
-    return {"loss": 1, "concate": 2 * classes}[kind] + (void == "mask")
+    """Number of channels of the representation `kind` of `classes` classes."""
+    return REPRESENTATIONS.load(kind).channels(classes) + (void == "mask")
 
 
 def represent(kind: str, posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR, void: str = "zero",
               argmax: bool = False) -> torch.Tensor:
-    """The map an attacker of input `kind` sees: (C, H, W) and (H, W) -> (K, H, W) float32.
+    """The map that an attacker of input `kind` reads: (..., C, H, W) and (..., H, W) -> (..., K, H, W) float32.
 
-    `void` = "mask" appends a channel that is 1 where the label is void; `argmax` says that the posterior is one-hot,
-    whose loss map the release divides by 50: a wrong position is 1.38 then, here for any `floor`.
+    `void` = "mask" appends a channel that is 1 where the label is void. `argmax` says that the posterior is one-hot;
+    the release divides its loss map by 50 then, so that a wrong position is 1.38, here for any `floor`.
     """
-    out = REPRESENTATIONS[kind](posterior, label, floor)
-    if argmax and kind == "loss":
-        out = out * (ARGMAX_LOSS / -math.log(floor))
+    representation = REPRESENTATIONS.load(kind)
+    out = representation.compute(posterior, label, floor)
+    if argmax and (scale := representation.argmax_scale(floor)) != 1:
+        out = out * scale
     if void == "mask":
         out = torch.cat([out, (label == VOID).to(out.dtype).unsqueeze(-3)], dim=-3)
     return out

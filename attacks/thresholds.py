@@ -1,25 +1,68 @@
-"""Learning-free attacks: a threshold on the confidence (Salem et al.) or on the loss (Sablayrolles et al.)."""
+"""Attacks that learn nothing: the score of an image is the mean of a map over its positions."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
 import torch
 
-from attacks.representation import FLOOR, loss_map
-from utils import VOID
+from attacks.patches import patch_means
+from attacks.representation import loss_map, true_class
+from attacks.sample import Attack, AttackSettings, Sample, Scored
+from utils.cli import UserError
 
 
-def confidence(posterior: torch.Tensor, label: torch.Tensor | None = None, floor: float = FLOOR) -> torch.Tensor:
-    """Largest posterior of each position, (C, H, W) and (H, W) -> (H, W); higher speaks for a member."""
-    return posterior.amax(dim=-3)
+class MapAttack(Attack):
+    """Scores an image by the mean of `evidence` over its known positions, and each patch by its own mean.
+
+    The score of the image does not depend on the patches, which serve the per-patch metrics. A patch that is all void
+    gets the score of its image. The side of a patch is at most that of the map.
+    """
+
+    def __init__(self, settings: AttackSettings):
+        super().__init__(settings)
+        if settings.selection.scheme == "full":
+            raise UserError("a threshold attack always reads the full image; --select chooses the patches of its "
+                            "per-patch metrics: random, sliding or rejection")
+
+    def evidence(self, sample: Sample) -> torch.Tensor:
+        """Map (h, w) of a sample; higher values speak for a member."""
+        raise NotImplementedError
+
+    def score(self, samples: Iterable[Sample], predictor: object = None) -> Iterator[Scored]:
+        for sample in samples:
+            values, known = self.evidence(sample), sample.known
+            selection = replace(self.settings.selection, size=min(self.settings.selection.size, *values.shape))
+            corners = selection.corners(tuple(values.shape), sample.id, lambda s=sample: true_posterior(s), known)
+            score = mean_known(values, known)
+            means = patch_means(values, known, corners, selection.size)
+            means = np.where(np.isfinite(means), means, score)
+            yield Scored(sample.name, sample.member, sample.group, score, corners.tolist(), means.tolist())
 
 
-def negative_loss(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
-    """Minus the cross-entropy of each position, (C, H, W) and (H, W) -> (H, W); higher speaks for a member."""
-    return -loss_map(posterior, label, floor).squeeze(-3)
+class ConfidenceThreshold(MapAttack):
+    """The largest posterior of each position (Salem et al., ML-Leaks, adversary 3). Needs no ground truth."""
+
+    needs = frozenset()
+
+    def evidence(self, sample: Sample) -> torch.Tensor:
+        return sample.output.amax(dim=-3)
 
 
-THRESHOLDS = {"confidence": confidence, "loss": negative_loss}
+class LossThreshold(MapAttack):
+    """Minus the cross-entropy of each position (Sablayrolles et al.)."""
+
+    def evidence(self, sample: Sample) -> torch.Tensor:
+        return -loss_map(sample.output, sample.truth, self.settings.floor).squeeze(-3)
 
 
-def mean_known(values: torch.Tensor, label: torch.Tensor) -> float:
-    """Mean of `values` (H, W) over the positions that are not void; NaN when all are."""
-    known = label != VOID
+def mean_known(values: torch.Tensor, known: torch.Tensor) -> float:
+    """Mean of `values` (H, W) over the positions where `known` (H, W) is true; NaN where it is nowhere."""
     return float(values[known].double().mean())
+
+
+def true_posterior(sample: Sample) -> torch.Tensor:
+    """Posterior of the labelled class (h, w), for rejection; `UserError` where the truth is not known."""
+    if sample.truth is None:
+        raise UserError(f"{sample.name}: --select rejection needs the ground truth; give --select random")
+    return true_class(sample.output, sample.truth)

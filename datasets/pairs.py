@@ -138,11 +138,16 @@ def load_pair(pair: Pair, dataset: ModuleType) -> tuple[np.ndarray, np.ndarray]:
     """Read image (H, W, 3) and label (H, W) of a pair; `UserError` when their sizes differ."""
     image = load_image(pair.root / pair.image)
     label = load_label(pair.root / pair.label, dataset)
+    check_sizes(image, label, pair.root / pair.label)
+    return image, label
+
+
+def check_sizes(image: np.ndarray, label: np.ndarray, path: str | Path) -> None:
+    """Raise `UserError` where the sizes of image (H, W, 3) and label (H, W) differ; `path` is that of the label."""
     if image.shape[:2] != label.shape:
         turned = "; was one of them turned by its EXIF orientation?" if image.shape[1::-1] == label.shape else ""
-        raise UserError(f"{pair.root / pair.label} is {label.shape[1]} x {label.shape[0]}, "
-                        f"its image {image.shape[1]} x {image.shape[0]}{turned}")
-    return image, label
+        raise UserError(f"{path} is {label.shape[1]} x {label.shape[0]}, its image {image.shape[1]} x "
+                        f"{image.shape[0]}{turned}")
 
 
 def deal(groups: Sequence[str], shares: Sequence[float], seed: int, strata: Sequence[str] | None = None) -> np.ndarray:

@@ -1,7 +1,18 @@
-"""Argmax: only the predicted label leaves the model (section 3.1)."""
+"""Argmax: the target model returns only the predicted label (section 3.1)."""
 
 import torch
 import torch.nn.functional as F
+
+from defenses.base import Defense
+
+
+class Argmax(Defense):
+    """Replaces each posterior by the one-hot vector of its most probable class."""
+
+    one_hot = True
+
+    def apply(self, output: torch.Tensor, key: str) -> torch.Tensor:
+        return argmax(output)
 
 
 def argmax(posterior: torch.Tensor) -> torch.Tensor:

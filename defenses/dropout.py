@@ -1,31 +1,29 @@
-"""Dropout at test time (section 3.2): the victim answers with a network that was thinned at random."""
+"""Dropout at test time (section 3.2): the target model answers with a randomly thinned network."""
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from defenses.base import Defense
 from utils.cli import UserError
 from utils.randomness import stream
 
+if TYPE_CHECKING:
+    from defenses import DefenseSpec
 
-@dataclass(frozen=True)
-class Dropout:
-    """Which share of its inputs each dropout layer of the victim drops when it is asked; one draw per (seed, image).
 
-    Raises `UserError` for a ratio outside 0..1.
-    """
+class Dropout(Defense):
+    """Each dropout layer drops this share of its inputs when the model is queried; one draw per (seed, image)."""
 
-    ratio: float
-    seed: int = 0
+    def __init__(self, spec: "DefenseSpec"):
+        super().__init__(spec)
+        if not 0 <= spec.strength < 1:
+            raise UserError(f"-test-dropout {spec.strength}: a share is 0 or more and less than 1")
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise UserError(f"-test-dropout {self.ratio}: a share is 0 or more and less than 1")
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """`model` in eval mode with active dropout layers; `UserError` where the model has no dropout layer.
 
-    def switch_on(self, model: nn.Module) -> nn.Module:
-        """`model` in eval mode but for its dropout layers, which drop; `UserError` when it has none that it uses.
-
-        Norms keep their statistics. An auxiliary head is silent when a model is asked, whatever it drops.
+        Norms keep their statistics. The auxiliary head takes no part in a query, so its dropout layers do not count.
         """
         layers = [module for name, module in model.eval().named_modules()
                   if isinstance(module, nn.modules.dropout._DropoutNd) and not name.startswith("auxiliary.")]
@@ -33,9 +31,8 @@ class Dropout:
             raise UserError("-test-dropout: this model has no dropout layer; train one with --dropout")
         for layer in layers:
             layer.train()
-            layer.p, layer.inplace = self.ratio, False
+            layer.p, layer.inplace = self.spec.strength, False
         return model
 
-    def draw(self, key: str) -> int:
-        """The seed of what is dropped for an image."""
-        return int(stream(self.seed, "dropout", key).integers(2**62))
+    def query_seed(self, key: str) -> int:
+        return int(stream(self.spec.seed, "dropout", key).integers(2**62))

@@ -1,9 +1,32 @@
 """Gauss: noise on the posterior (section 3.1)."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
+from defenses.base import Defense
+from utils.cli import UserError
+from utils.randomness import stream
+
+if TYPE_CHECKING:
+    from defenses import DefenseSpec
+
 RELEASE_FLOOR = 1e-6
+
+
+class Gauss(Defense):
+    """Adds N(0, STD) to each posterior, once for each (seed, image)."""
+
+    def __init__(self, spec: "DefenseSpec"):
+        super().__init__(spec)
+        if not 0 <= spec.strength < float("inf"):
+            raise UserError(f"-gauss {spec.strength}: a standard deviation is 0 or more")
+
+    def apply(self, output: torch.Tensor, key: str) -> torch.Tensor:
+        if not self.spec.strength:
+            return output
+        return gauss(output, self.spec.strength, stream(self.spec.seed, "gauss", key), self.spec.floor)
 
 
 def normalise(posterior: torch.Tensor) -> torch.Tensor:
@@ -14,8 +37,8 @@ def normalise(posterior: torch.Tensor) -> torch.Tensor:
 def gauss(posterior: torch.Tensor, std: float, rng: np.random.Generator, floor: float = RELEASE_FLOOR) -> torch.Tensor:
     """Add N(0, std) to posteriors (..., C, H, W), clamp at `floor` from below, normalise over classes.
 
-    The paper quotes the variance, std ** 2, and clamps at 0 (`floor=0`), where a position that falls to 0 in every
-    class becomes uniform; the release clamps at 1e-6.
+    The paper quotes the variance, std ** 2, and clamps at 0 (`floor=0`); a position that falls to 0 in every class
+    becomes uniform. The release clamps at 1e-6.
     """
     noise = torch.from_numpy(rng.standard_normal(tuple(posterior.shape), dtype=np.float32)).to(posterior)
     noisy = (posterior + std * noise).clamp_min(floor)

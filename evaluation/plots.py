@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from attacks.scoring import Scored
+from attacks.sample import Scored
 from evaluation.metrics import Curves
 from utils.files import atomic_open
 
@@ -18,8 +18,9 @@ def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
     """Write roc.png and precision-recall.png: images solid, patches dashed, random guessing dotted."""
     member = np.array([s.member for s in scored])
     counts = [len(s.patch_scores) for s in scored]
-    levels = (("image", [s.score for s in scored], member, "-"),
-              ("patch", np.concatenate([s.patch_scores for s in scored]), np.repeat(member, counts), "--"))
+    levels = [("image", [s.score for s in scored], member, "-")]
+    if "patch" in results:
+        levels.append(("patch", np.concatenate([s.patch_scores for s in scored]), np.repeat(member, counts), "--"))
     rates = {name: (Curves(score, inside).counts(), style) for name, score, inside, style in levels}
     with rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(**SQUARE)

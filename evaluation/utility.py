@@ -1,32 +1,33 @@
-"""What a defense leaves of the segmentation: mIoU of the posteriors that an attack meets."""
+"""What a defense leaves of the segmentation: mIoU of the posteriors that are attacked."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from attacks.scoring import Example
+from attacks.sample import Sample
 from evaluation.metrics import confusion, mean_iou
 from utils.cli import UserError
 
 
-def watch(examples: Iterable[Example], matrices: dict[bool, np.ndarray]) -> Iterator[Example]:
-    """Pass `examples` on, each counted in the confusion matrix (C, C) of members or of non-members."""
-    for example in examples:
-        predicted = example.posterior.argmax(dim=0).numpy()
-        matrix = confusion(predicted, example.label.numpy(), example.posterior.shape[0])
-        matrices[example.member] = add([matrices.get(example.member, 0 * matrix), matrix])
-        yield example
+def record_confusion(samples: Iterable[Sample], matrices: dict[bool, np.ndarray]) -> Iterator[Sample]:
+    """Pass `samples` on, and add each with a label map to the confusion matrix (C, C) of its side in `matrices`."""
+    for sample in samples:
+        if sample.truth is not None and sample.truth.ndim == 2:
+            matrix = confusion(sample.output.argmax(dim=0).numpy(), sample.truth.numpy(), sample.output.shape[0])
+            matrices[sample.member] = add([matrices.get(sample.member, 0 * matrix), matrix])
+        yield sample
 
 
 def add(matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Sum of confusion matrices; `UserError` where they are of different numbers of classes."""
+    """Sum of confusion matrices; `UserError` where they have different numbers of classes."""
     if len(classes := sorted({len(matrix) for matrix in matrices})) > 1:
-        raise UserError(f"some posteriors have {classes[0]} classes and some {classes[1]}; attack them one by one")
+        raise UserError(f"some posteriors have {classes[0]} classes and some {classes[1]}; attack them separately")
     return np.sum(matrices, axis=0)
 
 
-def miou(parts: Iterable[dict[bool, np.ndarray]]) -> dict[str, float]:
-    """{"in", "out"}: mIoU of members and of non-members in 0..1, on the posteriors' positions."""
+def miou(parts: Iterable[dict[bool, np.ndarray]]) -> dict[str, float | None]:
+    """{"in", "out"}: mIoU of members and of non-members in 0..1, on the posteriors' positions; None without labels."""
     parts = list(parts)
-    return {name: mean_iou(add([matrices[member] for matrices in parts if member in matrices]))
-            for name, member in (("in", True), ("out", False))}
+    sides = {name: [matrices[member] for matrices in parts if member in matrices]
+             for name, member in (("in", True), ("out", False))}
+    return {name: mean_iou(add(matrices)) if matrices else None for name, matrices in sides.items()}

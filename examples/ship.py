@@ -1,4 +1,4 @@
-"""Turn runs into what is shipped: weights/*.pth.tar in float16 and the posteriors of examples/.
+"""Make the shipped files from runs: weights/*.pth.tar in float16, and the posteriors of examples/.
 
     python -m examples.ship --runs runs/demo --count 60
 """
@@ -6,44 +6,42 @@
 import argparse
 from pathlib import Path
 
-from utils.cli import run
+from utils.cli import new_parser, positive, run
+
+DPSGD_SHARE = 2  # one of so many images has posteriors of the DPSGD victim, which limits the size of a checkout
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="examples.ship", description=__doc__)
+    flags = new_parser(__doc__, "examples.ship")
     flags.add_argument("--runs", default="runs/demo",
-                       help="folder with the runs victim, victim-dpsgd, loss and concate")
-    flags.add_argument("--count", type=int, default=60, help="images of each side, the first by index")
-    flags.add_argument("--root", default="data/streets", help="where the streets lie")
+                       help="folder with the runs victim, victim-dpsgd, loss and concate (default: runs/demo)")
+    flags.add_argument("--count", type=positive, default=60,
+                       help="images of each side, the first of the split (default: 60)")
+    flags.add_argument("--root", default="data/streets", help="folder of the streets (default: data/streets)")
     return flags
 
 
 def main(args: argparse.Namespace) -> None:
-    import torch
-
-    from datasets import streets
-    from datasets.pairs import load_pair, read_split
-    from datasets.posteriors import write_posterior
-    from models import load_segmenter
-    from models.query import query
+    from datasets.pairs import read_split
+    from predictors.base import PredictorOptions, Record, predict_records
+    from predictors.checkpoint import CheckpointPredictor
+    from predictors.stored import write_posterior
     from utils.checkpoints import load_checkpoint, save_checkpoint, to_half
 
-    runs = Path(args.runs)
-    for name, file in (("victim", "last"), ("victim-dpsgd", "last"), ("loss", "best"), ("concate", "best")):
-        kept = load_checkpoint(runs / name / f"{file}.pth.tar")
-        rest = {key: kept[key] for key in ("epoch", "view", "classes", "dataset") if key in kept}
-        save_checkpoint(f"weights/{name}.pth.tar", kept["model"], to_half(kept["state_dict"]), **rest)
-    victims = {f"pred_{how}": load_segmenter(f"weights/{name}.pth.tar")[0]
-               for how, name in (("sgd", "victim"), ("dpsgd", "victim-dpsgd"))}
-    view = load_checkpoint("weights/loss.pth.tar")["view"]
-    for side, split in (("train", "victim_in"), ("val", "victim_out")):
-        for index, pair in enumerate(read_split(f"splits/streets/{split}.txt", args.root)[: args.count]):
-            image, label = load_pair(pair, streets)
-            for folder, victim in victims.items():
-                if folder == "pred_dpsgd" and index >= args.count // 2:  # half of them, for the size of a checkout
-                    continue
-                posterior = query(victim, image, torch.device("cpu"), view["stride"], "fp32")
-                write_posterior(Path("examples"), side, pair.key, posterior.numpy(), label, image, folder)
+    runs, weights = Path(args.runs), Path("weights")
+    for name, file in (("victim", "last"), ("loss", "best"), ("concate", "best")):
+        trained = load_checkpoint(runs / name / f"{file}.pth.tar")
+        rest = {key: trained[key] for key in ("epoch", "view", "classes", "dataset") if key in trained}
+        save_checkpoint(weights / f"{name}.pth.tar", trained["model"], to_half(trained["state_dict"]), **rest)
+    options = PredictorOptions(stride=load_checkpoint(weights / "loss.pth.tar")["view"]["stride"])
+    for folder, victim, count in (("pred_sgd", weights / "victim.pth.tar", args.count),
+                                  ("pred_dpsgd", runs / "victim-dpsgd/last.pth.tar", args.count // DPSGD_SHARE)):
+        predictor = CheckpointPredictor(str(victim), options)
+        for side, split in (("train", "victim_in"), ("val", "victim_out")):
+            pairs = read_split(f"splits/streets/{split}.txt", args.root)[:count]
+            for answer in predict_records(predictor, [Record.of_pair(pair, "streets") for pair in pairs], folder):
+                write_posterior(Path("examples"), side, answer.record.id, answer.output.numpy(), answer.load_label(),
+                                folder)
 
 
 if __name__ == "__main__":

@@ -1,50 +1,69 @@
 """Segmentation models V and S, and the per-patch attacker A_P.
 
-A model is rebuilt from a plain dict, its `spec`: `{"name": "pspnet", "backbone": "resnet18", ...}`. A new model is
-one file with a `build(**spec)` and one line in the table.
+A segmentation model is rebuilt from a plain dict, its `spec`: `{"name": "pspnet", "backbone": "resnet18", ...}`. A new
+model is one file with a `build(**spec)`, and one line in `MODELS`.
 """
 
 import argparse
-import importlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from utils.cli import UserError, positive
+from utils.tables import Entry, Table
 
 if TYPE_CHECKING:
     from torch import nn
 
-SEGMENTERS = {"pspnet": "models.pspnet", "upernet": "models.upernet", "deeplabv3plus": "models.deeplab",
-              "dpc": "models.deeplab"}
+    from models.attacker import InputSpec
+
+MODELS = Table("segmentation model", {
+    "pspnet": Entry("models.pspnet:build", "pyramid pooling"),
+    "upernet": Entry("models.upernet:build", "pyramid pooling and a feature pyramid"),
+    "deeplabv3plus": Entry("models.deeplab:build", "atrous pyramid and a decoder"),
+    "dpc": Entry("models.deeplab:build", "DeepLab-v3+ with a dense prediction cell"),
+})
 
 
 def build_segmenter(spec: dict, pretrained: bool = False) -> "nn.Module":
-    """Build the model of `spec`: `name`, one of `SEGMENTERS`, and the arguments of its `build`.
+    """Build the model of `spec`: `name`, one of `MODELS`, and the arguments of its `build`.
 
-    `group_norms` names the parts (backbone, head, auxiliary) that have GroupNorm instead of BatchNorm.
+    `group_norms` lists the parts (backbone, head, auxiliary) that have GroupNorm instead of BatchNorm.
     """
     from models.layers import group_norms
 
     arguments = dict(spec)
     grouped = arguments.pop("group_norms", ())
-    model = importlib.import_module(SEGMENTERS[spec["name"]]).build(**arguments, pretrained=pretrained)
+    model = MODELS.load(spec["name"])(**arguments, pretrained=pretrained)
     for part in grouped:
         group_norms(getattr(model, part))
     return model
 
 
+def stored_spec(spec: dict) -> dict:
+    """`spec` in the form of a checkpoint, as an attacker's is: name, classes, and the other arguments."""
+    rest = {key: value for key, value in spec.items() if key not in ("name", "classes")}
+    return {"name": spec["name"], "classes": spec["classes"], "arguments": rest}
+
+
 def read_segmenter(path: str) -> dict:
-    """The checkpoint of a segmentation model; `UserError` when it is none."""
+    """The checkpoint of a segmentation model, with its `spec` under "model"; `UserError` for any other file.
+
+    Earlier versions stored the arguments beside the name.
+    """
     from utils.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(path)
-    spec = checkpoint.get("model") or {}
-    if spec.get("name") not in SEGMENTERS or not isinstance(spec.get("classes"), int):
+    stored = checkpoint.get("model") or {}
+    arguments = stored.get("arguments", {})
+    spec = {**{key: value for key, value in stored.items() if key != "arguments"},
+            **(arguments if isinstance(arguments, dict) else {})}
+    if spec.get("name") not in MODELS or not isinstance(spec.get("classes"), int):
         raise UserError(f"{path} holds no segmentation model; train one with train_victim.py or train_shadow.py")
-    return checkpoint
+    return checkpoint | {"model": spec}
 
 
 def load_segmenter(path: str) -> tuple["nn.Module", dict]:
-    """The model in checkpoint `path`, in eval mode on the CPU, and the checkpoint; `UserError` when it is none."""
+    """The model in checkpoint `path`, in eval mode on the CPU, and the checkpoint; `UserError` for any other file."""
     from utils.checkpoints import rebuild
 
     checkpoint = read_segmenter(path)
@@ -52,14 +71,55 @@ def load_segmenter(path: str) -> tuple["nn.Module", dict]:
     return model.eval(), checkpoint
 
 
+@dataclass(frozen=True)
+class LoadedAttacker:
+    """An attacker in eval mode with its norms folded, how it reads posteriors, and its classes (None: any number)."""
+
+    model: "nn.Module"
+    spec: "InputSpec"
+    classes: int | None
+    path: str
+
+
+def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
+                  patch_size: int | None = None) -> LoadedAttacker:
+    """The attacker in checkpoint `path`, on the CPU.
+
+    A checkpoint of the release holds weights alone: its channels tell its input, `arch`, `dilated` and `patch_size`
+    (default 90) the rest. Raises `UserError` for any other file, and where `patch_size` is not the attacker's.
+    """
+    from models.attacker import RELEASE_FLOOR, Attacker, InputSpec, build_attacker
+    from utils.checkpoints import load_checkpoint, rebuild, require
+
+    checkpoint = load_checkpoint(path)
+    stored, state = checkpoint.get("model"), checkpoint["state_dict"]
+    if stored is None:
+        first = state.get("conv1.0.weight", state.get("module.conv1.0.weight"))
+        if first is None or first.ndim != 4:
+            raise UserError(f"{path} is no attacker: it has no conv1.0.weight")
+        channels = first.shape[1]
+        kind, classes = ("loss", None) if channels == 1 else ("concate", channels // 2)
+        model = rebuild(lambda: Attacker(arch, channels, dilated=dilated), state, path)
+        spec = InputSpec(kind, patch_size or 90, RELEASE_FLOOR)
+    elif stored["name"] != "attacker":
+        raise UserError(f"{path} is no attacker but a {stored['name'][:40]}; attack it with --victim {path}")
+    else:
+        model = rebuild(lambda: build_attacker(**stored["arguments"]), state, path)
+        spec, classes = InputSpec.from_checkpoint(checkpoint, path), require(stored, "classes", int, path)
+        if patch_size not in (None, spec.size):
+            raise UserError(f"{path} was trained on patches of {spec.size}; leave --patch-size out")
+    return LoadedAttacker(model.fold_norms(), spec, classes, str(path))
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of a segmentation model; the defaults are the small PSPNet of the demo."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=SEGMENTERS, default="pspnet", help="segmentation head (default: pspnet)")
+    model.add_argument("--model", choices=MODELS, default="pspnet", help="segmentation head (default: pspnet)")
     model.add_argument("--backbone", default="resnet10t", help="timm backbone, e.g. resnet18, resnet101s, xception71, "
                        "efficientnet_lite0 (default: resnet10t)")
     model.add_argument("--output-stride", type=positive, default=8, help="of the backbone: 8, 16 or 32 (default: 8)")
-    model.add_argument("--stages", type=positive, default=3, help="stages of the backbone that are used (default: 3)")
+    model.add_argument("--stages", type=positive, default=3,
+                       help="how many stages of the backbone are used (default: 3)")
     model.add_argument("--width", type=positive, default=128,
                        help="channels of the head (default: 128; the paper's 512)")
     model.add_argument("--dropout", type=float, default=0.1, help="before the classifier (default: 0.1)")

@@ -1,6 +1,7 @@
 """The per-patch attacker A_P: a ResNet that reads a patch of a representation and says member or not."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -8,8 +9,42 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.pixelwise import Pixelwise
+from utils.cli import UserError
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+RELEASE_FLOOR = 1e-30  # lower bound of posteriors before the logarithm, in the release
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an attacker reads a posterior; stored in its checkpoint under "view".
+
+    `input`: representation; `size`: side of a patch in positions; `floor`: lower bound of posteriors before the
+    logarithm; `void`: "zero" or "mask"; `stride`: pixels per position of the posteriors it was trained on (0 = not
+    known); `argmax`: the posteriors are one-hot; `tau`: rejection threshold, chosen on the held-out part of D^S.
+    """
+
+    input: str
+    size: int
+    floor: float
+    void: str = "zero"
+    stride: int = 0
+    argmax: bool = False
+    tau: float = 0.95
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: dict, path: object) -> "InputSpec":
+        """The input settings in a checkpoint; `UserError` where they are missing or invalid."""
+        try:
+            spec = cls(**checkpoint["view"])
+            valid = (isinstance(spec.input, str) and spec.void in ("zero", "mask") and isinstance(spec.argmax, bool)
+                     and isinstance(spec.size, int) and 1 <= spec.size < 2**16 and isinstance(spec.stride, int)
+                     and 0 <= spec.stride < 2**16 and 0 < spec.floor < 1 and 0 <= spec.tau < 2)
+        except Exception:  # a file may hold values of any type, tensors too, whose comparisons raise any error
+            valid = False
+        if not valid:
+            raise UserError(f"{path} has missing or invalid input settings of its attacker (`view`)")
+        return spec
 
 
 def build_attacker(arch: str = "resnet50", **arguments) -> "Attacker | Pixelwise":

@@ -78,7 +78,7 @@ def live(world):
 def write_tree(root, classes=19, size=(64, 128), stride=4, names=("a", "b", "c"), dtype=np.float32, folder="pred_sgd",
                seed=0):
     """A tree in the release's layout with random posteriors that know members a little better."""
-    from datasets.posteriors import SIDES
+    from predictors.stored import SIDES
 
     rng = np.random.default_rng(seed)
     for side, member in SIDES.items():

@@ -158,7 +158,7 @@ def test_checkpoint_of_something_else(place, content, message):
 
 
 def test_victim_where_the_attacker_belongs(world, place):
-    fails(place, "ask it with --victim", "-resume", world / "victim" / "last.pth.tar")
+    fails(place, "attack it with --victim", "-resume", world / "victim" / "last.pth.tar")
 
 
 def test_attacker_where_the_victim_belongs(place):
@@ -262,7 +262,7 @@ def test_model_descriptions_that_no_one_should_build(place, message, model):
     {**VIEW, "input": ["loss"]}, {**VIEW, "void": "other"}, {**VIEW, "more": 1}, {**VIEW, "argmax": 2}])
 def test_views_that_cannot_be(place, view):
     write_checkpoint(place, view=view)
-    fails(place, "how its attacker looks")
+    fails(place, "input settings")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -12,10 +12,12 @@ from test_formulas import laid_out, tensors
 from torch import nn
 
 from attacks.representation import concatenation
-from datasets.posteriors import list_tree
+from defenses import DefenseSpec
 from defenses.dropout import Dropout
 from models.pixelwise import Pixelwise
-from models.query import query
+from predictors.base import PredictorOptions, Query, Record
+from predictors.checkpoint import ModelPredictor
+from predictors.samples import tree_source
 
 
 def results(folder):
@@ -69,16 +71,15 @@ def test_pixelwise_attack_averages_over_the_image(live, pixelwise, tmp_path):
     model.load_state_dict(checkpoint["state_dict"])
     with open(tmp_path / "scores.csv") as file:
         scores = {row["image"]: float(row["score"]) for row in csv.DictReader(file)}
-    item = list_tree(tree)[0]
-    posterior, label = item.load()
+    sample = next(tree_source(tree).samples())
     with torch.no_grad():
-        mean = slow_pixelwise(model, posterior / posterior.sum(0), label)
-    assert scores[item.name.partition("/")[2]] == pytest.approx(mean, abs=1e-4)
+        mean = slow_pixelwise(model, sample.output.numpy(), sample.truth.numpy())
+    assert scores[sample.name.partition("/")[2]] == pytest.approx(mean, abs=1e-4)
 
 
 def test_pixelwise_has_no_activation_map(live, pixelwise, tmp_path):
     result = script("attack.py", "-resume", pixelwise, *live, "-cam", tmp_path / "cam", "--out", tmp_path / "run")
-    assert result.returncode == 2 and "every position alike" in result.stderr and not (tmp_path / "run").exists()
+    assert result.returncode == 2 and "no activation map" in result.stderr and not (tmp_path / "run").exists()
 
 
 def test_pixelwise_reads_posterior_and_label(world):
@@ -103,15 +104,17 @@ class Thin(nn.Module):
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.9])
 def test_dropout_drops_its_share_and_norms_stay(ratio):
-    model, image = Dropout(ratio).switch_on(Thin()), np.zeros((64, 64, 3), np.uint8)
+    defense, image = Dropout(DefenseSpec("test-dropout", ratio)), np.zeros((64, 64, 3), np.uint8)
+    model = defense.prepare(Thin())
     assert not model.norm.training and model.drop.training and not model.auxiliary[0].training
     torch.manual_seed(1)
     kept = (model(torch.zeros(1, 3, 64, 64)) > 0).float().mean().item()
     assert kept == pytest.approx(1 - ratio, abs=0.03)
-    draw = Dropout(ratio).draw
-    first, again, other = (query(model, image, torch.device("cpu"), seed=draw(key)) for key in "aab")
+    predictor = ModelPredictor(model, 3, PredictorOptions(defense=defense))
+    queries = [Query(Record(key, key, key, None, key, key), image) for key in "aab"]
+    first, again, other = predictor.predict(queries)
     assert torch.equal(first, again) and torch.equal(first, other) == (ratio == 0)
-    assert draw("a") != Dropout(ratio, seed=1).draw("a")
+    assert defense.query_seed("a") != Dropout(DefenseSpec("test-dropout", ratio, seed=1)).query_seed("a")
 
 
 def test_attack_under_dropout(world, live, tmp_path):

@@ -9,14 +9,14 @@ import torch
 from conftest import must, script, write_tree
 from PIL import Image
 
-from attacks.activation import activation_map, correlation, resize, see
-from attacks.scoring import View, member_logits
+from attacks.activation import activation_map, compute_maps, correlation, resize
+from attacks.learned import member_logits
 from evaluation.intervals import mean_interval
-from models.attacker import Attacker
+from models.attacker import Attacker, InputSpec
 from reproduce.collect import unpack
 from utils.checkpoints import save_checkpoint
+from utils.device import CPU_FP32
 
-CPU = torch.device("cpu")
 VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4, "argmax": False, "tau": 0.9}
 
 
@@ -41,8 +41,8 @@ def test_mean_of_the_map_and_bias_are_the_difference_of_the_logits(shape, folded
     model.fc.bias.data = torch.tensor([0.3, -0.9])
     model = model.fold_norms() if folded else model
     image = torch.rand(3, *shape)
-    logits = member_logits(model, image[None], CPU, "fp32", 1)[0]
-    cam = activation_map(model, image, CPU, "fp32")
+    logits = member_logits(model, image[None], CPU_FP32, 1)[0]
+    cam = activation_map(model, image, CPU_FP32)
     assert cam.shape == tuple(-(-n // 8) for n in shape)
     assert float(cam.double().mean()) + (-0.9 - 0.3) == pytest.approx(logits[1] - logits[0], abs=1e-4)
 
@@ -58,7 +58,7 @@ def test_features_lie_on_every_eighth_position_from_the_first(dilated):
         if parameter.ndim == 4:
             parameter.data = (parameter + parameter.flip(2, 3)) / 2
     image = torch.rand(1, 41, 65)
-    one, two = (activation_map(model, x, CPU, "fp32") for x in (image, image.flip(1, 2)))
+    one, two = (activation_map(model, x, CPU_FP32) for x in (image, image.flip(1, 2)))
     assert one.shape == (6, 9)
     torch.testing.assert_close(one.flip(0, 1), two, atol=1e-5, rtol=1e-4)
     assert one.std() > 0
@@ -101,10 +101,10 @@ def test_an_attacker_that_looks_at_the_loss_correlates_with_it(sign):
     posterior = torch.stack([(-loss).exp(), 1 - (-loss).exp()])
     label = torch.zeros(9, 17, dtype=torch.uint8)
     label[1:8, 1:8] = 255
-    sight = see(Linear(sign), posterior, label, View("loss", 8, 1e-30), CPU, "fp32")
-    assert sight.pearson == pytest.approx(np.sign(sign), abs=1e-3)
-    assert sight.spearman == pytest.approx(np.sign(sign), abs=1e-3)
-    assert np.isnan(sight.loss[2, 2]) and sight.loss[0, 16] == pytest.approx(4, abs=1e-4)
+    maps = compute_maps(Linear(sign), posterior, label, InputSpec("loss", 8, 1e-30), CPU_FP32)
+    assert maps.pearson == pytest.approx(np.sign(sign), abs=1e-3)
+    assert maps.spearman == pytest.approx(np.sign(sign), abs=1e-3)
+    assert np.isnan(maps.loss[2, 2]) and maps.loss[0, 16] == pytest.approx(4, abs=1e-4)
 
 
 def test_interval_of_a_mean():

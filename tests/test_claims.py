@@ -10,7 +10,7 @@ import torch
 from conftest import must, script
 from sklearn.metrics import roc_auc_score
 
-from attacks.scoring import Scored
+from attacks.sample import Scored
 from evaluation.report import summarise, write_scores
 from reproduce.claims import CLAIMS, FAILS, HOLDS, OPEN, _excess, _shuffled, measure, overall
 from reproduce.collect import pack, unpack
@@ -52,8 +52,8 @@ def write_cell(scale, cell):
         if cell.method == "loss-rejection":  # whose first patch alone is better than those of the others
             patches[0] += 0.5 * member + 0.01 * extra.normal()
         patches = patches[: cell.count]
-        scored.append(Scored(f"p{index:03d}", member, f"b{index // 2}", [[0, 0]] * cell.count, patches.tolist(),
-                             float(patches.mean())))
+        scored.append(Scored(f"p{index:03d}", member, f"b{index // 2}", float(patches.mean()), [[0, 0]] * cell.count,
+                             patches.tolist()))
     run = scale.run_of(cell)
     run.mkdir(parents=True)
     about = {"miou": {"in": 0.6, "out": 0.5 - LOST.get(cell.defense.partition("-")[0], 0)}, "tau": None,

@@ -15,8 +15,8 @@ from models import build_segmenter
 from training.segmentation import image_losses, learn_privately
 from training.step import freeze_norms
 from utils.checkpoints import save_checkpoint
+from utils.device import CPU, CPU_FP32, Compute
 
-CPU = torch.device("cpu")
 SPEC = {"name": "pspnet", "backbone": "resnet10t", "classes": 5, "output_stride": 8, "stages": 2, "width": 16,
         "dropout": 0.0, "auxiliary": True, "group_norms": ["head", "auxiliary"]}
 VARIANCE, BATCH = 0.25, 3
@@ -111,7 +111,7 @@ def test_a_step_clips_each_layer_of_each_image():
     bounds = bounds_of(alone, 0.7)
     before = {name: p.detach().clone() for name, p in trained(model).items()}
     net, optimizer = private(model, bounds)
-    learn_privately(net, optimizer, images, labels, 0.4, CPU, "fp32")
+    learn_privately(net, optimizer, images, labels, 0.4, CPU_FP32)
     clipped = 0
     for name, parameter in trained(model).items():
         expected = torch.zeros_like(parameter)
@@ -132,7 +132,7 @@ def test_frozen_statistics_do_not_move():
     net, optimizer = private(model, dict.fromkeys(trained(model), 1.0), VARIANCE, lr=1e-3)
     images, labels = random_batch(3)
     for _ in range(2):
-        learn_privately(net, optimizer, images, labels, 0.4, CPU, "fp32")
+        learn_privately(net, optimizer, images, labels, 0.4, CPU_FP32)
     assert any("running_mean" in name for name in before) and len(scales) > 4
     after = dict(model.named_buffers()) | dict(model.named_parameters())
     for name, value in {**before, **scales}.items():
@@ -149,7 +149,7 @@ def test_noise_has_the_deviation_that_is_printed(drawn):
         model = make()
         net, optimizer = private(model, bounds, variance)
         dpsgd.reseed(optimizer, 0, 0, 0)
-        learn_privately(net, optimizer, images[:drawn], labels[:drawn], 0.4, CPU, "fp32")
+        learn_privately(net, optimizer, images[:drawn], labels[:drawn], 0.4, CPU_FP32)
         after.append({name: p.detach().flatten() for name, p in trained(model).items()})
     noise = {name: after[1][name] - after[0][name] for name in after[0]}
     assert torch.cat(list(noise.values())).std().item() == pytest.approx(printed, rel=0.01)
@@ -166,7 +166,7 @@ def test_bf16_gives_float32_gradients_that_are_close():
         model = make()
         before = torch.cat([p.detach().flatten() for p in trained(model).values()])
         net, optimizer = private(model, bounds_of(one_at_a_time(model, images, labels)))
-        learn_privately(net, optimizer, images, labels, 0.4, CPU, precision)
+        learn_privately(net, optimizer, images, labels, 0.4, Compute(CPU, precision))
         assert all(p.grad.dtype == torch.float32 for p in trained(model).values())
         moved.append(torch.cat([p.detach().flatten() for p in trained(model).values()]) - before)
     assert F.cosine_similarity(*moved, dim=0) > 0.95
@@ -203,7 +203,7 @@ def test_victim_continues_to_the_same_weights(victim, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "whole" / "results.json").read_text())["dpsgd"]
     assert f"epsilon {found['epsilon']:.3g}" in printed and "guarantees nothing" in printed
     assert found["noise_variance"] == 0.01 and found["delta"] == 1e-5 and found["steps"] == 4
-    module = importlib.import_module("training.segmentation")
+    module = importlib.import_module("training.run")
 
     def stop(path, *rest, **more):
         save_checkpoint(path, *rest, **more)

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from attacks.learned import member_probability
 from attacks.patches import patch_means, random_corners, rejection_corners, sliding_corners
 from attacks.representation import concatenation, loss_map, represent, true_class
-from attacks.scoring import member_probability
-from attacks.thresholds import confidence, mean_known, negative_loss
+from attacks.sample import AttackSettings, Sample
+from attacks.thresholds import ConfidenceThreshold, LossThreshold, mean_known
 from defenses.argmax import argmax
 from defenses.gauss import gauss, normalise
 from evaluation.metrics import chance, compute_metrics, confusion, mean_iou
@@ -106,9 +107,11 @@ def test_thresholds_leave_void_out(pair):
     known = pair[1] != 255
     if not known.any():
         return
-    assert mean_known(confidence(posterior), label) == pytest.approx(pair[0].max(0)[known].mean(), rel=1e-5)
-    expected = -slow.loss_map(*pair, 1e-30)[0][known].mean()
-    assert mean_known(negative_loss(posterior, label), label) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    sample = Sample("a", "a", "a", True, posterior, label)
+    confidence, loss = (mean_known(attack(AttackSettings()).evidence(sample), sample.known)
+                        for attack in (ConfidenceThreshold, LossThreshold))
+    assert confidence == pytest.approx(pair[0].max(0)[known].mean(), rel=1e-5)
+    assert loss == pytest.approx(-slow.loss_map(*pair, 1e-30)[0][known].mean(), rel=1e-5, abs=1e-6)
 
 
 @given(laid_out())

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from models import SEGMENTERS, build_segmenter
+from models import MODELS, build_segmenter
 from models.attacker import Attacker, halvings_for
 from models.backbones import Backbone
-from models.query import query
+from predictors.base import PredictorOptions, Query, Record
+from predictors.checkpoint import ModelPredictor
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"backbone": "resnet10t", "stages": 3, "width": 16, "classes": 5, "output_stride": 16}
+
+
+def query(model, image, stride):
+    record = Record("a", "a", "a", None, Path("a"), Path("a"))
+    return ModelPredictor(model, 5, PredictorOptions(stride=stride)).predict([Query(record, image)])[0]
 
 
 def parameters(module):
@@ -39,7 +45,7 @@ def test_pspnet_dilates_the_first_blocks_too():
     assert [body.layer3[0].conv2.padding, body.layer4[0].conv2.padding] == [(2, 2), (4, 4)]
 
 
-@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("name", MODELS)
 def test_segmenters_learn_and_answer_at_full_size(name):
     torch.manual_seed(0)
     model = build_segmenter({"name": name, **SMALL, "auxiliary": True})
@@ -55,9 +61,9 @@ def test_segmenters_learn_and_answer_at_full_size(name):
 def test_query_position_belongs_to_the_strided_pixel(stride):
     model = build_segmenter({"name": "pspnet", **SMALL}).eval()
     image = np.random.default_rng(0).integers(0, 255, (50, 71, 3), np.uint8)
-    posterior = query(model, image, torch.device("cpu"), stride, "fp32")
+    posterior = query(model, image, stride)
     assert posterior.shape == (5, -(-50 // stride), -(-71 // stride))
-    full = query(model, image, torch.device("cpu"), 1, "fp32")
+    full = query(model, image, 1)
     torch.testing.assert_close(posterior, full[:, ::stride, ::stride])
     torch.testing.assert_close(posterior.sum(0), torch.ones(posterior.shape[1:]))
 

@@ -7,7 +7,10 @@ from test_workflow import parser_of
 from datasets import find_dataset
 from models import build_segmenter
 from reproduce.plan import Scale
-from training.segmentation import learn, optimizer_of, spec_of
+from training.options import SegmenterTraining
+from training.segmentation import learn, make_optimizer
+from utils.cli import pick
+from utils.device import choose_compute
 
 PARAMETERS = {"victim-psp": 68_072_166, "victim-uper": 83_147_219, "shadow-dlv3": 43_500_000, "shadow-dpc": 41_600_000}
 
@@ -16,18 +19,18 @@ PARAMETERS = {"victim-psp": 68_072_166, "victim-uper": 83_147_219, "shadow-dlv3"
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_one_step_at_full_crop(name):
     script, *flags = Scale("paper").model_command(name)
-    args = parser_of(script).parse_args(flags)
-    spec = spec_of(args, len(find_dataset(args.dataset).CLASSES))
+    options = pick(parser_of(script).parse_args(flags), SegmenterTraining)
+    spec = options.spec(len(find_dataset(options.dataset).CLASSES))
     torch.manual_seed(0)
     model = build_segmenter(spec).to(memory_format=torch.channels_last).train()
     count = sum(p.numel() for p in model.parameters())
-    assert count == pytest.approx(PARAMETERS[name], rel=2e-3) and args.crop[0] in (713, 769)
-    optimizer = optimizer_of(model, args)
+    assert count == pytest.approx(PARAMETERS[name], rel=2e-3) and options.crop[0] in (713, 769)
+    optimizer = make_optimizer(model, options)
     for group in optimizer.param_groups:
-        group["lr"] = args.lr * group["factor"]
+        group["lr"] = options.lr * group["factor"]
     before = [p.detach().clone() for p in model.parameters()]
-    images, labels = torch.rand(2, 3, *args.crop), torch.randint(0, spec["classes"], (2, *args.crop))
-    loss = learn(model, optimizer, images, labels, args.aux_weight, torch.device("cpu"), "auto")
+    images, labels = torch.rand(2, 3, *options.crop), torch.randint(0, spec["classes"], (2, *options.crop))
+    loss = learn(model, optimizer, images, labels, options.aux_weight, choose_compute(None))
     assert 1 < loss < 10
     moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
     assert sum(moved) > 0.75 * len(moved)  # a branch whose last scale timm starts at 0 moves from the second step on

@@ -36,19 +36,15 @@ def test_victim_and_shadow_leave_a_whole_run(world):
 
 
 def test_shadow_takes_what_the_victim_is_confident_about(world):
-    from attacks.thresholds import confidence
-    from datasets import streets
-    from datasets.pairs import load_pair
-    from models import load_segmenter
-    from models.query import query
+    from predictors import open_predictor
+    from predictors.base import Record, predict_records
 
-    victim, _ = load_segmenter(world / "victim" / "last.pth.tar")
-    means = {}
+    victim, means = open_predictor(world / "victim" / "last.pth.tar"), {}
     for side in ("in", "out"):
-        for pair in read_split(world / "shadow" / f"{side}.txt", world / "data"):
-            image, label = load_pair(pair, streets)
-            values = confidence(query(victim, image, torch.device("cpu"), precision="fp32")).numpy()
-            means.setdefault(side, []).append(values[label != 255].mean())
+        pairs = read_split(world / "shadow" / f"{side}.txt", world / "data")
+        for answer in predict_records(victim, [Record.of_pair(pair, "streets") for pair in pairs]):
+            values = answer.output.amax(dim=0).numpy()
+            means.setdefault(side, []).append(values[answer.load_label() != 255].mean())
     assert min(means["in"]) > max(means["out"])
 
 
@@ -121,7 +117,7 @@ def test_training_continues_to_the_same_weights(world, tmp_path, monkeypatch, na
     else:
         args = ["--shadow", world / "shadow", "--patch-size", 12, "--width", 0.125, "--epochs", 2]
     must(script(name, *args, "--out", tmp_path / "whole"))
-    module = importlib.import_module("training.segmentation" if "victim" in name else "training.attacker")
+    module = importlib.import_module("training.run")
 
     def stop_after_one_epoch(path, *rest, **more):
         save_checkpoint(path, *rest, **more)
@@ -211,21 +207,31 @@ def test_kept_posteriors_serve_later_attacks(world, live, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.png").touch()
     result = script(*attack, "--keep", tmp_path / "mine", "--out", tmp_path / "third")
-    assert result.returncode == 2 and "something else" in result.stderr and (tmp_path / "mine/holiday.png").exists()
+    assert result.returncode == 2 and "is no cache" in result.stderr and (tmp_path / "mine/holiday.png").exists()
 
 
-def test_shadow_continues_and_stale_posteriors_are_asked_anew(world, tmp_path):
+def test_shadow_resumes(world, tmp_path):
+    shutil.copytree(world / "shadow", tmp_path / "shadow")
+    must(script("train_shadow.py", "--continue", tmp_path / "shadow"))
+    assert results(tmp_path / "shadow")["miou_in"] == results(world / "shadow")["miou_in"]
+
+
+def test_stale_posteriors_and_those_of_another_precision_are_computed_again(world, tmp_path):
     shadow = tmp_path / "shadow"
-    shutil.copytree(world / "shadow", shadow)
-    file = next((shadow / "posteriors-s4").rglob("*.npy"))
-    fresh = file.read_bytes()
-    file.write_bytes(b"stale")
+    shutil.copytree(world / "shadow", shadow, ignore=shutil.ignore_patterns("posteriors-*"))
+    train = ["train_attacker.py", "--shadow", shadow, "--patch-size", 12, "--width", 0.125, "--epochs", 1]
+
+    def cached(precision, out):
+        must(script(*train, "--precision", precision, "--out", tmp_path / out))
+        about = json.loads((shadow / "posteriors-s4" / "made-from").read_text())
+        assert about["precision"] == precision and about["stride"] == 4
+        return {file.name: file.read_bytes() for file in (shadow / "posteriors-s4").rglob("*.npy")}
+
+    exact = cached("fp32", "one")
+    assert len(exact) == 24 and cached("bf16", "two") != exact and cached("fp32", "three") == exact
+    next((shadow / "posteriors-s4").rglob("*.npy")).write_bytes(b"stale")
     (shadow / "posteriors-s4" / "made-from").write_text("another training")
-    args = ["--patch-size", 12, "--width", 0.125, "--epochs", 1, "--precision", "fp32"]
-    must(script("train_attacker.py", "--shadow", shadow, *args, "--out", tmp_path / "one"))
-    assert file.read_bytes() == fresh
-    must(script("train_shadow.py", "--continue", shadow))
-    assert results(shadow)["miou_in"] == results(world / "shadow")["miou_in"]
+    assert cached("fp32", "four") == exact
 
 
 def test_attacker_learns_from_several_shadows(world, tmp_path):

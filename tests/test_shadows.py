@@ -5,7 +5,7 @@ import json
 import numpy as np
 from conftest import must, script
 
-from attacks.scoring import Scored
+from attacks.sample import Scored
 from evaluation.report import write_scores
 from reproduce.shadows.table import as_markdown
 
@@ -22,7 +22,7 @@ def result(auc):
 def write_attack(folder, gap):
     """Scores of 20 members, `gap` above 20 non-members."""
     noise = np.random.default_rng(0).normal(size=40).tolist()
-    write_scores(folder, [Scored(f"p{i}", i < 20, f"b{i // 2}", np.zeros((1, 2)), np.zeros(1), value + gap * (i < 20))
+    write_scores(folder, [Scored(f"p{i}", i < 20, f"b{i // 2}", value + gap * (i < 20), [[0, 0]], [0.0])
                           for i, value in enumerate(noise)])
 
 

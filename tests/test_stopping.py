@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, must, script, write_tree
 
-from evaluation import unfinished
+from evaluation.journal import RunPlace, find_unfinished
 from utils.files import lock_run
 from utils.log import RunLog
 
@@ -28,9 +28,12 @@ def equal(one, two):
 
 
 def interrupt(patch, module, name, after, number=signal.SIGTERM):
-    """Let the `after`-th call of `module.name` be met by a signal; returns the list of calls."""
-    module, calls = importlib.import_module(module), []
-    real = getattr(module, name)
+    """Send a signal at the `after`-th call of `module.name` (or `module.Class.name`); returns the list of calls."""
+    holder, calls = importlib.import_module(module), []
+    *classes, name = name.split(".")
+    for one in classes:
+        holder = getattr(holder, one)
+    real = getattr(holder, name)
 
     def met(*args, **kwargs):
         calls.append(args)
@@ -38,7 +41,7 @@ def interrupt(patch, module, name, after, number=signal.SIGTERM):
             os.kill(os.getpid(), number)
         return real(*args, **kwargs)
 
-    patch.setattr(module, name, met)
+    patch.setattr(holder, name, met)
     return calls
 
 
@@ -64,7 +67,7 @@ def test_training_stopped_within_an_epoch_goes_on_to_the_same_weights(world, tmp
     with monkeypatch.context() as patch:
         calls = interrupt(patch, module, step, 1 if kind == "dpsgd" else 3)
         stopped = script(name, *args, *more, "--out", tmp_path / "cut")
-    assert stopped.returncode == 143 and f"go on with --continue {tmp_path / 'cut'}" in stopped.stderr
+    assert stopped.returncode == 143 and f"resume with --continue {tmp_path / 'cut'}" in stopped.stderr
     assert stopped.stderr.count("\n") == 1 and len(calls) == (1 if kind == "dpsgd" else 3)
     cut = torch.load(tmp_path / "cut" / "last.pth.tar", weights_only=True)
     assert cut["step"] > 0 and cut["epoch"] < 2 and cut["loss"] > 0
@@ -79,7 +82,7 @@ def test_training_stopped_within_an_epoch_goes_on_to_the_same_weights(world, tmp
 
 def test_the_second_signal_ends_at_once(world, tmp_path, monkeypatch):
     args = victim_flags(world)
-    real, module = os.kill, importlib.import_module("training.segmentation")
+    real, module = os.kill, importlib.import_module("training.run")
     interrupt(monkeypatch, "training.segmentation", "learn", 1, signal.SIGINT)
     monkeypatch.setattr(os, "kill", lambda *which: (real(*which), real(*which)))
     saved = []
@@ -102,13 +105,13 @@ def attack(world, tmp_path):
 def test_attack_goes_on_where_it_was(attack, tmp_path, monkeypatch, out):
     """In the folder that is named, or else in the unfinished one of runs/ that the same command had."""
     with monkeypatch.context() as patch:
-        calls = interrupt(patch, "attacks.scoring", "attack_patches", 5)
+        calls = interrupt(patch, "attacks.learned", "LearnedAttack.score", 5)
         stopped = script(*attack, *out, cwd=tmp_path)
-    assert stopped.returncode == 143 and "the same command goes on" in stopped.stderr and len(calls) == 5
+    assert stopped.returncode == 143 and "the same command resumes" in stopped.stderr and len(calls) == 5
     folder = tmp_path / (out[1] if out else "runs/attack-1")
     assert not (folder / "scores.csv").exists()
     with monkeypatch.context() as patch:
-        calls = interrupt(patch, "attacks.scoring", "attack_patches", 0)
+        calls = interrupt(patch, "attacks.learned", "LearnedAttack.score", 0)
         must(script(*attack, *out, "-gpu", 0, cwd=tmp_path))
     assert len(calls) == 16 - 5 and not (folder / "unfinished").exists()
     for name in ("scores.csv", "results.json"):
@@ -126,7 +129,7 @@ def test_attack_scores_anew_what_is_another_now(attack, tmp_path, monkeypatch):
     broken.write_bytes(good)
     other = tmp_path / "tree" / "train" / "pred_sgd" / "b.npy"
     np.save(other, np.load(other)[::-1])
-    calls = interrupt(monkeypatch, "attacks.scoring", "attack_patches", 0)
+    calls = interrupt(monkeypatch, "attacks.learned", "LearnedAttack.score", 0)
     must(script(*flags))
     assert len(calls) == 16 - 10 + 1  # ten images lay before the broken one; one of them has changed
     must(script(*attack, "--out", tmp_path / "fresh"))
@@ -136,9 +139,9 @@ def test_attack_scores_anew_what_is_another_now(attack, tmp_path, monkeypatch):
 
 def test_attack_with_other_flags_does_not_go_on(attack, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt(patch, "attacks.scoring", "attack_patches", 5)
+        interrupt(patch, "attacks.learned", "LearnedAttack.score", 5)
         assert script(*attack, "--out", tmp_path / "cut").returncode == 143
-    calls = interrupt(monkeypatch, "attacks.scoring", "attack_patches", 0)
+    calls = interrupt(monkeypatch, "attacks.learned", "LearnedAttack.score", 0)
     must(script(*attack, "-gauss", 0.1, "--out", tmp_path / "cut"))
     assert len(calls) == 16
 
@@ -149,7 +152,7 @@ def test_activation_maps_survive_a_stop(attack, tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     must(script(*attack, *cam, "--out", "run", cwd=tmp_path / "one"))
     with monkeypatch.context() as patch:
-        interrupt(patch, "attacks.scoring", "attack_patches", 12)
+        interrupt(patch, "attacks.learned", "LearnedAttack.score", 12)
         assert script(*attack, *cam, "--out", "run", cwd=tmp_path / "two").returncode == 143
     must(script(*attack, *cam, "--out", "run", cwd=tmp_path / "two"))
     for name in ("run/results.json", "cam/correlations.csv", "cam/train_a.png"):
@@ -195,7 +198,7 @@ def test_default_folders_of_attacks_that_begin_at_once(attack, tmp_path):
     (tmp_path / "runs" / "attack-1" / "unfinished").mkdir(parents=True)
     must(script(*attack, cwd=tmp_path))
     assert (tmp_path / "runs" / "attack-2" / "scores.csv").exists()
-    assert unfinished.find("attack", None, "x") is None
+    assert find_unfinished(RunPlace(None, "x", lambda record: ())) is None
 
 
 def test_hashed_names(attack, tmp_path):

@@ -13,13 +13,13 @@ import pytest
 from conftest import ROOT, must, script
 from PIL import Image
 
-from attacks.activation import Look, Sight
+from attacks.activation import CamMaps, CamResult
 from datasets import camvid, cityscapes, images, labelmefacade, mapillary, streets
 from datasets.images import load_ids, load_image
 from datasets.pairs import Pair, load_label, load_pair, read_split, write_split
-from datasets.posteriors import list_tree, read_posterior
-from evaluation.activation import draw, file_name, write_looks
+from evaluation.activation import draw, file_name, write_cams
 from evaluation.compare import read_paired
+from predictors.stored import list_records, read_posterior
 from reproduce.collect import maps_of
 from utils import arrays, untrusted
 from utils.arrays import read_npy, read_npz
@@ -377,7 +377,7 @@ def test_a_name_that_a_split_cannot_hold(tmp_path):
 def test_blocks_that_cannot_be_read(tmp_path, content):
     (tmp_path / "groups.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"groups\.txt"):
-        list_tree(tmp_path)
+        list_records(tmp_path)
 
 
 def run_folder(folder, scores="image,member,score\na,1,0.5\nb,0,0.25\n", **columns):
@@ -422,19 +422,19 @@ def test_maps_that_are_none(tmp_path):
 
 # Names
 
-def look(name):
-    sight = Sight(np.ones((4, 6), np.float32), np.ones((4, 6), np.float32), None, None)
-    return Look(name, True, name, (None,), (None,), None, [sight])
+def cam_of(name):
+    maps = CamMaps(np.ones((4, 6), np.float32), np.ones((4, 6), np.float32), None, None)
+    return CamResult(name, True, name, (None,), (None,), None, [maps])
 
 
 def test_a_name_is_no_formula(tmp_path):
-    draw(tmp_path / "a.png", look(r"train/$\frac{$"), None)
+    draw(tmp_path / "a.png", cam_of(r"train/$\frac{$"), None)
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_every_drawing_has_a_file_of_its_own(tmp_path):
     names = ["a/b_c", "a_b/c"]
-    write_looks(tmp_path / "cam", [look(name) for name in names], None, 0)
+    write_cams(tmp_path / "cam", [cam_of(name) for name in names], None, 0)
     drawn = {path.name for path in (tmp_path / "cam").glob("*.png")}
     assert len(drawn) == 2 and "a_b_c.png" in drawn and [path.name for path in tmp_path.iterdir()] == ["cam"]
     with open(tmp_path / "cam" / "correlations.csv") as file:

@@ -1,10 +1,8 @@
 """Training the per-patch attacker A_P on a shadow's posteriors (algorithm 1, lines 4 to 14)."""
 
-import argparse
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,181 +10,196 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from attacks.patches import patch_means, random_corners
+from attacks.learned import LearnedAttack
+from attacks.patches import Selection, patch_means, random_corners
 from attacks.representation import represent, true_class
-from attacks.scoring import Example, Selection, View, attack_patches, meet
+from attacks.sample import AttackSettings, Sample
 from datasets.pairs import deal
-from datasets.posteriors import Stored
-from defenses.apply import Defense
+from defenses.base import Defense
 from evaluation.metrics import compute_metrics
-from models.attacker import build_attacker
-from training.progress import Progress, pausing
+from models import LoadedAttacker
+from models.attacker import InputSpec, build_attacker
+from predictors.base import Record
+from predictors.samples import Source
+from training.options import AttackerTraining
+from training.run import Progress, TrainingRun
 from training.step import agree_on_buffers, descend, parallel
-from utils import VOID
 from utils.checkpoints import load_checkpoint, load_optimizer, load_weights, rebuild, require, save_checkpoint
 from utils.cli import UserError
-from utils.device import autocast
-from utils.distributed import barrier, gather, own_share, process_rank, world_size
-from utils.log import RunLog, progress
-from utils.pause import Pause
+from utils.device import Compute
+from utils.distributed import barrier, gather, own_share, print_once, process_rank, world_size
+from utils.log import progress
 from utils.randomness import stream
 
-HELD_OUT = 0.2  # of D^S, for every choice: epoch, tau, patch size, capacity
+HELD_OUT = 0.2  # share of D^S that is held out for every choice: epoch, tau, patch size, capacity
 VALIDATION_PATCHES = 10
+VALIDATION_BATCH = 64  # patches in memory
 TAU_QUANTILES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # of patch confidence on the held-out part
 
 
-def hold_out(items: Sequence[Stored], seed: int) -> tuple[list[Stored], list[Stored]]:
-    """Part `HELD_OUT` of D^S from the rest, whole blocks, members and non-members alike."""
+def hold_out(records: Sequence[Record], seed: int) -> tuple[list[Record], list[Record]]:
+    """Split D^S into a training part and a held-out part, by groups, with the same share of both sides."""
     sides: dict[str, str] = {}
-    for item in items:
-        side = str(item.member)
-        sides[item.group] = side if sides.get(item.group, side) == side else "mixed"
+    for record in records:
+        side = str(record.member)
+        sides[record.group] = side if sides.get(record.group, side) == side else "mixed"
     rest, held = [], []
     for side in sorted(set(sides.values())):
-        own = [item for item in items if sides[item.group] == side]
-        for item, part in zip(own, deal([item.group for item in own], (1 - HELD_OUT, HELD_OUT), seed), strict=True):
-            (held if part else rest).append(item)
+        own = [record for record in records if sides[record.group] == side]
+        parts = deal([record.group for record in own], (1 - HELD_OUT, HELD_OUT), seed)
+        for record, part in zip(own, parts, strict=True):
+            (held if part else rest).append(record)
     for name, chosen in (("training", rest), ("held-out", held)):
-        if len({item.member for item in chosen}) < 2:
-            raise UserError(f"the {name} part of D^S lacks members or non-members: {len(items)} images are too few")
+        if len({record.member for record in chosen}) < 2:
+            raise UserError(f"the {name} part of D^S lacks members or non-members: {len(records)} images are too few")
     return rest, held
 
 
 class Patches(Dataset):
     """One random patch of each image an epoch, `repeat` times: posterior (C, s, s), label (s, s), member.
 
-    The patch depends on (seed, epoch, turn, image) only. Half of the patches are mirrored, labels alike.
+    The patch depends on (seed, epoch, turn, image) alone. Half of the patches are mirrored, labels too.
     """
 
-    def __init__(self, items: Sequence[Stored], size: int, seed: int, repeat: int, defense: Defense):
-        self.items, self.size, self.seed, self.repeat, self.defense = items, size, seed, repeat, defense
-        self.epoch = 0
-        self.loaded = [self._compact(item) for item in progress(items, "reading posteriors")]
-
-    def _compact(self, item: Stored) -> tuple[torch.Tensor, torch.Tensor]:
-        posterior, label = item.load()
-        if min(label.shape) < self.size:
-            raise UserError(f"{item.posterior} has {label.shape[0]} x {label.shape[1]} positions, fewer than "
-                            f"--patch-size {self.size}")
-        posterior = self.defense(torch.from_numpy(posterior), item.key)
-        return posterior.half(), torch.from_numpy(np.ascontiguousarray(label))
+    def __init__(self, samples: Sequence[Sample], size: int, seed: int, repeat: int):
+        self.size, self.seed, self.repeat, self.epoch = size, seed, repeat, 0
+        self.samples = samples
 
     def __len__(self) -> int:
-        return len(self.items) * self.repeat
+        return len(self.samples) * self.repeat
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        turn, which = divmod(index, len(self.items))
-        item, (posterior, label) = self.items[which], self.loaded[which]
-        rng = stream(self.seed, "attacker", self.epoch, turn, item.name)
-        (y, x), size = random_corners(tuple(label.shape), self.size, 1, rng)[0], self.size
-        posterior, label = posterior[:, y : y + size, x : x + size].float(), label[y : y + size, x : x + size]
+        turn, which = divmod(index, len(self.samples))
+        sample = self.samples[which]
+        rng = stream(self.seed, "attacker", self.epoch, turn, sample.name)
+        (y, x), size = random_corners(tuple(sample.truth.shape), self.size, 1, rng)[0], self.size
+        posterior, label = (array[..., y : y + size, x : x + size] for array in (sample.output, sample.truth))
         if rng.random() < 0.5:
             posterior, label = posterior.flip(-1), label.flip(-1)
-        return posterior, label, int(item.member)
+        return posterior.float(), label, int(sample.member)
 
 
-def prepare(args: argparse.Namespace, items: Sequence[Stored], size: int,
-            defense: Defense) -> tuple[Patches, list[Example]]:
-    """Training patches of side `world_size` and the held-out images. Raises `UserError` before anything is written."""
-    rest, held = hold_out(items, args.seed)
-    return Patches(rest, size, args.seed, args.patches_per_epoch, defense), list(meet(held, defense))
+@dataclass(frozen=True)
+class AttackerData:
+    """D^S as the training of an attacker uses it: training samples, held-out samples, and the posteriors' form."""
+
+    training: list[Sample]
+    held_out: list[Sample]
+    classes: int
+    stride: int
 
 
-def train_attacker(args: argparse.Namespace, data: Patches, validation: Sequence[Example], spec: dict, view: View,
-                   folder: Path, device: torch.device) -> dict:
-    """Train A_P; write best.pth.tar (validation AUC) and last.pth.tar; return the figures of the held-out part.
+def prepare(source: Source, options: AttackerTraining, defense: Defense) -> AttackerData:
+    """Load D^S under `defense`, split by `hold_out`. Training posteriors are kept in float16.
 
-    Continues from last.pth.tar where there is one, which is written after every epoch, every ten minutes, and when a
-    signal asks to end. tau is chosen on the held-out part at the end.
+    Raises `UserError` for a map that is smaller than a patch.
     """
-    if min(args.batch, len(data)) < world_size():
-        raise UserError(f"--batch {args.batch} is less than a patch for each of {world_size()} processes")
-    torch.manual_seed(args.seed)
-    last, best = folder / "last.pth.tar", folder / "best.pth.tar"
-    checkpoint = load_checkpoint(last) if last.exists() else None
+    rest, held = hold_out(source.records, options.seed)
+    classes, stride = source.form()
+    source = replace(source, defense=defense, classes=classes, stride=stride)
+    training = []
+    for sample in progress(replace(source, records=rest).samples(frozenset()), "reading posteriors", len(rest)):
+        height, width = sample.output.shape[1:]
+        if min(height, width) < options.patch_size:
+            raise UserError(f"{sample.name} has {height} x {width} positions, fewer than --patch-size "
+                            f"{options.patch_size}")
+        if sample.truth is not None:
+            training.append(replace(sample, output=sample.output.half()))
+    if void := len(rest) - len(training):
+        print_once(f"{void} images of D^S have no label, or a label that is void everywhere; they are left out")
+    return AttackerData(training, list(replace(source, records=held).samples()), classes, stride)
 
-    def build() -> torch.nn.Module:
-        return build_attacker(**spec["arguments"])
 
-    model = rebuild(build, checkpoint["state_dict"], last) if checkpoint else build()
-    model = model.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    net = parallel(model, device)
-    reached, best_auc = Progress(), -1.0
-    if checkpoint:
-        load_optimizer(optimizer, checkpoint.get("optimizer"), last)
-        reached, best_auc = Progress.from_checkpoint(checkpoint, last), require(checkpoint, "best_auc", float, last)
-    begun = time.monotonic() - 60 * reached.minutes
+def train_attacker(options: AttackerTraining, data: AttackerData, spec: InputSpec, folder: Path, compute: Compute,
+                   arguments: dict) -> dict:
+    """Train A_P; write best.pth.tar (validation AUC) and last.pth.tar; return the metrics of the held-out part.
 
-    def save(path: Path, **rest: object) -> None:
-        reached.minutes = (time.monotonic() - begun) / 60
-        save_checkpoint(path, spec, model.state_dict(), **asdict(reached), best_auc=best_auc, view=asdict(view),
-                        args=vars(args), **rest)
+    Resumes from last.pth.tar where the folder has one. It is written after every epoch, every ten minutes, and when a
+    signal asks to stop. tau is chosen on the held-out part at the end.
+    """
+    patches = Patches(data.training, options.patch_size, options.seed, options.patches_per_epoch)
+    if min(options.batch, len(patches)) < world_size():
+        raise UserError(f"--batch {options.batch} is less than a patch for each of {world_size()} processes")
+    torch.manual_seed(options.seed)
+    run, best, model_spec = TrainingRun(folder, arguments), folder / "best.pth.tar", options.spec(data.classes)
+    model, optimizer, best_auc = _prepare_model(options, model_spec, run, compute)
+    net = parallel(model, compute.device)
 
-    log = RunLog(folder, reached.epoch)
-    with pausing(folder) as pause:
-        for _ in progress(range(reached.epoch, args.epochs), f"training A_P ({view.input})", initial=reached.epoch,
-                          total=args.epochs):
-            steps = _one_epoch(net, optimizer, data, args, view, reached, device, pause,
-                               lambda: save(last, optimizer=optimizer.state_dict()))
-            selection = Selection("random", VALIDATION_PATCHES, seed=args.seed)
-            auc = held_out_auc(validation, model, view, selection, device, args.precision)
-            log.add(reached.epoch + 1, loss=reached.loss / steps, validation_auc=auc)
-            reached.next_epoch()
+    def save(path: Path = run.last, **rest: object) -> None:
+        rest = rest or {"optimizer": optimizer.state_dict()}
+        run.save(path, model_spec, model.state_dict(), best_auc=best_auc, view=asdict(spec), **rest)
+
+    with run:
+        for _ in progress(range(run.progress.epoch, options.epochs), f"training A_P ({spec.input})",
+                          initial=run.progress.epoch, total=options.epochs):
+            steps = _train_epoch(net, optimizer, patches, options, spec, run, save, compute)
+            auc = held_out_auc(data.held_out, model, spec, Selection("random", VALIDATION_PATCHES, seed=options.seed),
+                               compute)
+            run.finish_epoch(loss=run.progress.loss / steps, validation_auc=auc)
             if auc > best_auc:
                 best_auc = auc
                 save(best, validation_auc=auc)
-            pause.due()
-            save(last, optimizer=optimizer.state_dict())
-            pause.saved()
+            run.save_epoch(save)
     barrier()
-    return _choose_tau(best, model, validation, args, device)
+    return _choose_tau(best, model, data.held_out, options.seed, compute)
 
 
-def held_out_auc(examples: Sequence[Example], model: torch.nn.Module, view: View, selection: Selection,
-                 device: torch.device, precision: str) -> float:
-    """AUC of the attack on images whose membership is known, over all processes' shares of them."""
-    batch = 64
-    block = selection.images(batch)
-    own = attack_patches(own_share(examples, block), model.eval(), view, selection, device, precision, batch=batch)
-    scored = gather([(s.score, s.member) for s in own], block)
+def _prepare_model(options: AttackerTraining, spec: dict, run: TrainingRun,
+                   compute: Compute) -> tuple[torch.nn.Module, torch.optim.Optimizer, float]:
+    """Model, optimizer and the best validation AUC so far, new or from the run's checkpoint."""
+    def build() -> torch.nn.Module:
+        return build_attacker(**spec["arguments"])
+
+    stored = run.checkpoint
+    model = rebuild(build, stored["state_dict"], run.last) if stored else build()
+    model = model.to(compute.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    if not stored:
+        return model, optimizer, -1.0
+    load_optimizer(optimizer, stored.get("optimizer"), run.last)
+    return model, optimizer, require(stored, "best_auc", float, run.last)
+
+
+def held_out_auc(samples: Sequence[Sample], model: torch.nn.Module, spec: InputSpec, selection: Selection,
+                 compute: Compute) -> float:
+    """AUC of the attack on samples of known membership, over all processes' shares of them."""
+    attack = LearnedAttack(AttackSettings(selection, attacker=LoadedAttacker(model.eval(), spec, None, ""),
+                                          batch=VALIDATION_BATCH, compute=compute))
+    block = attack.images_per_batch
+    scored = gather([(one.score, one.member) for one in attack.score(own_share(samples, block))], block)
     return compute_metrics(*zip(*scored, strict=True))["auc"]
 
 
-def _one_epoch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Patches, args: argparse.Namespace,
-               view: View, reached: Progress, device: torch.device, pause: Pause, save: Callable[[], None]) -> int:
-    """The steps of an epoch that `reached` has not behind it; it moves along. Returns how many steps an epoch has."""
-    epoch = data.epoch = reached.epoch
-    order = stream(args.seed, "order", epoch).permutation(len(data))
-    steps = max(1, len(order) // args.batch)
-    batches = [chunk.tolist() for chunk in np.array_split(order, steps)][reached.step :]
-    model.train()
-    loader = DataLoader(data, batch_sampler=list(map(own_share, batches)))
-    for batch, (posterior, label, member) in zip(batches, loader, strict=True):
+def _train_epoch(net: torch.nn.Module, optimizer: torch.optim.Optimizer, patches: Patches, options: AttackerTraining,
+                 spec: InputSpec, run: TrainingRun, save: object, compute: Compute) -> int:
+    """Run the epoch's remaining steps. Returns how many steps an epoch has."""
+    done: Progress = run.progress
+    patches.epoch = done.epoch
+    order = stream(options.seed, "order", done.epoch).permutation(len(patches))
+    steps = max(1, len(order) // options.batch)
+    batches = [chunk.tolist() for chunk in np.array_split(order, steps)][done.step :]
+    net.train()
+    loader = DataLoader(patches, batch_sampler=list(map(own_share, batches)))
+    for batch, tensors in run.steps(zip(batches, loader, strict=True), steps, save):
         for group in optimizer.param_groups:
-            done = (epoch * steps + reached.step) / (args.epochs * steps)
-            group["lr"] = args.lr * (1 + math.cos(math.pi * done)) / 2
-        torch.manual_seed(int(stream(args.seed, "dropout", epoch, reached.step).integers(2**62)) + process_rank())
-        posterior, label, member = posterior.to(device), label.to(device), member.to(device)
-        maps = represent(view.input, posterior, label, view.floor, view.void, view.argmax)
-        reached.loss += learn(model, optimizer, maps, member, len(batch), device, args.precision, epoch)
-        reached.step += 1
-        if reached.step < steps and pause.due():
-            save()
-            pause.saved()
-    agree_on_buffers(model)
+            passed = (done.epoch * steps + done.step) / (options.epochs * steps)
+            group["lr"] = options.lr * (1 + math.cos(math.pi * passed)) / 2
+        torch.manual_seed(int(stream(options.seed, "dropout", done.epoch, done.step).integers(2**62)) + process_rank())
+        posterior, label, member = (tensor.to(compute.device) for tensor in tensors)
+        maps = represent(spec.input, posterior, label, spec.floor, spec.void, spec.argmax)
+        done.loss += learn(net, optimizer, maps, member, len(batch), compute, done.epoch)
+    agree_on_buffers(net)
     return steps
 
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.Tensor, member: torch.Tensor,
-          batch: int, device: torch.device, precision: str, epoch: int = 0) -> float:
-    """One step on maps (N, K, s, s) and member int64 (N,), a share of `batch` patches; the loss of all before it.
+          batch: int, compute: Compute, epoch: int = 0) -> float:
+    """One step on maps (N, K, s, s) and member int64 (N,), a share of `batch` patches. Returns the loss before it.
 
-    A model that judges every position by itself learns its patch's membership at each; then the loss is the mean over
-    labelled positions.
+    A model that scores every position by itself learns the membership of its patch at each of them; its loss is then
+    the mean over labelled positions.
     """
-    with autocast(device, precision):
+    with compute.autocast():
         logits, positions = model(maps.contiguous(memory_format=torch.channels_last))
     share = len(member) / batch
     if positions.ndim == 1:
@@ -195,27 +208,24 @@ def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.
     return descend(optimizer, loss * share, epoch)
 
 
-def _choose_tau(best: Path, model: torch.nn.Module, validation: Sequence[Example], args: argparse.Namespace,
-                device: torch.device) -> dict:
+def _choose_tau(best: Path, model: torch.nn.Module, samples: Sequence[Sample], seed: int, compute: Compute) -> dict:
     """Choose tau among quantiles of the held-out patches' confidence, by held-out AUC; store it in best.pth.tar."""
     checkpoint = load_checkpoint(best)
     load_weights(model, checkpoint["state_dict"], best)
-    view = View.from_checkpoint(checkpoint, best)
-    seen = []
-    for example in validation:
-        corners = random_corners(tuple(example.label.shape), view.size, 50, stream(args.seed, "tau", example.key))
-        means = patch_means(true_class(example.posterior, example.label), example.label != VOID, corners, view.size)
-        seen.append(means[np.isfinite(means)])
-    taus = np.quantile(np.concatenate(seen), TAU_QUANTILES)
-    tried = []
-    for tau in taus:
-        selection = Selection("rejection", VALIDATION_PATCHES, float(tau), args.seed)
-        tried.append(held_out_auc(validation, model, view, selection, device, args.precision))
-    view = replace(view, tau=float(taus[int(np.argmax(tried))]))
-    checkpoint["view"] = asdict(view)
+    spec = InputSpec.from_checkpoint(checkpoint, best)
+    confidences = []
+    for sample in samples:
+        corners = random_corners(tuple(sample.truth.shape), spec.size, 50, stream(seed, "tau", sample.id))
+        means = patch_means(true_class(sample.output, sample.truth), sample.known, corners, spec.size)
+        confidences.append(means[np.isfinite(means)])
+    taus = np.quantile(np.concatenate(confidences), TAU_QUANTILES)
+    aucs = [held_out_auc(samples, model, spec, Selection("rejection", VALIDATION_PATCHES, tau=float(tau), seed=seed),
+                         compute) for tau in taus]
+    spec = replace(spec, tau=float(taus[int(np.argmax(aucs))]))
+    checkpoint["view"] = asdict(spec)
     checkpoint.pop("format")
     save_checkpoint(best, checkpoint.pop("model"), checkpoint.pop("state_dict"), **checkpoint)
-    return {"epoch": checkpoint["epoch"], "validation_auc": checkpoint["validation_auc"], "tau": view.tau,
-            "tau_quantiles": {str(q): {"tau": float(t), "validation_auc": a}
-                              for q, t, a in zip(TAU_QUANTILES, taus, tried, strict=True)},
-            "held_out": len(validation), "held_out_members": sum(example.member for example in validation)}
+    return {"epoch": checkpoint["epoch"], "validation_auc": checkpoint["validation_auc"], "tau": spec.tau,
+            "tau_quantiles": {str(quantile): {"tau": float(tau), "validation_auc": auc}
+                              for quantile, tau, auc in zip(TAU_QUANTILES, taus, aucs, strict=True)},
+            "held_out": len(samples), "held_out_members": sum(sample.member for sample in samples)}

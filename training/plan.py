@@ -1,10 +1,9 @@
-"""What a training will cost, found without data, device or memory for it: `--plan`.
+"""The cost of a training, computed without data, device or memory for it: `--plan`.
 
 The step is run on tensors that have a shape and no contents. Each operation has its FLOPs (those of convolutions and
 matrix products) and the bytes that it reads and writes; on a device it takes the longer of the two times.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,11 +20,10 @@ from datasets import find_dataset
 from models import build_segmenter
 from models.attacker import build_attacker
 from training.attacker import HELD_OUT
-from training.segmentation import spec_of
-from utils.cli import UserError
+from training.options import AttackerTraining, SegmenterTraining
 
 GIB = 2**30
-STATE = {"SGD": 1, "AdamW": 2}  # floats that an optimizer keeps for each parameter
+STATE = {"SGD": 1, "AdamW": 2}  # floats that an optimizer stores for each parameter
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Cost:
 
 
 class _Operations(TorchDispatchMode):
-    """Lists the FLOPs and bytes of all operations but views, which move nothing."""
+    """Lists the FLOPs and bytes of all operations except views, which move no data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +77,7 @@ class _Operations(TorchDispatchMode):
 
 
 def _flops(operation: Callable, args: tuple, kwargs: dict, out: object) -> int:
-    """FLOPs as PyTorch counts them, but of grouped convolutions, whose backward pass it takes for a full one."""
+    """FLOPs as PyTorch counts them, except for grouped convolutions, whose backward pass it counts as ungrouped."""
     if operation is torch.ops.aten.convolution_backward:
         gradient, inputs, weight = args[:3]
         # As much as forward for the gradient of the inputs, and as much for that of the weights; args[7]: transposed.
@@ -114,65 +112,68 @@ def cost_of_step(build: Callable[[], nn.Module], inputs: tuple[int, ...], loss: 
                     tuple(operations.found))
 
 
-def plan_segmenter(args: argparse.Namespace, images: int) -> str:
-    """What the flags of train_victim.py or train_shadow.py ask for, on `images` images."""
-    read = args.batch * args.crop[0] * args.crop[1] * 4  # RGB and label, uint8
-    return _report(args, f"{args.model} ({args.backbone})", segmenter_step(args), "SGD", images,
-                   max(1, images // args.batch), read)
+@dataclass(frozen=True)
+class PlanOptions:
+    """The devices that a training is planned for: their number, peak rates, and the share of these that is reached."""
+
+    devices: int = 1
+    tflops: float = 989.0
+    gb_per_s: float = 3350.0
+    utilisation: float = 0.4
+    bf16: bool = True
 
 
-def segmenter_step(args: argparse.Namespace) -> Cost:
+def plan_segmenter(options: SegmenterTraining, plan: PlanOptions, images: int) -> str:
+    """The cost of a training of train_victim.py or train_shadow.py on `images` images, as text."""
+    read = options.batch * options.crop[0] * options.crop[1] * 4  # RGB and label, uint8
+    return _report(f"{options.model} ({options.backbone})", segmenter_step(options, plan), "SGD", options.epochs, plan,
+                   images, max(1, images // options.batch), read)
+
+
+def segmenter_step(options: SegmenterTraining, plan: PlanOptions) -> Cost:
     """One device's share of a step of train_victim.py."""
-    spec = spec_of(args, len(find_dataset(args.dataset).CLASSES))
+    spec = options.spec(len(find_dataset(options.dataset).CLASSES))
 
     def loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return sum(_cross_entropy(logits) for logits in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
-    return cost_of_step(lambda: build_segmenter(spec), (_share(args), 3, *args.crop), loss,
-                        args.precision != "fp32").updated_by("SGD")
+    shape = (math.ceil(options.batch / plan.devices), 3, *options.crop)
+    return cost_of_step(lambda: build_segmenter(spec), shape, loss, plan.bf16).updated_by("SGD")
 
 
-def plan_attacker(args: argparse.Namespace, spec: dict, images: int) -> str:
-    """What the flags of train_attacker.py ask for; `spec` is the attacker's, `images` what D^S has."""
-    patches = round(images * (1 - HELD_OUT)) * args.patches_per_epoch
-    read = args.batch * args.patch_size**2 * (2 * spec["classes"] + 1)  # posterior float16 and label uint8
-    return _report(args, f"attacker ({args.arch}, width {args.width:g}), {spec['classes']} classes",
-                   attacker_step(args, spec), "AdamW", images, max(1, patches // args.batch), read)
+def plan_attacker(options: AttackerTraining, plan: PlanOptions, images: int, classes: int) -> str:
+    """The cost of a training of train_attacker.py, where D^S has `images` images, as text."""
+    patches = round(images * (1 - HELD_OUT)) * options.patches_per_epoch
+    read = options.batch * options.patch_size**2 * (2 * classes + 1)  # posterior float16 and label uint8
+    return _report(f"attacker ({options.arch}, width {options.width:g}), {classes} classes",
+                   attacker_step(options, plan, classes), "AdamW", options.epochs, plan, images,
+                   max(1, patches // options.batch), read)
 
 
-def attacker_step(args: argparse.Namespace, spec: dict) -> Cost:
+def attacker_step(options: AttackerTraining, plan: PlanOptions, classes: int) -> Cost:
     """One device's share of a step of train_attacker.py."""
-    arguments = spec["arguments"]
-    shape = (_share(args), arguments["channels"], args.patch_size, args.patch_size)
+    arguments, side = options.spec(classes)["arguments"], options.patch_size
+    shape = (math.ceil(options.batch / plan.devices), arguments["channels"], side, side)
     return cost_of_step(lambda: build_attacker(**arguments), shape, lambda outputs: _cross_entropy(outputs[0]),
-                        args.precision != "fp32").updated_by("AdamW")
-
-
-def _share(args: argparse.Namespace) -> int:
-    return math.ceil(args.batch / args.devices)
+                        plan.bf16).updated_by("AdamW")
 
 
 def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), torch.zeros(logits.shape[0], *logits.shape[2:], dtype=torch.long))
 
 
-def _report(args: argparse.Namespace, what: str, cost: Cost, optimizer: str, images: int, steps: int,
+def _report(what: str, cost: Cost, optimizer: str, epochs: int, plan: PlanOptions, images: int, steps: int,
             read: int) -> str:
-    """The plan as text; `cost` is that of one device's share of a step, `steps` are those of an epoch.
-
-    Raises `UserError` beside --continue, whose flags are not known here.
-    """
-    if args.continue_:
-        raise UserError("--plan goes by the flags on the command line; leave --continue out")
+    """The plan as text. `cost` is that of one device's share of a step, `steps` are those of an epoch."""
     parts = cost.memory(optimizer)
-    seconds = cost.seconds(args.tflops, args.gb_per_s, args.utilisation)
-    each = "" if args.devices == 1 else f" on each of {args.devices} devices"
+    seconds = cost.seconds(plan.tflops, plan.gb_per_s, plan.utilisation)
+    each = "" if plan.devices == 1 else f" on each of {plan.devices} devices"
     return "\n".join([
         f"{what}: {cost.parameters:,} parameters",
         f"a step{each}: {cost.flops / 1e12:.3g} TFLOP, {cost.traffic / 1e9:.3g} GB read and written",
         f"memory{each}: " + ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
         + f"; in all {sum(parts.values()) / GIB:.3g} GiB, without workspace",
-        f"{images:,} images, {steps:,} steps an epoch, {args.epochs} epochs: {steps * args.epochs:,} steps, each "
-        f"reads {read / 2**20:.3g} MiB, decoded",
-        f"computed, not measured: {seconds:.3g} s a step, {seconds * steps * args.epochs / 3600:.3g} h at "
-        f"{args.utilisation:.0%} of {args.tflops:g} TFLOP/s and {args.gb_per_s:g} GB/s{each}"])
+        f"{images:,} images, {steps:,} steps an epoch, {epochs} epochs: {steps * epochs:,} steps, each reads "
+        f"{read / 2**20:.3g} MiB, decoded",
+        f"computed, not measured: {seconds:.3g} s a step, {seconds * steps * epochs / 3600:.3g} h at "
+        f"{plan.utilisation:.0%} of {plan.tflops:g} TFLOP/s and {plan.gb_per_s:g} GB/s{each}"])

@@ -6,6 +6,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import fields
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -23,6 +27,17 @@ class Stopped(KeyboardInterrupt):
 def flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
     """Add an option under `-name` and `--name`: the release spells its flags with one dash."""
     parser.add_argument(f"-{name}", f"--{name}", **options)
+
+
+def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose --help shows `doc`, the docstring of the script, as it is written."""
+    return argparse.ArgumentParser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def pick(args: argparse.Namespace, cls: type[T], **rest: object) -> T:
+    """The dataclass `cls` with the arguments that have the names of its fields; `rest` are other fields."""
+    given = {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
+    return cls(**given | rest)
 
 
 def positive(text: str) -> int:

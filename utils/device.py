@@ -3,20 +3,46 @@
 import os
 import sys
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
 from utils.cli import UserError
 from utils.distributed import is_main, join
 
+CPU = torch.device("cpu")
+PRECISIONS = ("fp32", "bf16")
+OVERRIDE = "SEGLEAK_PRECISION"  # environment variable: what `auto` means, so that tests can run both ways anywhere
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision of the networks on it, "fp32" or "bf16"."""
+
+    device: torch.device = CPU
+    precision: str = "fp32"
+
+    def autocast(self) -> AbstractContextManager:
+        """bf16 autocast where the precision is bf16, else no change."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+CPU_FP32 = Compute()
+
+
+def choose_compute(gpu: int | None, precision: str = "auto") -> Compute:
+    """The device of `-gpu` and the precision of `--precision`. Under torchrun, also joins the process group."""
+    device = choose_device(gpu)
+    return Compute(device, resolve_precision(precision, device))
+
 
 def choose_device(gpu: int | None) -> torch.device:
-    """Device of `-gpu`: CUDA where there is one, else the CPU with a line that says so.
+    """Device of `-gpu`: CUDA where it is available, else the CPU with one line on stderr.
 
-    Under torchrun each process takes the GPU of its local rank, and meets the others here. Raises `UserError` when CUDA
-    is there but has no device of that number.
+    Under torchrun each process takes the GPU of its local rank, and joins the process group here. Raises `UserError`
+    when CUDA is available but has no device of that number.
     """
-    device = torch.device("cpu")
+    device = CPU
     if torch.cuda.is_available():
         number = int(os.environ.get("LOCAL_RANK", gpu or 0))
         if not 0 <= number < torch.cuda.device_count():
@@ -24,23 +50,25 @@ def choose_device(gpu: int | None) -> torch.device:
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     elif gpu is not None and is_main():
-        print(f"no CUDA here: -gpu {gpu} is ignored and the CPU does the work", file=sys.stderr)
+        print(f"this machine has no CUDA: -gpu {gpu} is ignored and the CPU is used", file=sys.stderr)
     join(device)
     return device
 
 
-def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
-    """bf16 autocast, on for `bf16`, off for `fp32`, and for `auto` where the processor computes bf16 itself.
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """"fp32" or "bf16". "auto" is bf16 where the processor has bf16 units, or what SEGLEAK_PRECISION says.
 
-    A processor without bf16 units emulates it: one 3x3 convolution layer, forward and backward, took 11 times
-    as long as in float32 on an AVX2 machine.
+    A processor without bf16 units emulates bf16: one 3x3 convolution layer, forward and backward, took 11 times as long
+    as in float32 on an AVX2 machine.
     """
-    if precision == "auto":
-        wanted = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
+    if precision != "auto":
+        return precision
+    if override := os.environ.get(OVERRIDE):
+        if override not in PRECISIONS:
+            raise UserError(f"{OVERRIDE}={override}: expected one of {', '.join(PRECISIONS)}")
+        return override
+    if device.type == "cuda":
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        wanted = precision == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
-
-
-def _cpu_has_bf16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if has_units else "fp32"

@@ -78,8 +78,9 @@ def _lines(path: Path) -> list[dict]:
     return lines
 
 
-def progress(items: Iterable, what: str, total: int | None = None, **options: object) -> tqdm:
-    """A progress bar on stderr, silent where nobody watches."""
-    watched = is_main() and sys.stderr.isatty()
-    return tqdm(items, desc=what, total=total, file=sys.stderr, disable=not watched, leave=False, dynamic_ncols=True,
+def progress(items: Iterable | None, what: str | None, total: int | None = None, hidden: bool = False,
+             **options: object) -> tqdm:
+    """A progress bar on stderr; not shown where stderr is no terminal, or `hidden`."""
+    shown = is_main() and sys.stderr.isatty() and not hidden
+    return tqdm(items, desc=what, total=total, file=sys.stderr, disable=not shown, leave=False, dynamic_ncols=True,
                 **options)

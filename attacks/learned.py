@@ -1,0 +1,91 @@
+"""Algorithm 2: score the patches of an image with the trained attacker A_P, and the image by their scores."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import groupby, islice
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from attacks import REPRESENTATIONS
+from attacks.patches import CPU_BATCH, cut
+from attacks.representation import represent
+from attacks.sample import Attack, AttackSettings, Sample, Scored
+from attacks.thresholds import true_posterior
+from utils.cli import UserError
+from utils.device import Compute
+
+
+class LearnedAttack(Attack):
+    """The per-patch attacker of `settings.attacker` (section 2.2).
+
+    The score of an image is "paper" (equation 1: mean member probability) or "release" (sum of the member logits). On a
+    CPU scores do not depend on `settings.batch`.
+    """
+
+    def __init__(self, settings: AttackSettings):
+        super().__init__(settings)
+        if settings.attacker is None:
+            raise UserError("this attack needs a trained attacker: give -resume CHECKPOINT")
+        self.model, self.spec = settings.attacker.model, settings.attacker.spec
+        REPRESENTATIONS.load(self.spec.input)
+        self.selection = replace(settings.selection, size=self.spec.size)
+        compute, full = settings.compute, self.selection.scheme == "full"
+        self.model.to(compute.device, memory_format=torch.channels_last)
+        self.patches_per_batch = settings.batch if compute.device.type != "cpu" else 1 if full else CPU_BATCH
+
+    def score(self, samples: Iterable[Sample], predictor: object = None) -> Iterator[Scored]:
+        samples = iter(samples)
+        while group := list(islice(samples, self.images_per_batch)):
+            cuts = [self.patches_of(sample) for sample in group]
+            for _, run in groupby(zip(group, cuts, strict=True), key=lambda item: item[1][1].shape[1:]):
+                yield from self._score_equal_sizes(list(run))
+
+    def patches_of(self, sample: Sample) -> tuple[np.ndarray, torch.Tensor]:
+        """Corners (N, 2) and patches (N, K, h, w) of one image."""
+        spec = self.spec
+        image = represent(spec.input, sample.output, sample.truth, spec.floor, spec.void, spec.argmax)
+        if self.selection.scheme == "full":
+            return np.zeros((1, 2), np.int64), image[None]
+        corners = self.selection.corners(tuple(image.shape[1:]), sample.id, lambda: true_posterior(sample),
+                                         sample.known)
+        return corners, cut(image, corners, spec.size)
+
+    def _score_equal_sizes(self, items: list[tuple[Sample, tuple[np.ndarray, torch.Tensor]]]) -> Iterator[Scored]:
+        """Score samples whose patches have one size, in batches that span samples."""
+        patches, paper = torch.cat([patches for _, (_, patches) in items]), self.settings.score == "paper"
+        logits = member_logits(self.model, patches, self.settings.compute, self.patches_per_batch)
+        values = member_probability(logits) if paper else logits[:, 1]
+        for sample, (corners, _) in items:
+            own, values = values[: len(corners)], values[len(corners) :]
+            total = float(own.mean() if paper else own.sum())
+            if not math.isfinite(total):
+                raise UserError(f"{sample.name}: the attacker's score is {total}; the weights of the attacker are "
+                                "wrong, train it again")
+            yield Scored(sample.name, sample.member, sample.group, total, corners.tolist(), own.tolist())
+
+
+@torch.inference_mode()
+def member_logits(model: torch.nn.Module, patches: torch.Tensor, compute: Compute, batch: int) -> np.ndarray:
+    """Logits float64 (N, 2) of patches (N, K, h, w), `batch` in a forward pass; column 1 is the member's.
+
+    On a CPU the last batch is filled with copies: kernels for another batch size round differently, and a score would
+    depend on what else is scored.
+    """
+    count, found = len(patches), []
+    if compute.device.type == "cpu":
+        patches = torch.cat([patches, patches[-1:].expand(-count % batch, *patches.shape[1:])])
+    for part in patches.split(batch):
+        with compute.autocast():
+            found.append(model(part.to(compute.device, memory_format=torch.channels_last))[0].double().cpu())
+    return torch.cat(found)[:count].numpy()
+
+
+def member_probability(logits: np.ndarray) -> np.ndarray:
+    """Softmax (N,) of logits float64 (N, 2) at the member, each computed alone.
+
+    PyTorch's softmax rounds by the place in the array.
+    """
+    return expit(logits[:, 1] - logits[:, 0])

@@ -1,0 +1,145 @@
+"""One attack from start to report: what attack.py does, as functions with plain arguments."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from attacks.activation import record_cams
+from attacks.learned import LearnedAttack
+from attacks.sample import Attack
+from evaluation.activation import describe_cams, write_cams
+from evaluation.journal import Part, RunPlace, score_parts
+from evaluation.report import table, write_report
+from evaluation.utility import miou, record_confusion
+from models.pixelwise import Pixelwise
+from predictors.base import Record
+from predictors.samples import Source
+from utils.cli import UserError
+from utils.device import CPU_FP32, Compute
+from utils.distributed import is_main
+from utils.files import commit, fingerprint, start_run
+from utils.log import Timings
+from utils.names import name_writer
+
+
+@dataclass(frozen=True)
+class AttackRun:
+    """How a run of an attack is named and stored.
+
+    `name`: the attack, for the report; `arguments`: of the call, stored in args.json, which together with the contents
+    of `files` identify it; `out`: the folder (None: the next free runs/attack-N); `hash_names`: key file for names;
+    `cam`: folder for activation maps, `cam_images`: how many of each side are drawn.
+    """
+
+    name: str
+    arguments: dict
+    files: Sequence[Path] = ()
+    out: str | None = None
+    seed: int = 0
+    hash_names: str | None = None
+    cam: str | None = None
+    cam_images: int = 4
+    save_every: float = 10.0
+    compute: Compute = CPU_FP32
+
+    def stamp(self, records: Sequence[Record]) -> str:
+        """Identifies the call: a later call with the same stamp resumes it."""
+        same = {key: value for key, value in self.arguments.items() if key not in ("out", "gpu", "save_every")}
+        return fingerprint(list(self.files), same, commit(), torch.__version__,
+                           self.compute.device.type, self.compute.precision, [(r.name, r.member) for r in records])
+
+
+def run_attack(attack: Attack, source: Source, run: AttackRun, population: Source | None = None) -> dict:
+    """Score every record of `source`, write the report into the run's folder, print it, and return the results.
+
+    `population`: samples of known membership for an attack that has "population" in `needs`.
+    """
+    timings, write_name = Timings(), name_writer(run.hash_names)
+    check_needs(attack, source, run, population)
+    if population:
+        attack.fit(population.samples(attack.needs))
+    drawn = first_by_name(source.records, run.cam_images) if run.cam else set()
+    block, records = attack.images_per_batch, source.records
+    parts = [records[first : first + block] for first in range(0, len(records), block)]
+    place = RunPlace(run.out, run.stamp(records), source.files, run.save_every, drawn)
+    timings.lap("starting")
+    done, journal = score_parts(parts, make_scorer(attack, source, run, drawn),
+                                lambda: start_run("attack", run.arguments, run.out), place)
+    timings.lap("attacking")
+    if not is_main():
+        return {}
+    results = report(attack, source, run, journal.run, done, write_name)
+    journal.delete()
+    timings.lap("metrics and plots")
+    print(f"{timings}; all in {journal.run}")
+    return results
+
+
+def check_needs(attack: Attack, source: Source, run: AttackRun, population: Source | None) -> None:
+    """Raise `UserError` where an attack lacks what it needs, or has no activation maps."""
+    if "references" in attack.needs and not source.references:
+        raise UserError(f"--attack {run.name} compares the target with reference models: give --references DIR, runs "
+                        "of train_shadow.py on other images")
+    if "references" not in attack.needs and source.references:
+        raise UserError(f"--attack {run.name} reads no reference models; leave --references out")
+    if "population" in attack.needs and population is None:
+        raise UserError(f"--attack {run.name} is fitted on samples of known membership: give --population TREE")
+    if {"queries", "weights"} & attack.needs and not source.predictor.reads_images:
+        raise UserError(f"--attack {run.name} queries the model: give --victim, since stored posteriors cannot be "
+                        "queried again")
+    if run.cam and not isinstance(attack, LearnedAttack):
+        raise UserError("-cam shows where a trained attacker finds evidence; a threshold has no activation map: leave "
+                        "one of the two out")
+    if run.cam and isinstance(attack.model, Pixelwise):
+        raise UserError("-cam shows where an attacker of patches finds evidence; a pixelwise attacker scores every "
+                        "position by itself and has no activation map")
+    if run.cam and (run.cam_images < 0 or Path(run.cam).is_file()):
+        raise UserError("-cam DIR is a folder, and --cam-images 0 or more")
+
+
+def make_scorer(attack: Attack, source: Source, run: AttackRun,
+                drawn: set[str]) -> Callable[[Sequence[Record]], Part]:
+    """The function that scores some records, with their confusion matrices and CAM results."""
+    undefended = bool(run.cam and source.defense.spec.stage == "output")
+    predictor = source.predictor if {"queries", "weights"} & attack.needs else None
+
+    def score(records: Sequence[Record]) -> Part:
+        part = Part([])
+        samples = replace(source, records=records).samples(attack.needs, undefended)
+        samples = record_confusion(samples, part.matrices)
+        if run.cam:
+            samples = record_cams(samples, attack.model, attack.spec, run.compute, drawn, part.cams)
+        part.scored = list(attack.score(samples, predictor))
+        return part
+
+    return score
+
+
+def first_by_name(records: Sequence[Record], count: int) -> set[str]:
+    """Names of the first `count` members and the first `count` non-members."""
+    return {name for side in (True, False)
+            for name in sorted(record.name for record in records if record.member is side)[:count]}
+
+
+def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: Sequence[Part],
+           write_name: Callable[[str], str]) -> dict:
+    """Write the results into the run's folder and print them."""
+    selection, utility = attack.settings.selection, miou(part.matrices for part in parts)
+    kind = attack.spec.input if isinstance(attack, LearnedAttack) else run.name
+    about = {"attack": run.name, "input": kind, "select": selection.scheme, "num_patch": selection.count,
+             "tau": selection.tau if selection.scheme == "rejection" else None, "score": attack.settings.score,
+             "miou": utility, "defense": source.defense.spec.describe()}
+    if run.cam:
+        cams = [replace(cam, name=write_name(cam.name)) for part in parts for cam in part.cams]
+        about["cam"] = write_cams(Path(run.cam), cams, about["defense"], run.seed)
+    results = write_report(folder, [one for part in parts for one in part.scored], about, run.seed, write_name)
+    print(f"{kind}, {selection.scheme} patches: {results['members']} members, {results['non_members']} "
+          f"non-members, {results['patches']} patches")
+    print(table(results))
+    if None not in utility.values():
+        print(f"mIoU of the attacked output: {100 * utility['in']:.1f} members, {100 * utility['out']:.1f} non-members")
+    if run.cam:
+        print(f"{describe_cams(results['cam'])}; maps in {run.cam}")
+    return results

@@ -1,0 +1,111 @@
+"""The attack, the samples and the models that a call of attack.py names, from plain arguments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from attacks import build_attack
+from attacks.patches import Selection
+from attacks.sample import Attack, AttackSettings
+from datasets.pairs import split_files
+from defenses.base import Defense
+from evaluation.attack_run import AttackRun, run_attack
+from models import LoadedAttacker, load_attacker
+from models.pixelwise import Pixelwise
+from predictors.base import PredictorOptions
+from predictors.cache import cache_posteriors
+from predictors.reference import open_references
+from predictors.samples import Source, live_records, open_victim, tree_source
+from predictors.stored import TINY
+from utils.cli import UserError
+from utils.device import Compute, choose_compute
+
+__all__ = ["AttackChoices", "AttackRun", "LiveData", "choose_compute", "existing_files", "live_source", "load_attacker",
+           "make_attack", "run_attack", "stored_source"]
+
+PATCH_SIZE = 24  # positions, where no attacker has another
+
+
+@dataclass(frozen=True)
+class AttackChoices:
+    """What a user chooses of an attack; None means the attacker's own, or the default."""
+
+    input: str | None = None
+    select: str | None = None
+    num_patch: int = 6
+    patch_size: int | None = None
+    tau: float | None = None
+    floor: float | None = None
+    seed: int = 0
+    score: str = "paper"
+    batch: int = 64
+    c: float = 0.75
+
+
+@dataclass(frozen=True)
+class LiveData:
+    """The images that a target model is queried about: two split files, and how to read them."""
+
+    members: str
+    non_members: str
+    root: str
+    strip_prefix: str = ""
+    dataset: str = "streets"
+
+
+def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoices, defense: Defense,
+                compute: Compute) -> Attack:
+    """The attack `name` with its patches; `UserError` for choices that do not fit the attacker.
+
+    An attack that learns nothing takes patch size, floor and tau from `attacker`, if there is one.
+    """
+    if choices.floor is not None and not 0 < choices.floor < 1:
+        raise UserError(f"--floor {choices.floor}: a posterior is between 0 and 1, and 0 has no logarithm")
+    spec = attacker and replace(attacker.spec, argmax=defense.one_hot, floor=choices.floor or attacker.spec.floor)
+    if spec and choices.input not in (None, spec.input):
+        raise UserError(f"{attacker.path} reads -input {spec.input}; for -input {choices.input} give another -resume")
+    pixelwise = name == "learned" and attacker and isinstance(attacker.model, Pixelwise)
+    selection = Selection(choices.select or ("full" if pixelwise else "random"), choices.num_patch,
+                          spec.size if spec else choices.patch_size or PATCH_SIZE,
+                          choices.tau if choices.tau is not None else spec.tau if spec else Selection().tau,
+                          choices.seed)
+    return build_attack(name, AttackSettings(
+        selection, spec.floor if spec else choices.floor or TINY, attacker and replace(attacker, spec=spec),
+        choices.score, choices.batch, choices.c, compute))
+
+
+def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
+                  references: Sequence[str] = ()) -> Source:
+    """Posteriors on disk; reference models are queried about the tree's own images, or are stored as well."""
+    classes, stride = _expected(attack)
+    folder = f"pred_{defense.spec.name}" if defense.spec.stage == "training" else "pred_sgd"
+    source = tree_source(tree, folder, PredictorOptions(compute, stride, defense), classes)
+    if not references:
+        return source
+    return replace(source, references=open_references(
+        references, PredictorOptions(compute, stride or source.form()[1])))
+
+
+def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None, defense: Defense, compute: Compute,
+                keep: str | None = None, references: Sequence[str] = ()) -> Source:
+    """A target model that is queried, or, with `keep`, its posteriors stored there first."""
+    classes, own_stride = _expected(attack)
+    stride = stride or own_stride or 8
+    predictor = open_victim(victim, data.dataset, PredictorOptions(compute, stride, defense), classes)
+    records = live_records(data.members, data.non_members, data.root, data.strip_prefix, data.dataset)
+    if keep:
+        made_from = [*existing_files([victim]), *split_files(data.members), *split_files(data.non_members)]
+        predictor = cache_posteriors(Path(keep), predictor, records, made_from)
+    return Source(records, predictor, defense, open_references(references, PredictorOptions(compute, stride)), classes)
+
+
+def existing_files(places: Sequence[str | None]) -> list[Path]:
+    """The files among the places, which are paths or KIND:WHERE; of the folder of a run its checkpoint."""
+    parts = [Path(part) for place in places if place for part in (place, place.partition(":")[2]) if part]
+    return [path for part in parts for path in (part, part / "last.pth.tar") if path.is_file()]
+
+
+def _expected(attack: Attack) -> tuple[int | None, int | None]:
+    """Classes and stride of the posteriors that an attack's attacker was trained on; None: any."""
+    attacker = attack.settings.attacker
+    return (attacker.classes, attacker.spec.stride or None) if attacker else (None, None)

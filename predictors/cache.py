@@ -1,0 +1,55 @@
+"""Posteriors of a model that are computed once and stored, in the layout of the release."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from predictors.base import Predictor, PredictorOptions, Record, predict_records
+from predictors.stored import SIDES, StoredPredictor, write_groups, write_posterior
+from utils.cli import UserError
+from utils.distributed import barrier, own_share, run_on_main
+from utils.files import fingerprint, write_json
+
+MARKER = "made-from"
+
+
+def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record],
+                     made_from: Sequence[Path]) -> StoredPredictor:
+    """Store the posteriors of `predictor` in `tree`, float16, and return the predictor that reads them.
+
+    Posteriors that are stored already are not computed again, so an interrupted call is resumed. `made_from` are the
+    files that the posteriors depend on: checkpoint and split files. A tree of other files, records, precision, stride
+    or dropout is deleted and computed again. Raises `UserError` where `tree` is some other folder.
+    """
+    run_on_main(lambda: _prepare(tree, predictor, records, made_from))
+    sides = {member: side for side, member in SIDES.items()}
+    paths = {record.name: tree / sides[record.member] / "pred_sgd" / f"{record.name}.npy" for record in records}
+    missing = [record for record in own_share(records) if not paths[record.name].exists()]
+    for answer in predict_records(predictor, missing, "computing posteriors"):
+        record = answer.record
+        write_posterior(tree, sides[record.member], record.name, answer.output.numpy(), answer.load_label())
+    barrier()
+    return StoredPredictor(tree, PredictorOptions(stride=predictor.stride), paths=paths)
+
+
+def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], made_from: Sequence[Path]) -> None:
+    """Delete what was made from something else, and write what this tree is made from."""
+    spec, precision = predictor.options.defense.spec, predictor.options.compute.precision
+    about = {"precision": precision, "stride": predictor.stride, "defense": spec.describe()}
+    queried = [(record.member, str(record.image.absolute()), str(record.label.absolute()), record.dataset)
+               for record in records]
+    about["fingerprint"] = fingerprint(list(made_from), about, spec.seed if about["defense"] else None, queried)
+    marker, before = tree / MARKER, None
+    if not marker.is_file() and tree.exists() and any(path.suffix != ".partial" for path in tree.iterdir()):
+        raise UserError(f"{tree} is no cache of posteriors; name a new folder")
+    with suppress(OSError, ValueError):
+        before = json.loads(marker.read_text(encoding="utf-8"))
+    if marker.is_file() and before != about:
+        for stale in (tree / side / kind for side in SIDES for kind in ("label", "pred_sgd")):
+            if stale.exists():
+                shutil.rmtree(stale)
+    write_json(marker, about)
+    sides = {member: side for side, member in SIDES.items()}
+    write_groups(tree, [(f"{sides[record.member]}/{record.name}", record.group) for record in records])

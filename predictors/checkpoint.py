@@ -1,0 +1,60 @@
+"""Segmentation models of this project, in memory or in a checkpoint."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import nn
+
+from models import load_segmenter, read_segmenter
+from predictors.base import Predictor, PredictorOptions, Query
+
+
+class ModelPredictor(Predictor):
+    """A segmentation model in memory, which is queried about complete images.
+
+    On a CPU, and where the model draws random numbers, each image has a forward pass of its own, so that an output does
+    not depend on the other images. A GPU takes images of one size together.
+    """
+
+    def __init__(self, model: nn.Module, classes: int, options: PredictorOptions):
+        super().__init__("a model in memory", options)
+        self.classes, self.model = classes, options.defense.prepare(model)
+
+    def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
+        outputs = []
+        for _, run in groupby(queries, key=lambda query: query.image.shape):
+            run = list(run)
+            seeds = [self.options.defense.query_seed(query.record.id) for query in run]
+            together = len(run) if self.options.compute.device.type == "cuda" and seeds == [None] * len(run) else 1
+            for start in range(0, len(run), together):
+                images = np.stack([query.image for query in run[start : start + together]])
+                outputs += self._posteriors(images, seeds[start])
+        return outputs
+
+    @torch.inference_mode()
+    def _posteriors(self, images: np.ndarray, seed: int | None) -> list[torch.Tensor]:
+        """Posteriors (C, h, w) of images uint8 (N, H, W, 3); `seed` fixes what the model draws."""
+        compute, model = self.options.compute, self.model  # a model that is loaded now draws random numbers, too
+        if seed is not None:
+            torch.manual_seed(seed)
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(compute.device)
+        with compute.autocast():
+            logits = model((pixels.float() / 255).contiguous(memory_format=torch.channels_last))
+        return list(logits[:, :, :: self.stride, :: self.stride].float().softmax(dim=1).cpu())
+
+
+class CheckpointPredictor(ModelPredictor):
+    """The model in a checkpoint, which is loaded at the first query. `UserError` for any other file."""
+
+    def __init__(self, where: str, options: PredictorOptions):
+        Predictor.__init__(self, where, options)
+        checkpoint = read_segmenter(where)
+        self.classes, self.dataset = checkpoint["model"]["classes"], checkpoint.get("dataset")
+
+    @cached_property
+    def model(self) -> nn.Module:
+        model, _ = load_segmenter(self.where)
+        return self.options.defense.prepare(model.to(self.options.compute.device))

@@ -1,0 +1,84 @@
+"""Reference models, shadows among them: models like the target, whose training images are known.
+
+The folder of a run of train_shadow.py holds the model (last.pth.tar) and what it was trained on (in.txt) and not
+(out.txt).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets.pairs import Pair, read_split
+from models import read_segmenter
+from predictors import open_predictor
+from predictors.base import Predictor, PredictorOptions, Record
+from predictors.cache import cache_posteriors
+from utils.checkpoints import require
+from utils.cli import UserError
+
+
+@dataclass(frozen=True)
+class ShadowRun:
+    """A finished run of train_shadow.py: its data set, D_in^S and D_out^S."""
+
+    folder: Path
+    dataset: str
+    inside: list[Pair]
+    outside: list[Pair]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "last.pth.tar"
+
+    def cache(self, options: PredictorOptions) -> Path:
+        """The folder `posteriors-sN` of the run, a tree with the shadow's posteriors on D^S, computed where missing."""
+        spec = options.defense.spec
+        under = f"-dropout-{spec.strength:g}-{spec.seed}" if spec.stage == "query" else ""
+        tree = self.folder / f"posteriors-s{options.stride}{under}"
+        records = [Record.of_pair(pair, self.dataset, member) for pairs, member in
+                   ((self.inside, True), (self.outside, False)) for pair in pairs]
+        predictor = open_predictor(f"checkpoint:{self.checkpoint}", options)
+        made_from = [self.checkpoint, *(self.folder / name for name in ("in.txt", "out.txt"))]
+        cache_posteriors(tree, predictor, records, made_from)
+        return tree
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference model and the images that it was trained on, as absolute paths."""
+
+    predictor: Predictor
+    trained_on: frozenset[Path] = field(default_factory=frozenset)
+
+    def saw(self, record: Record) -> bool:
+        """Whether the model was trained on this image."""
+        return record.image.absolute() in self.trained_on
+
+
+def read_shadow(folder: str | Path) -> ShadowRun:
+    """Read the run of a shadow; `UserError` where it is unfinished, or something else."""
+    folder = Path(folder)
+    if not (folder / "in.txt").is_file():
+        raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give --shadow DIR")
+    if not (folder / "results.json").is_file():
+        raise UserError(f"the training of {folder} is not finished; resume it with train_shadow.py --continue {folder}")
+    checkpoint = read_segmenter(folder / "last.pth.tar")
+    root = require(require(checkpoint, "args", dict, folder), "root", str, folder)
+    inside, outside = (read_split(folder / f"{name}.txt", root) for name in ("in", "out"))
+    return ShadowRun(folder, checkpoint.get("dataset"), inside, outside)
+
+
+def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[Reference, ...]:
+    """Reference models from folders of train_shadow.py, or from anything that `open_predictor` takes.
+
+    What a model of the second kind was trained on is not known here, and taken to be none of the attacked images.
+    """
+    references = []
+    for place in places:
+        if Path(place).is_dir():
+            run = read_shadow(place)
+            trained_on = frozenset((pair.root / pair.image).absolute() for pair in run.inside)
+            references.append(Reference(open_predictor(f"checkpoint:{run.checkpoint}", options), trained_on))
+        else:
+            references.append(Reference(open_predictor(place, options)))
+    return tuple(references)

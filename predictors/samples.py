@@ -1,0 +1,146 @@
+"""From records to samples: query, check, align with the label, defend. Live and stored models take this one way."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from attacks.sample import Sample
+from datasets import find_dataset
+from datasets.pairs import read_split
+from defenses.base import NO_DEFENSE, Defense
+from defenses.gauss import normalise
+from predictors import open_predictor
+from predictors.base import Answer, Predictor, PredictorOptions, Query, Record, predict_records
+from predictors.reference import Reference
+from predictors.stored import StoredPredictor, infer_stride, list_records
+from utils import VOID
+from utils.cli import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """What samples are made from: records, the target model with its defense, and reference models.
+
+    `classes` and `stride` are those that the attack expects (None: any).
+    """
+
+    records: Sequence[Record]
+    predictor: Predictor
+    defense: Defense = NO_DEFENSE
+    references: tuple[Reference, ...] = ()
+    classes: int | None = None
+    stride: int | None = None
+
+    def samples(self, needs: frozenset[str] = frozenset({"truth"}), undefended: bool = False) -> Iterator[Sample]:
+        """Samples of all records, in order. Without "truth" in `needs`, one without a usable label has truth None.
+
+        `undefended`: samples also hold the output before the defense. Raises `UserError` for an output that is not
+        finite, has another number of classes or another stride, and for a missing, broken or void label.
+        """
+        for answer in self.answers("image" in needs):
+            yield self._sample(answer, needs, undefended)
+
+    def answers(self, with_images: bool = False) -> Iterator[Answer]:
+        """The outputs of the target model for all records, unchecked."""
+        images = with_images or any(reference.predictor.reads_images for reference in self.references)
+        return predict_records(self.predictor, self.records, with_images=images)
+
+    def form(self) -> tuple[int, int]:
+        """Number of classes and pixels per position, as found in the first output."""
+        answer = next(replace(self, records=self.records[:1]).answers())
+        return answer.output.shape[0], infer_stride(answer.load_label().shape, answer.output.shape[1:])
+
+    def files(self, record: Record) -> list[Path]:
+        """The files that the sample of a record is made from."""
+        predictors = [self.predictor, *(reference.predictor for reference in self.references)]
+        return [record.image, record.label, *(path for one in predictors for path in one.files(record))]
+
+    def _sample(self, answer: Answer, needs: frozenset[str], undefended: bool) -> Sample:
+        record, output = answer.record, answer.output
+        if self.classes not in (None, output.shape[0]):
+            raise UserError(f"the posterior of {record.name} has {output.shape[0]} classes; the attacker was trained "
+                            f"for {self.classes}")
+        truth = self._truth(answer, output, "truth" in needs)
+        plain = normalise(output) if self.predictor.kind == "posterior" else output
+        defended = self.defense.apply(plain, record.id)
+        if not defended.isfinite().all():
+            raise UserError(f"{record.name}: the output of the model is not finite")
+        image = None
+        if "image" in needs:
+            image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
+        return Sample(record.name, record.id, record.group, record.member, defended, truth, image,
+                      tuple(self._reference_output(one, answer.query, output) for one in self.references),
+                      tuple(one.saw(record) for one in self.references), plain if undefended else None)
+
+    def _truth(self, answer: Answer, output: torch.Tensor, needed: bool) -> torch.Tensor | None:
+        """The label at the positions of the output, (h, w); None where it is not needed and cannot be used."""
+        record = answer.record
+        if not needed and not record.label.is_file():
+            return None
+        label = answer.load_label()
+        stride = self.stride or self.predictor.stride or infer_stride(label.shape, output.shape[1:])
+        label = torch.from_numpy(label[::stride, ::stride].copy())
+        if label.shape != output.shape[1:]:
+            height, width = output.shape[1:]
+            reason = f"the attacker was trained at stride {stride}" if self.stride else "no stride fits"
+            raise UserError(f"the posterior of {record.name} has {height} x {width} positions, its label "
+                            f"{label.shape[0]} x {label.shape[1]} at stride {stride}; {reason}")
+        if not (label == VOID).all():
+            return label
+        if needed:
+            raise UserError(f"{record.name}: its label is void everywhere, so that there is nothing to compare; leave "
+                            "the image out")
+        return None
+
+    @staticmethod
+    def _reference_output(reference: Reference, query: Query, output: torch.Tensor) -> torch.Tensor:
+        """The posterior of a reference model; `UserError` where it is not of the target's shape."""
+        found = reference.predictor.predict([query])[0]
+        if found.shape != output.shape:
+            raise UserError(f"the reference {reference.predictor.where} gives {tuple(found.shape)} for "
+                            f"{query.record.name}, the target model {tuple(output.shape)} (classes, height, width)")
+        return normalise(found)
+
+
+def tree_source(root: str | Path, folder: str = "pred_sgd", options: PredictorOptions | None = None,
+                classes: int | None = None) -> Source:
+    """The source of a tree of posteriors in the layout of the release, ROOT/{train,val}/FOLDER.
+
+    `options` has the stride that the posteriors must have (None: any) and the defense; `classes` None: any number.
+    """
+    options = options or PredictorOptions()
+    predictor = StoredPredictor(root, options, folder)
+    return Source(list_records(root, folder), predictor, options.defense, (), classes, options.stride)
+
+
+def join_trees(trees: Sequence[str | Path]) -> Source:
+    """The source of several trees; from the second on, names begin with the number of the tree."""
+    records, paths = [], {}
+    for number, tree in enumerate(trees):
+        prefix, source = f"{number}/" if number else "", tree_source(tree)
+        records += [replace(record, name=f"{prefix}{record.name}") for record in source.records]
+        paths |= {f"{prefix}{name}": path for name, path in source.predictor.paths.items()}
+    return Source(records, StoredPredictor(trees[0], paths=paths))
+
+
+def live_records(members: str, non_members: str, root: str, strip_prefix: str, dataset: str) -> list[Record]:
+    """The records of two split files, sorted by name; `UserError` where an image is in both."""
+    sides = [read_split(path, root, strip_prefix) for path in (members, non_members)]
+    if both := {pair.name for pair in sides[0]} & {pair.name for pair in sides[1]}:
+        raise UserError(f"{min(both)} is in both {members} and {non_members}")
+    records = [Record.of_pair(pair, dataset, side is sides[0]) for side in sides for pair in side]
+    return sorted(records, key=lambda record: record.name)
+
+
+def open_victim(where: str, dataset: str, options: PredictorOptions, classes: int | None = None) -> Predictor:
+    """The target model; `UserError` where its number of classes is not that of the data set, or not `classes`."""
+    predictor = open_predictor(where, options)
+    if predictor.classes is None:
+        return predictor
+    if classes not in (None, predictor.classes):
+        raise UserError(f"{where} has {predictor.classes} classes; the attacker was trained for {classes}")
+    if (expected := len(find_dataset(dataset).CLASSES)) != predictor.classes:
+        raise UserError(f"{where} has {predictor.classes} classes; {dataset} has {expected}: is --dataset right?")
+    return predictor

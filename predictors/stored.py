@@ -1,0 +1,124 @@
+"""Posteriors on disk, with their labels: the tree of the release.
+
+    ROOT/{train,val}/img/NAME.png          the image, which may be missing
+    ROOT/{train,val}/label/NAME.png        train ids (H, W), 255 = void
+    ROOT/{train,val}/pred_sgd/NAME.npy     posterior (C, ceil(H/s), ceil(W/s)), float16 or float32
+    ROOT/groups.txt                        optional: `NAME group` lines, the groups of a bootstrap
+
+`train` holds members, `val` non-members. NAME may contain folders.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.pairs import read_fields
+from predictors.base import Predictor, PredictorOptions, Query, Record
+from utils import VOID
+from utils.arrays import read_npy
+from utils.cli import UserError
+from utils.files import atomic_open
+from utils.untrusted import reading
+
+SIDES = {"train": True, "val": False}
+TINY = 2.0**-24  # smallest positive float16, which replaces a stored 0
+
+
+class StoredPredictor(Predictor):
+    """Posteriors in the files of a tree, found by the names of the records."""
+
+    reads_images = False
+
+    def __init__(self, where: str | Path, options: PredictorOptions | None = None, folder: str = "pred_sgd",
+                 paths: Mapping[str, Path] | None = None):
+        """`paths`: name of a record -> file; without it those of `where`/{train,val}/`folder`, as SIDE/NAME."""
+        options = options or PredictorOptions()
+        super().__init__(str(where), options)
+        self.stride = options.stride
+        self.paths = _list_posteriors(Path(where), folder) if paths is None else paths
+        if options.defense.spec.stage == "query":
+            raise UserError(f"-{options.defense.spec.name} changes how a model is queried: give --victim CHECKPOINT, "
+                            "since stored posteriors cannot be queried again")
+
+    def files(self, record: Record) -> tuple[Path, ...]:
+        if record.name not in self.paths:
+            raise UserError(f"{self.where} holds no posterior of {record.name}")
+        return (self.paths[record.name],)
+
+    def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
+        return [torch.from_numpy(read_posterior(*self.files(query.record))) for query in queries]
+
+
+def infer_stride(label: tuple[int, int], positions: tuple[int, int]) -> int:
+    """The stride s with ceil(H/s), ceil(W/s) = positions; 1 where none or more than one fits, so that shapes differ."""
+    fits = [s for s in range(1, max(label) + 1) if (-(-label[0] // s), -(-label[1] // s)) == tuple(positions)]
+    return fits[0] if len(fits) == 1 else 1
+
+
+def read_posterior(path: Path) -> np.ndarray:
+    """Read class posteriors (C, H, W) as float32; `UserError` for any other content."""
+    stored = read_npy(path)
+    if stored.ndim != 3 or stored.dtype.kind != "f" or 0 in stored.shape or len(stored) > VOID:
+        raise UserError(f"{path}: expected float posteriors (C, H, W) of at most {VOID} classes, found "
+                        f"{stored.dtype} {stored.shape}")
+    with reading(path, "posterior"), np.errstate(all="ignore"):
+        array = np.array(stored, np.float32)  # a number that is too large becomes infinite
+    low, high = array.min(), array.max()  # NaN if there is one
+    if not (low >= 0 and high < np.inf and array.any(axis=0).all()):
+        raise UserError(f"{path} holds NaN, infinite or negative posteriors, or a position where all are 0")
+    return np.maximum(array, TINY, out=array) if stored.dtype == np.float16 else array
+
+
+def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
+    """The records of all posteriors `ROOT/{train,val}/FOLDER/*.npy`, by side and name.
+
+    Raises `UserError` where a side has none: an attack is measured on both.
+    """
+    root = Path(root)
+    groups = _read_groups(root / "groups.txt")
+    records = []
+    for name in _list_posteriors(root, folder):
+        side, _, own = name.partition("/")
+        places = {kind: root / side / kind / f"{own}.png" for kind in ("img", "label")}
+        records.append(Record(name, Path(own).name, groups.get(name, name), SIDES[side], places["img"],
+                              places["label"]))
+    return records
+
+
+def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
+    """SIDE/NAME -> file, in the order of sides and names."""
+    found = {}
+    for side in SIDES:
+        files = sorted((root / side / folder).rglob("*.npy"))
+        if not files:
+            raise UserError(f"{root / side / folder} holds no .npy posteriors")
+        for file in files:
+            name = file.relative_to(root / side / folder).with_suffix("").as_posix()
+            if not name.isprintable():
+                raise UserError(f"{file}: its name is not UTF-8, or has characters that cannot be printed; rename it")
+            found[f"{side}/{name}"] = file
+    return found
+
+
+def _read_groups(path: Path) -> dict[str, str]:
+    return {name: group for _, (name, group) in read_fields(path, "NAME group")} if path.exists() else {}
+
+
+def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, label: np.ndarray,
+                    folder: str = "pred_sgd") -> Path:
+    """Write one image into the tree: posterior as float16, and the full-size label. Returns the posterior's path."""
+    with atomic_open(root / side / "label" / f"{name}.png") as file:
+        Image.fromarray(label).save(file, "PNG")
+    path = root / side / folder / f"{name}.npy"
+    with atomic_open(path) as file:
+        np.save(file, posterior.astype(np.float16))
+    return path
+
+
+def write_groups(root: Path, groups: Sequence[tuple[str, str]]) -> None:
+    """Write the group of each image, (`SIDE/NAME`, group)."""
+    with atomic_open(root / "groups.txt", "w") as file:
+        file.writelines(f"{name} {group}\n" for name, group in groups)

@@ -1,0 +1,111 @@
+"""What the three training scripts do, as functions with plain arguments."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attacks.thresholds import mean_known
+from datasets.pairs import Pair, deal, read_split, write_split
+from defenses.base import Defense
+from models.attacker import InputSpec
+from predictors.base import PredictorOptions, Record, predict_records
+from predictors.reference import read_shadow
+from predictors.samples import join_trees, open_victim
+from predictors.stored import TINY, list_records
+from training.attacker import AttackerData, prepare, train_attacker
+from training.options import AttackerTraining
+from training.plan import PlanOptions, plan_attacker, plan_segmenter
+from training.segmentation import train_and_report
+from utils import VOID
+from utils.checkpoints import resume_arguments
+from utils.cli import UserError, pick
+from utils.device import Compute, choose_device, resolve_precision
+from utils.distributed import gather, is_main, own_share, print_once, run_on_main
+from utils.files import start_run, write_json
+
+__all__ = ["begin", "cache_shadows", "count", "count_shadow_images", "join_trees", "partition",
+           "plan_attacker", "plan_of", "plan_segmenter", "prepare", "read_split",
+           "start_run_on_main", "train_and_report", "train_attacker_and_report", "write_shadow_splits"]
+
+
+def count(split: str | Path) -> int:
+    """How many images a split file names; the files need not be there."""
+    return len(read_split(split, must_exist=False))
+
+
+def count_shadow_images(shadows: Sequence[str], tree: str | None) -> int:
+    """How many images D^S has, in a tree of posteriors or in the runs of shadows; those of several shadows add up."""
+    if tree:
+        return len(list_records(tree))
+    return sum(count(Path(run) / name) for run in shadows for name in ("in.txt", "out.txt"))
+
+
+def plan_of(args: argparse.Namespace) -> PlanOptions:
+    """The flags of `training.add_plan_flags`; `UserError` beside --continue, whose flags are not known here."""
+    if args.continue_:
+        raise UserError("--plan reads the flags on the command line; leave --continue out")
+    if getattr(args, "dpsgd", False):
+        raise UserError("--plan knows plain SGD only; leave -dpsgd out")
+    return pick(args, PlanOptions, bf16=args.precision != "fp32")
+
+
+def begin(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path | None, Compute]:
+    """The effective arguments, the folder of a run that is resumed (None for a new one), device and precision.
+
+    Under torchrun, also joins the process group.
+    """
+    device = choose_device(args.gpu)
+    args, folder = resume_arguments(args, parser)
+    return args, folder, Compute(device, resolve_precision(args.precision, device))
+
+
+def start_run_on_main(stage: str, arguments: dict, out: str | None) -> Path:
+    """The folder of a new run, made by the main process."""
+    return run_on_main(lambda: start_run(stage, arguments, out))
+
+
+def partition(pairs: Sequence[Pair], split: str, victim: str | None, dataset: str, seed: int,
+              compute: Compute) -> tuple[list[Pair], list[Pair]]:
+    """Split D^S in two halves by the victim's mean confidence over labelled positions (section 2.2).
+
+    Without a victim, at random and by groups.
+    """
+    if len(pairs) < 2:
+        raise UserError(f"{split} names one image; D^S needs two or more")
+    if victim is None:
+        inside = deal([pair.group for pair in pairs], (1, 1), seed) == 0
+    else:
+        predictor = open_victim(victim, dataset, PredictorOptions(compute))
+        records, confidences = [Record.of_pair(pair, dataset) for pair in own_share(pairs)], []
+        for answer in predict_records(predictor, records, "querying V about D^S"):
+            known = torch.from_numpy(answer.load_label() != VOID)
+            confidences.append(mean_known(answer.output.amax(dim=0), known))
+        order = np.argsort(-np.array(gather(confidences)), kind="stable")
+        inside = np.argsort(order) < (len(pairs) + 1) // 2
+    return tuple([pair for pair, chosen in zip(pairs, inside, strict=True) if chosen == side] for side in (True, False))
+
+
+def write_shadow_splits(folder: Path, inside: Sequence[Pair], outside: Sequence[Pair], how: str) -> None:
+    """Write in.txt and out.txt of a shadow; `how` says how D^S was split."""
+    if is_main():
+        write_split(folder / "in.txt", inside, f"D_in^S, {how}")
+        write_split(folder / "out.txt", outside, f"D_out^S, {how}")
+
+
+def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute: Compute) -> list[Path]:
+    """The trees of the shadows' posteriors on D^S; missing ones are computed."""
+    return [read_shadow(folder).cache(PredictorOptions(compute, stride, defense)) for folder in folders]
+
+
+def train_attacker_and_report(options: AttackerTraining, data: AttackerData, defense: Defense, folder: Path,
+                              compute: Compute, arguments: dict) -> None:
+    """Train A_P, write results.json and print the outcome."""
+    spec = InputSpec(options.input, options.patch_size, TINY, options.void, data.stride, defense.one_hot)
+    results = train_attacker(options, data, spec, folder, compute, arguments)
+    if is_main():
+        write_json(folder / "results.json", {"input": options.input, **results})
+    print_once(f"A_P ({options.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} images, "
+               f"epoch {results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
