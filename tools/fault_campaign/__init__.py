@@ -1,1 +1,1 @@
-"""Faults on purpose: processes killed, disks that fail, files that lie; what the scripts make of them."""
+"""Fault campaign: kill the scripts, make their disk fail, give them malformed files, and check the results."""

@@ -1,7 +1,8 @@
-"""Files that lie, given to what reads them: each is read, or refused with a `UserError`, and leaves nothing behind."""
+"""Give malformed files to the code that reads them.
 
-import contextlib
-import importlib
+Each file must be read or refused with a `UserError`, within limits of time and memory, and must not create other files.
+"""
+
 import json
 import mmap
 import os
@@ -14,209 +15,159 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from datasets import DATASETS, find_dataset
-from datasets.images import load_image
-from datasets.pairs import load_label, read_split
-from datasets.posteriors import Stored, list_tree
-from models import load_segmenter
-from reliability import hostile, inputs
-from reliability.runs import Known, apart, limit_memory, spread
-from reliability.scripts import MOST, script
-from utils import VOID
+from tools.fault_campaign import hostile, inputs, readers
+from tools.fault_campaign.runs import in_child, limit_memory, run_all
+from tools.fault_campaign.scripts import MEMORY_LIMIT, script_trial
+from tools.fault_campaign.workspace import Baseline
 from utils.cli import UserError
-from utils.download import unpack
 from utils.randomness import stream
 
-LONGEST = 10.0  # seconds that one input may take
-TOGETHER = 250  # inputs that one process meets, unless it ends before
+TIME_LIMIT = 10.0  # seconds for one input
+INPUTS_PER_CHUNK = 250
 
-
-def _attacker(path: Path, _: Path) -> None:
-    script = importlib.import_module("attack")
-    script.load_attacker(script.parser().parse_args(["-resume", str(path)]))
-
-
-def _either(path: Path, folder: Path) -> None:
-    """A checkpoint that is no attacker may still be a segmentation model."""
-    try:
-        _attacker(path, folder)
-    except UserError:
-        load_segmenter(path)
-
-
-def _split(path: Path, _: Path) -> None:
-    with contextlib.suppress(UserError):
-        read_split(path, path.parent)
-    read_split(path, path.parent, "/BS/", must_exist=False)
-
-
-def _groups(path: Path, _: Path) -> None:
-    for side in ("train", "val"):
-        (path.parent / side / "pred_sgd").mkdir(parents=True, exist_ok=True)
-        (path.parent / side / "pred_sgd" / "a.npy").touch()
-    list_tree(path.parent)
-
-
-def _posterior(path: Path, _: Path) -> None:
-    label = path.with_name("label.png")
-    if not label.exists():
-        Image.new("L", (16, 8)).save(label)
-    array, found = Stored("train/a", True, "a", path, label).load()
-    assert array.dtype == np.float32 and array.ndim == 3 and np.isfinite(array).all() and found.shape == array.shape[1:]
-
-
-def _image(path: Path, _: Path) -> None:
-    array = load_image(path)
-    assert array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
-
-
-def _label(path: Path, _: Path) -> None:
-    dataset = find_dataset(DATASETS[path.stat().st_size % len(DATASETS)])
-    array = load_label(path, dataset)
-    assert array.dtype == np.uint8 and array.ndim == 2
-    assert set(np.unique(array)) <= {*range(len(dataset.CLASSES)), VOID}
-
-
-# What is fuzzed: file name, maker, reader, share of the inputs.
+# Kind of file -> file name, function that makes the content, reader, share of the inputs.
 KINDS: dict[str, tuple[str, Callable, Callable, float]] = {
-    "checkpoint": ("x.pth.tar", hostile.checkpoint, _either, 0.18),
-    "checkpoint, old form": ("x.pth.tar", partial(hostile.checkpoint, old=True), _either, 0.16),
-    "posterior": ("x.npy", inputs.posterior, _posterior, 0.18),
-    "image": ("x.png", inputs.image, _image, 0.12),
-    "label": ("x_labelIds.png", inputs.image, _label, 0.12),
-    "archive": ("x.zip", inputs.archive, unpack, 0.12),
-    "split": ("x.txt", inputs.split, _split, 0.09),
-    "groups": ("groups.txt", inputs.groups, _groups, 0.03),
+    "checkpoint": ("x.pth.tar", hostile.checkpoint, readers.read_checkpoint, 0.18),
+    "checkpoint, old form": ("x.pth.tar", partial(hostile.checkpoint, old=True), readers.read_checkpoint, 0.16),
+    "posterior": ("x.npy", inputs.posterior, readers.read_posterior, 0.18),
+    "image": ("x.png", inputs.image, readers.read_image, 0.12),
+    "label": ("x_labelIds.png", inputs.image, readers.read_label, 0.12),
+    "archive": ("x.zip", inputs.archive, readers.read_archive, 0.12),
+    "split": ("x.txt", inputs.split, readers.read_split_file, 0.09),
+    "groups": ("groups.txt", inputs.groups, readers.read_groups, 0.03),
 }
-SPECIAL = {("checkpoint", 1000): hostile.bomb, ("image", 1000): inputs.vast, ("label", 1000): inputs.vast}
-SCRIPTS = 0.01  # as many more go through a whole script
+SPECIAL = {("checkpoint", 1000): hostile.zip_bomb, ("image", 1000): inputs.large_png,
+           ("label", 1000): inputs.large_png}  # by kind and number
+SCRIPT_SHARE = 0.01  # number of inputs for complete scripts, as a share of the others
+INDEX, STARTED, PEAK, REFUSED = range(4)  # state of a reading process: number of the input, time, bytes, count
 
 
-def fuzz(world: Path, known: dict[str, Known], trials: int, seed: int, jobs: int) -> dict:
-    """About `trials` inputs; what was found, with every failure."""
-    place = world.parent / "inputs"
-    place.mkdir()
-    chunks = [(kind, first, min(first + TOGETHER, count)) for kind, (*_, share) in KINDS.items()
-              for count in [max(1, round(trials * share))] for first in range(0, count, TOGETHER)]
-    found = spread(partial(chunk, place, seed, chunks), len(chunks), jobs, "inputs")
-    scripts = spread(partial(script, world, seed), max(1, round(trials * SCRIPTS)), 1, "scripts")  # each looks around
-    ways: dict = {}
-    for one in [*found, *scripts]:
-        ways.setdefault(one["kind"], Counter()).update(one["ways"])
+def run_fuzz(workspace: Path, _: dict[str, Baseline], count: int, seed: int, jobs: int) -> dict:
+    """Read about `count` inputs, in the shares of `KINDS`. Returns the counts and every failure."""
+    folder = workspace.parent / "inputs"
+    folder.mkdir()
+    chunks = [(kind, first, min(first + INPUTS_PER_CHUNK, total)) for kind, (*_, share) in KINDS.items()
+              for total in [max(1, round(count * share))] for first in range(0, total, INPUTS_PER_CHUNK)]
+    read = run_all(partial(read_chunk, folder, seed, chunks), len(chunks), jobs, "inputs")
+    # One at a time, since each lists the files of the campaign before and after.
+    scripts = run_all(partial(script_trial, workspace, seed), max(1, round(count * SCRIPT_SHARE)), 1, "scripts")
+    rows: dict = {}
+    for part in [*read, *scripts]:
+        rows.setdefault(part["kind"], Counter()).update(part["outcomes"])
     return {
-        "inputs": sum(sum(one.values()) for one in ways.values()),
-        "by": ways,
-        "most MiB": max(one["peak"] for one in found) >> 20,
-        "failures": [failure for one in [*found, *scripts] for failure in one["failures"]],
+        "inputs": sum(sum(row.values()) for row in rows.values()),
+        "rows": rows,
+        "peak MiB": max(part["peak"] for part in read) >> 20,
+        "failures": [failure for part in [*read, *scripts] for failure in part["failures"]],
     }
 
 
-def make(kind: str, seed: int, index: int) -> bytes:
-    """Input `index` of a kind, which follows from the three alone."""
+def make_input(kind: str, seed: int, index: int) -> bytes:
+    """Content of input number `index` of a kind."""
     return SPECIAL.get((kind, index), lambda: KINDS[kind][1](stream(seed, "fuzz", kind, index)))()
 
 
-def chunk(place: Path, seed: int, chunks: list[tuple[str, int, int]], number: int) -> dict:
-    """Give a run of inputs to forked processes: one goes on until an input ends it, or is the last."""
-    kind, at, end = chunks[number]
-    box, failures, ways, peak = place / f"{kind} {at}", [], Counter(), 0
-    while at < end:
-        now = memoryview(mmap.mmap(-1, 32)).cast("d")  # index, time that it began, peak in bytes, refused
-        (box / "target").mkdir(parents=True)
+def read_chunk(folder: Path, seed: int, chunks: list[tuple[str, int, int]], number: int) -> dict:
+    """Read the inputs of one chunk in a child process. If an input ends the process, another one reads the rest."""
+    kind, first, end = chunks[number]
+    scratch, failures, outcomes, peak = folder / f"{kind} {first}", [], Counter(), 0
+    while first < end:
+        state = memoryview(mmap.mmap(-1, 32)).cast("d")
+        (scratch / "target").mkdir(parents=True)
         pid = os.fork()
         if pid == 0:
-            _serve(kind, seed, at, end, box, now)
-        wrong = _watch(pid, now)
-        index, peak = int(now[0]), max(peak, int(now[2]))
-        for line in (box / "wrong").read_text().splitlines() if (box / "wrong").exists() else ():
-            failures.append(_keep(place, kind, seed, **json.loads(line)))
-        if wrong:
-            failures.append(_keep(place, kind, seed, index, wrong))
-        ways.update({"refused": int(now[3]), "read": index + 1 - at - int(now[3])})
-        shutil.rmtree(box)
-        at = index + 1
-    ways.update({"read": -len(failures), "failed": len(failures)})
-    return {"kind": kind, "ways": ways, "peak": peak, "failures": failures}
+            _read_inputs(kind, seed, first, end, scratch, state)
+        problem = _wait(pid, state)
+        index, peak = int(state[INDEX]), max(peak, int(state[PEAK]))
+        for line in (scratch / "problems").read_text().splitlines() if (scratch / "problems").exists() else ():
+            failures.append(_record_failure(folder, kind, seed, **json.loads(line)))
+        if problem:
+            failures.append(_record_failure(folder, kind, seed, index, problem))
+        refused = int(state[REFUSED])
+        outcomes.update({"refused": refused, "read": index + 1 - first - refused})
+        shutil.rmtree(scratch)
+        first = index + 1
+    outcomes.update({"read": -len(failures), "failed": len(failures)})
+    return {"kind": kind, "outcomes": outcomes, "peak": peak, "failures": failures}
 
 
-def _keep(place: Path, kind: str, seed: int, index: int, wrong: str) -> dict:
-    """Note a failure, and keep its input if it is small."""
-    data = apart(make, kind, seed, index)
-    file = place / f"{kind}-{seed}-{index}-{KINDS[kind][0]}".replace(" ", "-")
+def _record_failure(folder: Path, kind: str, seed: int, index: int, problem: str) -> dict:
+    """Describe a failure, and write its input to a file if it is smaller than 1 MiB."""
+    data = in_child(make_input, kind, seed, index)
+    file = folder / f"{kind}-{seed}-{index}-{KINDS[kind][0]}".replace(" ", "-")
     if len(data) < 2**20:
         file.write_bytes(data)
-    return {"kind": kind, "seed": seed, "index": index, "bytes": len(data), "wrong": wrong, "kept": file.name}
+    return {"kind": kind, "seed": seed, "index": index, "bytes": len(data), "problem": problem, "file": file.name}
 
 
-def _watch(pid: int, now: memoryview) -> str:
-    """Wait for a process that meets inputs; what is wrong with its end."""
+def _wait(pid: int, state: memoryview) -> str:
+    """Wait for a reading process. Returns what is wrong with its end, or an empty text."""
     while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        if (begun := now[1]) and time.monotonic() - begun > LONGEST:
+        if 0 < state[STARTED] < time.monotonic() - TIME_LIMIT:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
-            return f"longer than {LONGEST:g} seconds"
+            return f"longer than {TIME_LIMIT:g} seconds"
         time.sleep(0.01)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return f"the process ended with {code}" if code else ""
+    return f"the process ended with exit code {code}" if code else ""
 
 
-def _serve(kind: str, seed: int, first: int, end: int, box: Path, now: memoryview) -> None:
-    """Meet the inputs from `first` on, and never return; ends before the last when one took too much memory."""
+def _read_inputs(kind: str, seed: int, first: int, end: int, scratch: Path, state: memoryview) -> None:
+    """Read the inputs `first` to `end` - 1 in this process, and exit; exit early if one takes too much memory."""
     code = 1
     try:
-        quiet = os.open(os.devnull, os.O_RDWR)
-        for number in range(3):
-            os.dup2(quiet, number)
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream_number in range(3):
+            os.dup2(null, stream_number)
         warnings.simplefilter("ignore")
         limit_memory()
-        os.chdir(box)
-        path = box / KINDS[kind][0]
+        os.chdir(scratch)
+        path = scratch / KINDS[kind][0]
         for index in range(first, end):
-            now[0], now[1] = index, 0
-            path.write_bytes(make(kind, seed, index))
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-            now[1] = time.monotonic()
-            wrong, refused = _meet(KINDS[kind][2], path, box)
-            now[1], now[2], now[3] = 0, max(now[2], _peak()), now[3] + refused
-            if _peak() > MOST:
-                wrong += f"; {_peak() >> 20} MiB of memory"
-            if wrong:
-                with open(box / "wrong", "a") as file:
-                    print(json.dumps({"index": index, "wrong": wrong}), file=file)
-                if _peak() > MOST:
+            state[INDEX], state[STARTED] = index, 0
+            path.write_bytes(make_input(kind, seed, index))
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
+            state[STARTED] = time.monotonic()
+            problem, refused = _read_one(KINDS[kind][2], path, scratch)
+            peak = _peak_bytes()
+            state[STARTED], state[PEAK], state[REFUSED] = 0, max(state[PEAK], peak), state[REFUSED] + refused
+            if peak > MEMORY_LIMIT:
+                problem += f"; {peak >> 20} MiB of memory"
+            if problem:
+                with open(scratch / "problems", "a") as file:
+                    print(json.dumps({"index": index, "problem": problem}), file=file)
+                if peak > MEMORY_LIMIT:
                     break
         code = 0
     finally:
         os._exit(code)
 
 
-def _meet(reader: Callable, path: Path, box: Path) -> tuple[str, bool]:
-    """What is wrong with how an input was met, and whether it was refused."""
-    wrong, refused, target = "", False, box / "target"
+def _read_one(reader: Callable, path: Path, scratch: Path) -> tuple[str, bool]:
+    """Read one input. Returns what is wrong (an empty text if nothing is) and whether the input was refused."""
+    problem, refused, target = "", False, scratch / "target"
     try:
         reader(path, target)
     except UserError:
         refused = True
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        wrong = f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
-    own = {path.name, "target", "wrong", "label.png", "train", "val"}
-    strange = [one for one in {*os.listdir(box)} - own] + [one for one in os.listdir(box.parent) if one == "out"]
-    strange += [str(one) for one in target.rglob("*") if one.is_symlink() or not (one.is_file() or one.is_dir())]
+        problem = f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
+    allowed = {path.name, "target", "problems", "label.png", "train", "val"}
+    others = {*os.listdir(scratch)} - allowed
+    created = [*others] + [name for name in os.listdir(scratch.parent) if name == "out"]
+    created += [str(file) for file in target.rglob("*") if file.is_symlink() or not (file.is_file() or file.is_dir())]
     if refused and any(target.iterdir()):
-        strange.append("half of what was refused")
+        created.append("a part of the refused file")
     if any(target.iterdir()):
         shutil.rmtree(target)
         target.mkdir()
-    for one in {*os.listdir(box)} - own:
-        shutil.rmtree(box / one) if (box / one).is_dir() else (box / one).unlink()
-    return wrong + f"; created {strange}" * bool(strange), refused
+    for name in others:
+        shutil.rmtree(scratch / name) if (scratch / name).is_dir() else (scratch / name).unlink()
+    return problem + f"; created {created}" * bool(created), refused
 
 
-def _peak() -> int:
-    """Peak of resident memory in bytes."""
+def _peak_bytes() -> int:
+    """Peak resident memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

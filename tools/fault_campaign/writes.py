@@ -1,13 +1,11 @@
-"""Disks that are full, fail or vanish, workers that are killed, losses that explode: one line, and nothing lost."""
+"""Make writes, reads, workers and the loss fail. The run must exit with one line, and no result may be damaged."""
 
 import contextlib
 import errno
 import os
 import resource
-import shutil
 import signal
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -15,152 +13,143 @@ from pathlib import Path
 
 import numpy as np
 
-from reliability.faults import Fault
-from reliability.runs import (
-    Ended,
-    Known,
-    Run,
-    again,
-    apart,
-    attacks,
-    command_of,
-    differences,
-    furnish,
-    run,
-    spread,
-    torn,
-)
+from tools.fault_campaign.injector import FaultInjector
+from tools.fault_campaign.runs import RunResult, ScriptProcess, run_all, run_script
+from tools.fault_campaign.workspace import Baseline, Trial, is_attack
 from utils.randomness import stream
 
-ERRORS = ("ENOSPC", "EIO", "EROFS", "EACCES")
-# The first kinds are failures of a write, by hand or by the kernel; the others something else that goes wrong.
-KINDS = (*ERRORS, "full disk", *ERRORS, "too large", "vanished", "EIO at reading", "not ours", "slow disk",
-         "worker killed", "NaN")
-WORKER = "victim, a worker"
+ERRORS = ("ENOSPC", "EIO", "EROFS", "EACCES")  # a write fails with this error
+KINDS = (*ERRORS, "full disk", *ERRORS, "file size limit", "missing file", "EIO on read", "folder of another user",
+         "slow disk", "worker killed", "NaN loss")
+FAILED_WRITES = (*ERRORS, "full disk", "file size limit")
+WORKER = "victim, 1 worker"
 
 
-def writes(world: Path, known: dict[str, Known], trials: int, seed: int, jobs: int) -> dict:
-    """`trials` faults, one kind after the other; what was found, with every failure."""
-    missing = {"full disk: no file system can be mounted here": not can_mount(world / "mounted"),
-               "not ours: only root can become someone else": os.geteuid() != 0,
-               "worker killed: no command that has workers was asked for": WORKER not in known,
-               "NaN: no training was asked for": all(map(attacks, known))}
-    skipped = [line for line, true in missing.items() if true]
-    kinds = [kind for kind in KINDS if not any(kind in line for line in skipped)]
-    found = spread(partial(trial, world, known, seed, kinds), trials, jobs, "writes")
+def run_writes(workspace: Path, baselines: dict[str, Baseline], count: int, seed: int, jobs: int) -> dict:
+    """Run `count` trials, with the kinds of faults in turn. Returns the counts and every failure."""
+    impossible = {
+        "full disk": ("no file system can be mounted here", not can_mount(workspace / "mounted")),
+        "folder of another user": ("only root can change its user", os.geteuid() != 0),
+        "worker killed": (f"--command excludes {WORKER!r}", WORKER not in baselines),
+        "NaN loss": ("--command excludes all trainings", all(map(is_attack, baselines)))}
+    skipped = {kind: reason for kind, (reason, true) in impossible.items() if true}
+    kinds = [kind for kind in KINDS if kind not in skipped]
+    trials = run_all(partial(write_trial, workspace, baselines, seed, kinds), count, jobs, "writes")
+    by_kind = {kind: [trial for trial in trials if trial["kind"] == kind] for kind in dict.fromkeys(kinds)}
     return {
-        "trials": trials,
-        "skipped": skipped,
-        "by": {kind: {"trials": len(own := [one for one in found if one["kind"] == kind]),
-                      "met": sum(one["met"] for one in own), "failed": sum(bool(one["wrong"]) for one in own)}
-               for kind in dict.fromkeys(kinds)},
-        "failed writes": sum(one["met"] for one in found if one["kind"] in (*ERRORS, "full disk", "too large")),
-        "by state": Counter(one["state"] for one in found),
-        "seconds a trial": round(sum(one["seconds"] for one in found) / trials, 2),
-        "failures": [one for one in found if one["wrong"]],
+        "trials": count,
+        "skipped": [f"{kind}: {reason}" for kind, reason in skipped.items()],
+        "rows": {kind: {"trials": len(rows), "fault occurred": sum(trial["fault occurred"] for trial in rows),
+                        "failed": sum(bool(trial["problems"]) for trial in rows)} for kind, rows in by_kind.items()},
+        "failed writes": sum(trial["fault occurred"] for trial in trials if trial["kind"] in FAILED_WRITES),
+        "states": Counter(trial["state"] for trial in trials),
+        "seconds per trial": round(sum(trial["seconds"] for trial in trials) / count, 2),
+        "failures": [trial for trial in trials if trial["problems"]],
     }
 
 
-def trial(world: Path, known: dict[str, Known], seed: int, kinds: list[str], number: int) -> dict:
-    """Let one thing go wrong in a run that is new, half done or done, and call it again.
+def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kinds: list[str], number: int) -> dict:
+    """Make one fault happen in a run that is new, half complete or complete, and run its command again.
 
-    Afterwards everything must be as if nothing had happened; what was done already stays so even before.
+    Then the results must equal those of the baseline. Results that were complete before must never change.
     """
-    kind, rng, begun = kinds[number % len(kinds)], stream(seed, "writes", number), time.monotonic()
-    able = {"worker killed": [WORKER], "NaN": [name for name in known if not attacks(name)]}.get(kind, list(known))
-    name = able[rng.integers(len(able))]
-    here, state = world / "trials" / f"write {number}", "new"
-    # What is copied there before the run begins has room.
-    brought = sum(4096 + path.stat().st_size for path in known[name].folder.glob("shadow/*") if path.is_file())
-    room = brought + rng.uniform(0.02, 0.9) * (known[name].size - brought)
-    with mounted(here, room if kind == "full disk" else 0) as grow:
-        furnish(name, world, here)
-        command = command_of(name, world, here)
-        if kind not in ("full disk", "NaN", "worker killed"):
-            state = str(rng.choice(["new", "half done", "done"]))
+    kind, rng = kinds[number % len(kinds)], stream(seed, "writes", number)
+    possible = {"worker killed": [WORKER], "NaN loss": [name for name in baselines if not is_attack(name)]}
+    names = possible.get(kind, list(baselines))
+    name = names[rng.integers(len(names))]
+    baseline, state = baselines[name], "new"
+    trial = Trial(name, workspace, baseline, workspace / "trials" / f"write {number}")
+    # The files that are copied into the folder before the run must fit on the disk.
+    copied = sum(4096 + path.stat().st_size for path in baseline.folder.glob("shadow/*") if path.is_file())
+    size = copied + rng.uniform(0.02, 0.9) * (baseline.size - copied)
+    with small_disk(trial.folder, size if kind == "full disk" else 0) as enlarge_disk:
+        trial.prepare()
+        if kind not in ("full disk", "NaN loss", "worker killed"):
+            state = str(rng.choice(["new", "half complete", "complete"]))
             if state != "new":
-                run(command, world, do="kill", at=known[name].writes // 2 if state == "half done" else -1)
-        ended, codes = suffer(kind, again(command, here), here, world, known[name], rng)
-        wrong = ended.fault(*codes) + apart(torn, here)
-        if state == "done":
-            wrong += apart(differences, known[name].folder, here)
-        grow()
-        if kind != "NaN":
-            last = run(again(command, here), world)
-            wrong += last.fault(0) or apart(differences, known[name].folder, here)
-    if not wrong:
-        shutil.rmtree(here)
-    return {"trial": number, "kind": kind, "command": name, "state": state, "met": bool(ended.code) or ended.did.struck,
-            "stderr": ended.err[-300:], "wrong": wrong, "seconds": time.monotonic() - begun}
+                stop_at = baseline.writes // 2 if state == "half complete" else -1
+                run_script(trial.command(), workspace, action="kill", at=stop_at)
+        result, codes = run_with_fault(kind, trial, rng)
+        trial.check(result, *codes)
+        if state == "complete":
+            trial.problems += trial.differences()
+        enlarge_disk()
+        if kind != "NaN loss":
+            trial.finish()
+    return trial.report(trial=number, kind=kind, state=state, stderr=result.stderr[-300:],
+                        **{"fault occurred": bool(result.code) or result.injector.triggered})
 
 
-def suffer(kind: str, command: list[str], here: Path, world: Path, known: Known,
-           rng: np.random.Generator) -> tuple[Ended, tuple[int, ...]]:
-    """Run a command under a fault: how it ended, and the exit codes that are right."""
+def run_with_fault(kind: str, trial: Trial, rng: np.random.Generator) -> tuple[RunResult, tuple[int, ...]]:
+    """Run the command of a trial with a fault. Returns the result and the exit codes that are correct."""
+    command, folder, baseline = trial.command(), trial.workspace, trial.baseline
     if kind in ERRORS:
-        ended = run(command, world, do=getattr(errno, kind), at=int(rng.integers(1, known.writes + 1)))
-        return ended, (2,) if ended.did.struck else (0,)
-    if kind in ("vanished", "EIO at reading"):
-        number = errno.ENOENT if kind == "vanished" else errno.EIO
-        ended = run(command, world, do=number, at=int(rng.integers(1, known.reads + 1)), read=True)
-        return ended, (2,) if ended.did.struck else (0,)
+        at = int(rng.integers(1, baseline.writes + 1))
+        result = run_script(command, folder, action=getattr(errno, kind), at=at)
+        return result, (2,) if result.injector.triggered else (0,)
+    if kind in ("missing file", "EIO on read"):
+        action = errno.ENOENT if kind == "missing file" else errno.EIO
+        at = int(rng.integers(1, baseline.reads + 1))
+        result = run_script(command, folder, action=action, at=at, on_read=True)
+        return result, (2,) if result.injector.triggered else (0,)
     if kind == "slow disk":
-        return run(command, world, do=1.0 / known.writes), (0,)
-    if kind == "NaN":
-        return run([*command, "--lr", "1e30"], world), (2,)
-    if kind == "not ours":
-        return Run(command, Fault(world), nobody=True).end(), (2,)
-    if kind == "too large":
-        with largest_file(int(rng.uniform(0.05, 1) * max(path.stat().st_size for path in known.folder.rglob("*.*")))):
-            return run(command, world), (0, 2)
-    running = Run(command, Fault(world))
+        return run_script(command, folder, action=1.0 / baseline.writes), (0,)
+    if kind == "NaN loss":
+        return run_script([*command, "--lr", "1e30"], folder), (2,)
+    if kind == "folder of another user":
+        return ScriptProcess(command, FaultInjector(folder), as_nobody=True).result(), (2,)
+    if kind == "file size limit":
+        largest = max(path.stat().st_size for path in baseline.folder.rglob("*.*"))
+        with file_size_limit(int(rng.uniform(0.05, 1) * largest)):
+            return run_script(command, folder), (0, 2)
+    process = ScriptProcess(command, FaultInjector(folder))
     if kind == "worker killed":
-        kill_a_child(running, rng.uniform(0, 0.3) * known.seconds)
-    return running.end(), (0, 2)
+        kill_first_child(process, rng.uniform(0, 0.3) * baseline.seconds)
+    return process.result(), (0, 2)
 
 
-def kill_a_child(running: Run, moment: float) -> None:
-    """SIGKILL to the first process that a run started, some time after it did, as by a machine short of memory."""
-    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
-    while not running.over(0.002):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # gone meanwhile
+def kill_first_child(process: ScriptProcess, delay: float) -> None:
+    """Send SIGKILL to the first child of a run, `delay` seconds after it appears, as a lack of memory would."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not process.ended_within(0.002):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the child has ended already
             for child in children.read_text().split():
                 if (Path("/proc") / child / "cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes():
-                    running.over(moment)
+                    process.ended_within(delay)
                     os.kill(int(child), signal.SIGKILL)
                     return
 
 
 @contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes in what is started meanwhile: the kernel refuses to write more."""
-    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
+def file_size_limit(size: int) -> Iterator[None]:
+    """Child processes started in this block cannot write more than `size` bytes to a file."""
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, previous[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
 
 
 @contextlib.contextmanager
-def mounted(here: Path, size: float) -> Iterator:
-    """With `size`, `here` is a file system of so many bytes; yields what makes room on it."""
+def small_disk(folder: Path, size: float) -> Iterator:
+    """Mount a file system of `size` bytes at `folder` (0: none). Yields a function that enlarges it."""
     if not size:
         yield lambda: None
         return
-    here.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(size) + 4096}", "reliability", str(here)]
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(size) + 4096}", "fault-campaign", str(folder)]
     subprocess.run(mount, check=True, capture_output=True)
     try:
-        yield lambda: subprocess.run(["mount", "-o", "remount,size=256m", str(here)], check=True)
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=256m", str(folder)], check=True)
     finally:
-        subprocess.run(["umount", "-l", str(here)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def can_mount(here: Path) -> bool:
+def can_mount(folder: Path) -> bool:
     """Whether this process may mount a file system."""
     try:
-        with mounted(here, 4096):
+        with small_disk(folder, 4096):
             return True
     except (OSError, subprocess.CalledProcessError):
         return False
