@@ -1,4 +1,4 @@
-"""Test the scripts under faults, and count the results that are lost or wrong and the files that do harm.
+"""Cause faults on purpose. Check that no result is lost or wrong, and that no malformed file does harm.
 
     python -m tools.fault_campaign kills --trials 300    # kill runs at random moments, resume them, compare results
     python -m tools.fault_campaign writes --trials 150   # full disks, failed writes, missing files

@@ -101,7 +101,7 @@ def _record_failure(folder: Path, kind: str, seed: int, index: int, problem: str
 
 
 def _wait(pid: int, state: memoryview) -> str:
-    """Wait for a reading process. Returns what is wrong with its end, or an empty text."""
+    """Wait for a reading process. Returns the problem, or an empty text."""
     while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         if 0 < state[STARTED] < time.monotonic() - TIME_LIMIT:
             os.kill(pid, 9)
@@ -144,7 +144,7 @@ def _read_inputs(kind: str, seed: int, first: int, end: int, scratch: Path, stat
 
 
 def _read_one(reader: Callable, path: Path, scratch: Path) -> tuple[str, bool]:
-    """Read one input. Returns what is wrong (an empty text if nothing is) and whether the input was refused."""
+    """Read one input. Returns the problem (or an empty text), and whether the input was refused."""
     problem, refused, target = "", False, scratch / "target"
     try:
         reader(path, target)

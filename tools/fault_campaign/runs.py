@@ -88,7 +88,7 @@ class ScriptProcess:
         return status is not None
 
     def result(self) -> RunResult:
-        """Wait for the end, and kill what is left of the process group. A process that takes too long is killed."""
+        """Wait for the end, and kill the rest of the process group. A process that takes too long is killed."""
         timed_out = not self.ended_within(TIME_LIMIT)
         seconds = time.monotonic() - self.started
         self.send(signal.SIGKILL)

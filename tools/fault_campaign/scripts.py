@@ -1,5 +1,4 @@
-"""Give malformed files to complete scripts, which must end correctly or with one line, and write to their folder only.
-"""
+"""Give malformed files to complete scripts, which must succeed or exit with one line and write to their folder only."""
 
 import shutil
 import signal
