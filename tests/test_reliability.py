@@ -1,4 +1,4 @@
-"""Nothing lost, nothing let in: a short fault campaign, what its referee sees, and checkpoints that call functions."""
+"""A short fault campaign, its comparison of results, and checkpoints that call functions when they are loaded."""
 
 import json
 import os
@@ -11,42 +11,45 @@ import pytest
 import torch
 from conftest import ROOT, script
 
-from reliability import fuzz, runs
+from tools.fault_campaign import compare, fuzz
 
 
-def test_a_short_campaign(tmp_path):
-    command = [sys.executable, "-m", "reliability", "--trials", "4", "--inputs", "150", "--jobs", "2", "--command",
-               "victim, a worker", "attack", "--out", str(tmp_path)]
+def test_a_short_campaign_finds_no_failure(tmp_path):
+    command = [sys.executable, "-m", "tools.fault_campaign", "--trials", "4", "--inputs", "150", "--jobs", "2",
+               "--command", "victim, 1 worker", "attack", "--out", str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    found = {part: json.loads((tmp_path / f"{part}.json").read_text()) for part in ("kills", "writes", "fuzz")}
-    assert not any(one["failures"] for one in found.values()), found
-    assert ended.returncode == 0 and found["kills"]["trials"] == found["writes"]["trials"] == 4
-    assert found["fuzz"]["inputs"] > 140 and found["fuzz"]["most MiB"] < 2048
+    parts = {part: json.loads((tmp_path / f"{part}.json").read_text()) for part in ("kills", "writes", "fuzz")}
+    assert not any(part["failures"] for part in parts.values()), parts
+    assert ended.returncode == 0 and parts["kills"]["trials"] == parts["writes"]["trials"] == 4
+    assert parts["fuzz"]["inputs"] > 140 and parts["fuzz"]["peak MiB"] < 2048
 
 
-def test_the_referee_sees_what_is_torn_or_differs(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        torch.save({"state_dict": {"w": torch.zeros(3)}, "minutes": hash(name)}, tmp_path / name / "last.pth.tar")
-        np.savez(tmp_path / name / "patches.npz", score=np.zeros(3))
-        (tmp_path / name / "results.json").write_text('{"auc": 0.5}\n')
-    assert runs.torn(tmp_path / "one") == runs.differences(tmp_path / "one", tmp_path / "two") == []
-    tiny = torch.tensor([0, 1e-45, 0])
-    torch.save({"state_dict": {"w": tiny}, "minutes": 0}, tmp_path / "two" / "last.pth.tar")
-    (tmp_path / "two" / "scores.csv").write_text("image,member,score\na,1,0.")
-    np.savez(tmp_path / "two" / "patches.npz", score=np.float32([0, 0, 1e-45]))
-    (tmp_path / "two" / "results.json").write_text('{"auc": 0.')
-    assert len(runs.torn(tmp_path / "two")) == 2
-    assert len(runs.differences(tmp_path / "one", tmp_path / "two")) == 4
+def test_incomplete_files_and_differences_are_found(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        torch.save({"state_dict": {"w": torch.zeros(3)}, "minutes": hash(folder)}, folder / "last.pth.tar")
+        np.savez(folder / "patches.npz", score=np.zeros(3))
+        (folder / "results.json").write_text('{"auc": 0.5}\n')
+    assert compare.broken_files(first) == compare.differences(first, second) == []
+    smallest = torch.tensor([0, 1e-45, 0])
+    torch.save({"state_dict": {"w": smallest}, "minutes": 0}, second / "last.pth.tar")
+    (second / "scores.csv").write_text("image,member,score\na,1,0.")
+    np.savez(second / "patches.npz", score=np.float32([0, 0, 1e-45]))
+    (second / "results.json").write_text('{"auc": 0.')
+    assert len(compare.broken_files(second)) == 2
+    assert len(compare.differences(first, second)) == 4
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
-def test_an_input_follows_from_kind_seed_and_index(kind):
-    assert fuzz.make(kind, 3, 5) == fuzz.make(kind, 3, 5)
-    assert len({fuzz.make(kind, 3, index) for index in range(20)}) > 10
+def test_an_input_depends_on_kind_seed_and_number(kind):
+    assert fuzz.make_input(kind, 3, 5) == fuzz.make_input(kind, 3, 5)
+    assert len({fuzz.make_input(kind, 3, number) for number in range(20)}) > 10
 
 
-class _Call:
+class MakesFolder:
+    """An object whose pickle makes a folder when it is loaded."""
+
     def __init__(self, path):
         self.path = path
 
@@ -54,7 +57,8 @@ class _Call:
         return os.mkdir, (str(self.path),)
 
 
-READERS = {
+# Checkpoint -> command lines that load it. {file} is the hostile checkpoint, {here} its folder.
+COMMANDS = {
     "victim/last.pth.tar": ["attack.py --victim {file} --root {world}/data --members {world}/victim_in.txt "
                             "--non-members {world}/victim_out.txt -resume {world}/loss/best.pth.tar --out {here}/run",
                             "train_shadow.py --split {world}/shadow.txt --root {world}/data --victim {file} "
@@ -68,11 +72,11 @@ READERS = {
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("file, line", [(file, line) for file, lines in READERS.items() for line in lines])
-def test_no_script_does_what_a_checkpoint_says(world, tmp_path, file, line, zipped):
+@pytest.mark.parametrize("file, line", [(file, line) for file, lines in COMMANDS.items() for line in lines])
+def test_no_script_calls_a_function_from_a_checkpoint(world, tmp_path, file, line, zipped):
     shutil.copytree((world / file).parent, (tmp_path / file).parent)
     checkpoint = torch.load(tmp_path / file, weights_only=True)
-    checkpoint["state_dict"]["more"] = _Call(tmp_path / "made")
+    checkpoint["state_dict"]["more"] = MakesFolder(tmp_path / "made")
     torch.save(checkpoint, tmp_path / file, _use_new_zipfile_serialization=zipped)
     before = sorted(tmp_path.rglob("*"))
     ended = script(*line.format(file=tmp_path / file, world=world, here=tmp_path).split(), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Small changes to files, and zips that are what nobody would write. All of it follows from a generator."""
+"""Random small changes to files. They depend only on the random generator."""
 
 import io
 import struct
@@ -16,10 +16,10 @@ NAMES = ["../out", "/out", "a/../../out", "..\\out", "c:\\out", "nul\0.txt", "x"
 
 
 def mutate(data: bytes, rng: np.random.Generator, other: bytes) -> bytes:
-    """Change a few places: bits, bytes, numbers; insert, delete, repeat, splice with another seed, cut off."""
+    """Change a few positions: flip bits, replace bytes or numbers, insert, delete, repeat, cut, append from `other`."""
     data = bytearray(data)
     for _ in range(rng.geometric(0.4)):
-        at = int(len(data) * rng.random() ** rng.integers(1, 6))  # mostly near the front, where the structure is
+        at = int(len(data) * rng.random() ** rng.integers(1, 6))  # mostly near the start, where headers are
         length, way = int(min(rng.geometric(0.1), 200)), rng.integers(9)
         if way == 0 and at < len(data):
             data[at] ^= 1 << rng.integers(8)
@@ -44,7 +44,7 @@ def mutate(data: bytes, rng: np.random.Generator, other: bytes) -> bytes:
 
 
 def mutate_png(data: bytes, rng: np.random.Generator, other: bytes) -> bytes:
-    """Change chunks of a PNG, with the checksums that belong to what is there then; another file as `mutate` does."""
+    """Change one chunk of a PNG and write correct checksums. Other files are changed by `mutate`."""
     if not data.startswith(b"\x89PNG"):
         return mutate(data, rng, other)
     chunks, at = [], 8
@@ -52,68 +52,68 @@ def mutate_png(data: bytes, rng: np.random.Generator, other: bytes) -> bytes:
         (length,) = struct.unpack(">I", data[at : at + 4])
         chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
         at += 12 + length
-    which, way = int(rng.integers(len(chunks))), rng.integers(6)
-    kind, content = chunks[which]
+    number, way = int(rng.integers(len(chunks))), rng.integers(6)
+    kind, content = chunks[number]
     if way == 0:
-        chunks.insert(int(rng.integers(len(chunks))), chunks[which])
+        chunks.insert(int(rng.integers(len(chunks))), chunks[number])
     elif way == 1:
-        del chunks[which]
+        del chunks[number]
     elif way == 2 and kind == b"IDAT":
-        chunks[which] = kind, zlib.compress(mutate(zlib.decompress(content), rng, other))
+        chunks[number] = kind, zlib.compress(mutate(zlib.decompress(content), rng, other))
     elif way == 3:
         kind, content = chunks[0]
         sides = [int(rng.choice([*NUMBERS[:-2], 5000, 13000])) % 2**32 for _ in range(2)]
         chunks[0] = kind, struct.pack(">II", *sides) + content[8:]
     else:
-        chunks[which] = kind, mutate(content, rng, other)
+        chunks[number] = kind, mutate(content, rng, other)
     return data[:8] + b"".join(struct.pack(">I", len(content)) + kind + content + struct.pack(
         ">I", zlib.crc32(kind + content)) for kind, content in chunks)
 
 
 def mutate_zip(data: bytes, rng: np.random.Generator, other: bytes) -> bytes:
-    """Change an entry of a zip, its pickle operation by operation if it is one, or a name; checksums are right."""
+    """Change the content or name of one entry of a zip, most often of the pickle, and write correct checksums."""
     with zipfile.ZipFile(io.BytesIO(data)) as zipped:
         entries = [(entry.filename, zipped.read(entry)) for entry in zipped.infolist()]
-    pickles = [number for number, (name, _) in enumerate(entries) if name.endswith("data.pkl")]
-    which = pickles[0] if pickles and rng.random() < 0.8 else int(rng.integers(len(entries)))
-    name, content = entries[which]
+    pickles = [index for index, (name, _) in enumerate(entries) if name.endswith("data.pkl")]
+    number = pickles[0] if pickles and rng.random() < 0.8 else int(rng.integers(len(entries)))
+    name, content = entries[number]
     way = rng.integers(4)
     if way == 0:
         name = NAMES[rng.integers(len(NAMES))]
-    elif way == 1 and which in pickles:
+    elif way == 1 and number in pickles:
         content = shuffle_operations(content, rng)
     elif way == 2:
         entries.append(entries[rng.integers(len(entries))])
     else:
         content = mutate(content, rng, other)
-    entries[which] = name, content
+    entries[number] = name, content
     return pack(entries, zipfile.ZIP_DEFLATED if rng.random() < 0.3 else zipfile.ZIP_STORED)
 
 
 def shuffle_operations(pickled: bytes, rng: np.random.Generator) -> bytes:
-    """Drop, repeat or swap operations of a pickle."""
+    """Delete, repeat or swap operations of a pickle."""
     starts = [at for _, _, at in genops(pickled)] + [len(pickled)]
-    parts = [pickled[one:two] for one, two in pairwise(starts)]
+    parts = [pickled[start:end] for start, end in pairwise(starts)]
     for _ in range(rng.geometric(0.4)):
-        one, two = rng.integers(len(parts), size=2)
+        first, second = rng.integers(len(parts), size=2)
         way = rng.integers(3)
         if way == 0:
-            parts[one], parts[two] = parts[two], parts[one]
+            parts[first], parts[second] = parts[second], parts[first]
         elif way == 1:
-            parts.insert(one, parts[two])
+            parts.insert(first, parts[second])
         elif len(parts) > 1:
-            del parts[one]
+            del parts[first]
     return b"".join(parts)
 
 
 def pack(entries: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED, modes: dict | None = None) -> bytes:
-    """A zip of named contents; `modes` are those of the entries that are no plain files, by number."""
+    """A zip with these (name, content) entries. `modes` maps entry numbers to file modes (default: 0o100644)."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as zipped, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Duplicate name")
         for number, (name, content) in enumerate(entries):
             info = zipfile.ZipInfo("x")
-            info.filename, info.compress_type = name, compression  # as it is, where the constructor would mend it
+            info.filename, info.compress_type = name, compression  # unchanged; the constructor would correct the name
             info.external_attr = (modes or {}).get(number, 0o100644) << 16
             zipped.writestr(info, content)
     return file.getvalue()

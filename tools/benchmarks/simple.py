@@ -1,4 +1,4 @@
-"""The obvious way of each stage, as a first script would have it: one thing at a time, float32, no layout, PIL."""
+"""Simple code for each stage: one image or patch at a time, float32, default memory layout, PIL."""
 
 import math
 import random
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
-VOID = 255
+from utils import VOID
 
 
 def loss_map(posterior, label, floor=1e-30):
-    """Class by class, posterior (C, H, W) and label (H, W) -> (1, H, W)."""
+    """Structured loss map, one class at a time: posterior (C, H, W) and label (H, W) -> (1, H, W)."""
     out = torch.zeros(label.shape)
     for c in range(posterior.shape[0]):
         one_hot = (label == c).float()
@@ -21,20 +21,20 @@ def loss_map(posterior, label, floor=1e-30):
 
 
 def concatenation(posterior, label):
-    """Class by class, posterior (C, H, W) and label (H, W) -> (2C, H, W)."""
+    """Posterior and one-hot label, one class at a time: (C, H, W) and (H, W) -> (2C, H, W)."""
     return torch.cat([posterior, torch.stack([(label == c).float() for c in range(posterior.shape[0])])])
 
 
 @torch.no_grad()
 def attack(examples, model, kind, size, count):
-    """Mean member probability of each image, a patch at a time."""
+    """Mean member probability of each image, one patch at a time; `examples` holds pairs (example, corners)."""
     represent = {"loss": loss_map, "concate": concatenation}[kind]
     scores = []
     for example, corners in examples:
-        whole = represent(example.posterior, example.label)
+        maps = represent(example.posterior, example.label)
         total = 0.0
         for y, x in corners[:count]:
-            logits, _ = model(whole[None, :, y : y + size, x : x + size].contiguous())
+            logits, _ = model(maps[None, :, y : y + size, x : x + size].contiguous())
             total += F.softmax(logits, dim=1)[0, 1].item()
         scores.append(total / count)
     return scores
@@ -42,13 +42,13 @@ def attack(examples, model, kind, size, count):
 
 @torch.no_grad()
 def query(model, image, stride):
-    """Posterior of an image, every stride-th position."""
+    """Posterior (C, h, w) of an image uint8 (H, W, 3), at every stride-th pixel."""
     batch = torch.from_numpy(image).permute(2, 0, 1).float()[None].contiguous() / 255
     return F.softmax(model(batch), dim=1)[0, :, ::stride, ::stride]
 
 
 def augmented(image_path, label_path, crop, fill, scale, blur=0.5):
-    """A training pair with PIL: scale, blur, flip, crop."""
+    """Load an image and its label with PIL, then scale, blur, flip and crop them: (3, H, W) float32, (H, W) int64."""
     image, label = Image.open(image_path).convert("RGB"), Image.open(label_path)
     factor = math.exp(random.uniform(math.log(scale[0]), math.log(scale[1])))
     size = round(image.width * factor), round(image.height * factor)
@@ -59,32 +59,26 @@ def augmented(image_path, label_path, crop, fill, scale, blur=0.5):
         image, label = image.transpose(Image.FLIP_LEFT_RIGHT), label.transpose(Image.FLIP_LEFT_RIGHT)
     out_image = Image.new("RGB", (crop[1], crop[0]), tuple(round(f) for f in fill))
     out_label = Image.new("L", (crop[1], crop[0]), VOID)
-    place = tuple(random.randint(min(0, c - s), max(0, c - s)) for c, s in zip((crop[1], crop[0]), size, strict=True))
-    out_image.paste(image, place)
-    out_label.paste(label, place)
+    offset = tuple(random.randint(min(0, c - s), max(0, c - s)) for c, s in zip((crop[1], crop[0]), size, strict=True))
+    out_image.paste(image, offset)
+    out_label.paste(label, offset)
     pixels = torch.from_numpy(np.array(out_image)).permute(2, 0, 1).float() / 255
     return pixels, torch.from_numpy(np.array(out_label)).long()
 
 
 def attacker_step(model, optimizer, patches):
-    """A step on (posterior, label, member) patches: loss maps one by one, float32, default layout."""
+    """One training step on patches (posterior, label, member), whose loss maps are computed one by one."""
     maps = torch.stack([loss_map(posterior, label) for posterior, label, _ in patches])
     logits, _ = model(maps)
-    loss = F.cross_entropy(logits, torch.tensor([member for _, _, member in patches]))
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+    return _step(optimizer, F.cross_entropy(logits, torch.tensor([member for _, _, member in patches])))
 
 
 def private_step(model, optimizer, images, labels, bound, aux_weight=0.4):
-    """A step of DPSGD without noise: the gradient of one image after the other, each tensor clipped to `bound`."""
+    """One step of DPSGD without noise: one image at a time, the gradient of each tensor clipped to norm `bound`."""
     parameters = list(model.parameters())
     summed = [torch.zeros_like(p) for p in parameters]
     for i in range(len(images)):
-        main, auxiliary = model(images[i : i + 1])
-        loss = F.cross_entropy(main, labels[i : i + 1], ignore_index=VOID)
-        loss = loss + aux_weight * F.cross_entropy(auxiliary, labels[i : i + 1], ignore_index=VOID)
+        loss = segmentation_loss(model, images[i : i + 1], labels[i : i + 1], aux_weight)
         for total, gradient in zip(summed, torch.autograd.grad(loss, parameters), strict=True):
             total += gradient * min(1.0, bound / (gradient.norm().item() + 1e-6))
     for p, total in zip(parameters, summed, strict=True):
@@ -93,10 +87,18 @@ def private_step(model, optimizer, images, labels, bound, aux_weight=0.4):
 
 
 def train_step(model, optimizer, images, labels, aux_weight=0.4):
-    """A step in float32 and the default layout."""
+    """One training step of a segmentation model; returns the loss before the step."""
+    return _step(optimizer, segmentation_loss(model, images, labels, aux_weight))
+
+
+def segmentation_loss(model, images, labels, aux_weight):
+    """Cross-entropy of both heads over the labelled positions."""
     main, auxiliary = model(images)
-    loss = F.cross_entropy(main, labels, ignore_index=VOID) + aux_weight * F.cross_entropy(auxiliary, labels,
+    return F.cross_entropy(main, labels, ignore_index=VOID) + aux_weight * F.cross_entropy(auxiliary, labels,
                                                                                           ignore_index=VOID)
+
+
+def _step(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -1,4 +1,4 @@
-"""Split files, posteriors, images and archives that lie."""
+"""Malformed split files, posteriors, images and archives."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from reliability.mutators import NAMES, NUMBERS, mutate, mutate_png, mutate_zip, pack
+from tools.fault_campaign.mutators import NAMES, NUMBERS, mutate, mutate_png, mutate_zip, pack
 
 SPLITS = (b"# comment\na.png b.png\nc.png b.png group\n", "ä.png b.png \u2028 g\n".encode(), b"a.png\0 b.png\n",
           b"/BS/a.png ../b.png\n" + b"\n".join(b"%d.png b.png g" % number for number in range(50)),
@@ -23,17 +23,17 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 16\n(out) (w) file
 
 
 def split(rng: np.random.Generator) -> bytes:
-    """A split file."""
+    """A malformed split file."""
     return mutate(SPLITS[rng.integers(len(SPLITS))], rng, SPLITS[rng.integers(len(SPLITS))])
 
 
 def groups(rng: np.random.Generator) -> bytes:
-    """The blocks of a tree of posteriors."""
+    """A malformed groups.txt of a tree of posteriors."""
     return mutate(GROUPS[rng.integers(len(GROUPS))], rng, GROUPS[0])
 
 
 def posterior(rng: np.random.Generator) -> bytes:
-    """A .npy array that is damaged or has a header that lies, or an .npz."""
+    """A damaged .npy or .npz file, or a .npy file whose header does not fit its data."""
     file, values = io.BytesIO(), np.random.default_rng(0).dirichlet(np.ones(5), (8, 16)).transpose(2, 0, 1)
     way, kind = rng.random(), TYPES[rng.integers(len(TYPES))]
     if way < 0.1:
@@ -47,13 +47,13 @@ def posterior(rng: np.random.Generator) -> bytes:
     header = f"{{'descr': {kind!r}, 'fortran_order': {order}, 'shape': {shape}, }}" if way < 0.95 else HEADERS[
         rng.integers(len(HEADERS))]
     length, version = len(header) + 1 if rng.random() < 0.9 else int(rng.integers(2**16)), int(rng.choice([1, 2, 3, 9]))
-    front = b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", length)
-    return front + header.encode() + b"\n" + values.astype("<f4").tobytes()
+    start = b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", length)
+    return start + header.encode() + b"\n" + values.astype("<f4").tobytes()
 
 
 @cache
 def images() -> list[bytes]:
-    """Small images of many modes and formats, PNG more often, and one that asks for another program."""
+    """Small images of many modes and formats, PNG four times, and a PostScript file, which needs another program."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 19, (16, 24, 3), np.uint8))
     out = [POSTSCRIPT]
     for kind, modes in MODES.items():
@@ -65,20 +65,20 @@ def images() -> list[bytes]:
 
 
 def image(rng: np.random.Generator) -> bytes:
-    """An image or a label."""
+    """A malformed image or label file."""
     data, other = (images()[rng.integers(len(images()))] for _ in range(2))
     return (mutate_png if rng.random() < 0.6 else mutate)(data, rng, other)
 
 
-def vast() -> bytes:
-    """A PNG of 180 million pixels in 200 kB: more than Pillow warns of, less than it refuses."""
+def large_png() -> bytes:
+    """A PNG of 180 million pixels in 200 kB. Pillow only gives a warning for this size."""
     file = io.BytesIO()
     Image.new("L", (15000, 12000)).save(file, "PNG")
     return file.getvalue()
 
 
 def archive(rng: np.random.Generator) -> bytes:
-    """A zip to be unpacked: damaged, or with names, kinds, duplicates and sizes of every sort, or inside another."""
+    """A malformed zip: damaged, with unusual names, file modes, duplicates or sizes, or inside another zip."""
     plain = pack([(f"e/{number}.txt", b"text" * number) for number in range(5)], zipfile.ZIP_DEFLATED)
     way = rng.random()
     if way < 0.4:
@@ -89,7 +89,7 @@ def archive(rng: np.random.Generator) -> bytes:
     modes = {number: int(rng.choice([0o120777, 0o010644, 0o060644, 0o040755, 0])) for number in range(count)
              if rng.random() < 0.2}
     data = bytearray(pack(entries, int(rng.choice([0, 8, 12, 14])), modes))
-    if rng.random() < 0.3:  # a size or a place that lies, in the directory alone
+    if rng.random() < 0.3:  # a wrong size or offset in the list of entries
         at = data.rfind(b"PK\1\2") + int(rng.choice([16, 20, 24, 42]))
         data[at : at + 4] = struct.pack("<I", int(rng.choice(NUMBERS[:10])) % 2**32)
     return pack([("inner.zip", bytes(data))]) if rng.random() < 0.1 else bytes(data)

@@ -1,1 +1,0 @@
-"""Faults on purpose: processes killed, disks that fail, files that lie; what the scripts make of them."""

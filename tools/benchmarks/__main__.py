@@ -1,0 +1,118 @@
+"""Measure the speed of each stage. Compare it with simple code and with the limits of this machine.
+
+    python -m tools.benchmarks                           # all stages, five rounds; run nothing else at the same time
+    python -m tools.benchmarks --stage "loss map" --rounds 20
+
+Each round runs the simple code of a stage and then the project's code. The table gives the median and the range of
+the speedup over the rounds. Peak memory is measured in a separate process that runs only the project's code.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+from utils.cli import positive, run
+from utils.files import ROOT
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(prog="tools.benchmarks", description=__doc__,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--stage", nargs="+", metavar="NAME", help="stages to measure (default: all)")
+    flags.add_argument("--rounds", type=positive, default=5, help="rounds per stage (default: 5)")
+    flags.add_argument("--out", default="runs/benchmark.json",
+                       help="JSON file for the measurements (default: runs/benchmark.json)")
+    flags.add_argument("--memory-of", metavar="NAME", help=argparse.SUPPRESS)
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    from tools.benchmarks.limits import measure_limits, uses_bf16
+    from tools.benchmarks.stages import STAGES
+    from utils.cli import UserError
+    from utils.files import write_json
+    from utils.log import progress
+
+    if args.memory_of:
+        return print(json.dumps(measure_memory(args.memory_of)))
+    unknown = set(args.stage or ()) - set(STAGES)
+    if unknown:
+        raise UserError(f"there is no stage {min(unknown)!r}; choose from: {'; '.join(STAGES)}")
+    limits = measure_limits()
+    stages = {name: measure(name, args.rounds) for name in progress(args.stage or STAGES, "stages")}
+    write_json(args.out, {"limits": limits, "bf16": uses_bf16(), "machine": describe_machine(), "stages": stages})
+    print(table(stages, limits, uses_bf16()))
+    print(f"measurements: {args.out}")
+
+
+def measure(name: str, rounds: int) -> dict:
+    """Measure one stage: seconds of both versions in each round, difference of their results, and peak memory."""
+    from tools.benchmarks.stages import prepare_stage
+
+    seconds: dict[str, list[float]] = {"simple": [], "fast": []}
+    with prepare_stage(name) as stage:
+        results = {"simple": stage.simple(), "fast": stage.fast()}  # this warms up both versions, too
+        for _ in range(rounds):
+            for version, work in (("simple", stage.simple), ("fast", stage.fast)):
+                started = time.perf_counter()
+                work()
+                seconds[version].append(time.perf_counter() - started)
+        difference = stage.difference(results["simple"], results["fast"]) if stage.difference else None
+        measured = {"unit": stage.unit, "count": stage.count, "flops": stage.flops, "bytes_read": stage.bytes_read,
+                    "seconds": seconds, "difference": difference}
+    command = [sys.executable, "-m", "tools.benchmarks", "--memory-of", name]
+    child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return measured | json.loads(child.stdout)
+
+
+def measure_memory(name: str) -> dict:
+    """Peak resident memory in MiB before and after one run of the project's code of a stage."""
+    from tools.benchmarks.limits import peak_mib
+    from tools.benchmarks.stages import prepare_stage
+
+    with prepare_stage(name) as stage:
+        before = peak_mib()
+        stage.fast()
+        return {"mib_before": before, "mib_peak": peak_mib()}
+
+
+def describe_machine() -> dict:
+    """Number of cores and threads, the vector instructions that PyTorch uses, and the version of PyTorch."""
+    import os
+
+    import torch
+
+    return {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "vector instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
+
+
+def table(stages: dict, limits: dict, bf16: bool) -> str:
+    """Markdown: one line with the limits of the machine, then a table with one row per stage."""
+    import numpy as np
+
+    rate = limits["convolution_bf16" if bf16 else "convolution_fp32"]
+    lines = [", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in limits.items())
+             + " (TFLOP/s; copy in GB/s)", "",
+             "| stage | simple code | this project | speedup, median (range) | share of the limit | difference | "
+             "peak MiB before -> after |",
+             "|---|---|---|---|---|---|---|"]
+    for name, stage in stages.items():
+        simple, fast = (np.array(stage["seconds"][version]) for version in ("simple", "fast"))
+        ratio = simple / fast
+        speeds = [f"{stage['count'] / np.median(seconds):.4g} {stage['unit']}/s" for seconds in (simple, fast)]
+        share = ""
+        if stage["flops"]:
+            share = f"{stage['flops'] / np.median(fast) / 1e12 / rate:.0%} of convolution"
+        elif stage["bytes_read"]:
+            share = f"{stage['bytes_read'] / np.median(fast) / 1e9 / limits['copy']:.0%} of copying memory"
+        difference = "" if stage["difference"] is None else f"{stage['difference']:.1g}"
+        speedup = f"{np.median(ratio):.1f} ({ratio.min():.1f}-{ratio.max():.1f})"
+        memory = f"{stage['mib_before']} -> {stage['mib_peak']}"
+        lines.append(f"| {' | '.join([name, *speeds, speedup, share, difference, memory])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, parser())

@@ -1,0 +1,240 @@
+"""The measured stages. Each does the same work with simple code (`tools.benchmarks.simple`) and with the project's."""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from attacks.representation import concatenation, loss_map, represent
+from attacks.scoring import Example, Selection, View, attack_patches
+from datasets import streets
+from datasets.pairs import Pair
+from datasets.posteriors import list_tree, write_posterior
+from datasets.transforms import Augmented
+from defenses.apply import Defense
+from models import build_segmenter
+from models.attacker import Attacker
+from models.query import query
+from tools.benchmarks import simple
+from training import attacker, segmentation
+from training.attacker import Patches
+
+CPU = torch.device("cpu")
+CROP, FILL, SCALE = (200, 264), (124, 116, 104), (0.85, 1.4)  # of the training images
+SEGMENTER = {"name": "pspnet", "backbone": "resnet18", "classes": 19, "output_stride": 8, "stages": 3, "width": 128,
+             "dropout": 0.1, "auxiliary": True}
+
+
+@dataclass
+class Stage:
+    """Two versions of the same work on `count` units; both return a result that `difference` can compare.
+
+    flops: of the work, 0 if it is bound by memory; bytes_read: size of the inputs; difference: the largest absolute
+    difference of the two results.
+    """
+
+    unit: str
+    count: int
+    simple: Callable[[], object]
+    fast: Callable[[], object]
+    flops: float = 0
+    bytes_read: float = 0
+    difference: Callable[[object, object], float] | None = None
+
+
+def random_examples(count: int, classes: int = 19, shape: tuple[int, int] = (128, 256)) -> list[Example]:
+    """Random posteriors and labels; the default shape is that of the authors' examples."""
+    rng = torch.Generator().manual_seed(0)
+    examples = []
+    for index in range(count):
+        label = torch.randint(0, classes, shape, generator=rng, dtype=torch.uint8)
+        posterior = torch.randn(classes, *shape, generator=rng).softmax(0)
+        examples.append(Example(f"{index}", f"{index}", index % 2 == 0, f"{index}", posterior, label))
+    return examples
+
+
+def largest_difference(first: object, second: object) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
+
+
+def representation(kind: str) -> Stage:
+    examples = random_examples(8)
+    slow = {"loss": simple.loss_map, "concate": simple.concatenation}[kind]
+    fast = {"loss": loss_map, "concate": concatenation}[kind]
+    size = sum(e.posterior.numel() * 4 + e.label.numel() for e in examples)
+    return Stage("positions", sum(e.label.numel() for e in examples),
+                 lambda: [slow(e.posterior, e.label) for e in examples],
+                 lambda: [fast(e.posterior, e.label) for e in examples], bytes_read=size,
+                 difference=largest_difference)
+
+
+def attack(kind: str, count: int, images: int, precision: str = "auto") -> Stage:
+    """Score `count` patches of each of `images` images with a random ResNet-50 attacker."""
+    examples, size = random_examples(images), 90
+    torch.manual_seed(0)
+    channels = {"loss": 1, "concate": 38}[kind]
+    model = Attacker("resnet50", channels).eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        logits, _ = model(torch.rand(1, channels, size, size))
+    model.fc.weight.data /= logits.abs().max()  # keeps the probabilities away from 0 and 1
+    folded = Attacker("resnet50", channels)
+    folded.load_state_dict(model.state_dict())
+    folded = folded.fold_norms().to(memory_format=torch.channels_last)
+    view, selection = View(kind, size, 1e-30), Selection("random", count)
+    corners = [selection.corners(e.posterior, e.label, size, e.key).tolist() for e in examples]
+    return Stage("patches", count * images,
+                 lambda: simple.attack(list(zip(examples, corners, strict=True)), model, kind, size, count),
+                 lambda: [s.score for s in attack_patches(examples, folded, view, selection, CPU, precision)],
+                 flops=counter.get_total_flops() * count * images,
+                 difference=lambda a, b: float(np.abs(np.subtract(a, b)).max()))
+
+
+def querying(precision: str = "auto") -> Stage:
+    """Query a segmentation model for the posteriors of eight images."""
+    model = build_segmenter(SEGMENTER).eval()
+    fast = build_segmenter(SEGMENTER).eval().to(memory_format=torch.channels_last)
+    fast.load_state_dict(model.state_dict())
+    images = [np.random.default_rng(i).integers(0, 256, (180, 240, 3), np.uint8) for i in range(8)]
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        simple.query(model, images[0], 2)
+    return Stage("images", len(images), lambda: [simple.query(model, image, 2) for image in images],
+                 lambda: [query(fast, image, CPU, 2, precision) for image in images],
+                 flops=counter.get_total_flops() * len(images), difference=largest_difference)
+
+
+def draw_pairs(folder: Path, count: int) -> list[Pair]:
+    """Write drawn street scenes and their labels in the size of CamVid images (180 x 240)."""
+    pairs = []
+    for index in range(count):
+        image, label = streets.draw(index)
+        for kind, array in (("img", image), ("label", label)):
+            (folder / kind).mkdir(exist_ok=True)
+            resample = Image.BILINEAR if kind == "img" else Image.NEAREST
+            Image.fromarray(array).resize((240, 180), resample).save(folder / kind / f"{index}.png")
+        pairs.append(Pair(f"img/{index}.png", f"label/{index}.png", f"{index}", folder))
+    return pairs
+
+
+def augment_simply(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+    return simple.augmented(pair.root / pair.image, pair.root / pair.label, CROP, FILL, SCALE)
+
+
+def loading(folder: Path, count: int = 32) -> Stage:
+    """Load and augment training images."""
+    pairs = draw_pairs(folder, count)
+    data = Augmented(pairs, "streets", 0, CROP, FILL, SCALE, 0.0)
+    return Stage("images", count, lambda: [augment_simply(pair) for pair in pairs],
+                 lambda: [data[0, i] for i in range(count)])
+
+
+def victim_training(folder: Path, count: int = 16, batch: int = 8, precision: str = "auto") -> Stage:
+    """Train a segmentation model. As in a real training, one loader serves all steps and starts its worker once."""
+    pairs = draw_pairs(folder, count)
+    models = [build_segmenter(SEGMENTER).train() for _ in range(2)]
+    models[1] = models[1].to(memory_format=torch.channels_last)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4) for m in models]
+    data = Augmented(pairs, "streets", 0, CROP, FILL, SCALE, 0.0)
+    batches = ([(epoch, i) for i in range(start, start + batch)] for epoch in itertools.count()
+               for start in range(0, count, batch))
+    loader = iter(DataLoader(data, batch_sampler=batches, num_workers=1))
+
+    def slow() -> None:
+        for start in range(0, count, batch):
+            augmented = [augment_simply(pair) for pair in pairs[start : start + batch]]
+            images, labels = map(torch.stack, zip(*augmented, strict=True))
+            simple.train_step(models[0], optimizers[0], images, labels)
+
+    def fast() -> None:
+        for images, labels in itertools.islice(loader, count // batch):
+            segmentation.learn(models[1], optimizers[1], images, labels, 0.4, CPU, precision)
+
+    with FlopCounterMode(display=False) as counter:
+        simple.train_step(models[0], optimizers[0], torch.zeros(2, 3, *CROP), torch.zeros(2, *CROP).long())
+    return Stage("images", count, slow, fast, flops=counter.get_total_flops() / 2 * count)
+
+
+def dpsgd_training(compared_with: str, count: int = 8, precision: str = "auto") -> Stage:
+    """A DPSGD step without noise, compared with simple code for it or with a step of plain SGD ("SGD")."""
+    from defenses.dpsgd import privatise
+
+    spec = SEGMENTER | {"dropout": 0.0, "group_norms": ["backbone", "head", "auxiliary"]}
+    torch.manual_seed(0)
+    models = [build_segmenter(spec).train().to(memory_format=torch.channels_last) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in models]  # so all rounds have the same gradient
+    bounds = dict.fromkeys(dict(models[1].named_parameters()), 1.0)
+    net, private = privatise(models[1], optimizers[1], bounds, 0.0, count)
+    images, labels = torch.rand(count, 3, *CROP), torch.randint(0, spec["classes"], (count, *CROP))
+
+    def slow() -> list[torch.Tensor]:
+        if compared_with == "SGD":
+            segmentation.learn(models[0], optimizers[0], images, labels, 0.4, CPU, precision)
+        else:
+            simple.private_step(models[0], optimizers[0], images, labels, 1.0)
+        return [p.grad for p in models[0].parameters()]
+
+    def fast() -> list[torch.Tensor]:
+        segmentation.learn_privately(net, private, images, labels, 0.4, CPU, precision)
+        return [p.grad for p in models[1].parameters()]
+
+    with FlopCounterMode(display=False) as counter:
+        simple.train_step(models[0], optimizers[0], images[:2], labels[:2])
+    return Stage("images", count, slow, fast, flops=counter.get_total_flops() / 2 * count,
+                 difference=None if compared_with == "SGD" else largest_difference)
+
+
+def attacker_training(folder: Path, images: int = 16, repeat: int = 8, batch: int = 32,
+                      precision: str = "auto") -> Stage:
+    """Train an attacker on loss maps of patches."""
+    for index, example in enumerate(random_examples(images, 11, (90, 120))):
+        write_posterior(folder, "train" if example.member else "val", f"{index}", example.posterior.numpy(),
+                        example.label.numpy())
+    data = Patches(list_tree(folder), 45, 0, repeat, Defense())
+    models = [Attacker("resnet18", 1, 0.25).train() for _ in range(2)]
+    models[1] = models[1].to(memory_format=torch.channels_last)
+    optimizers = [torch.optim.AdamW(model.parameters()) for model in models]
+
+    def slow() -> None:
+        for start in range(0, len(data), batch):
+            simple.attacker_step(models[0], optimizers[0], [data[i] for i in range(start, start + batch)])
+
+    def fast() -> None:
+        for posterior, label, member in DataLoader(data, batch):
+            maps = represent("loss", posterior, label)
+            attacker.learn(models[1], optimizers[1], maps, member, batch, CPU, precision)
+
+    with FlopCounterMode(display=False) as counter:
+        logits, _ = models[0](torch.zeros(2, 1, 45, 45))
+        logits.sum().backward()
+    return Stage("patches", len(data), slow, fast, flops=counter.get_total_flops() / 2 * len(data))
+
+
+STAGES = {
+    "loss map": lambda folder: representation("loss"),
+    "concatenation": lambda folder: representation("concate"),
+    "attack, 1 channel, 6 patches": lambda folder: attack("loss", 6, 8),
+    "attack, 1 channel, 30 patches": lambda folder: attack("loss", 30, 2),
+    "attack, 38 channels, 6 patches": lambda folder: attack("concate", 6, 8),
+    "attack, 38 channels, 30 patches": lambda folder: attack("concate", 30, 2),
+    "querying the victim": lambda folder: querying(),
+    "loading images": loading,
+    "training the victim": victim_training,
+    "training with DPSGD": lambda folder: dpsgd_training("one image at a time"),
+    "DPSGD compared with SGD": lambda folder: dpsgd_training("SGD"),
+    "training the attacker": attacker_training,
+}
+
+
+@contextmanager
+def prepare_stage(name: str) -> Iterator[Stage]:
+    """Build a stage of `STAGES`. Its temporary files are deleted on exit."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield STAGES[name](Path(folder))

@@ -1,0 +1,82 @@
+"""Read the result files of runs: find broken files, and differences between two runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def result_files(folder: Path) -> list[Path]:
+    """Relative paths of the files that must be complete: all but TensorBoard events, locks and `*.partial` files."""
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in paths
+            if path.suffix != ".partial" and path.name != ".lock" and "events" not in path.parts]
+
+
+def read_result(path: Path) -> object:
+    """The content of a result file without minutes and arguments, which differ between runs.
+
+    Raises an exception of any kind if the file is incomplete.
+    """
+    if path.name.endswith(".pth.tar"):
+        checkpoint = torch.load(path, weights_only=True)
+        return {key: _comparable(value) for key, value in checkpoint.items() if key not in ("args", "minutes")}
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return {name: _comparable(torch.from_numpy(array)) if array.dtype.kind in "if" else array.tolist()
+                    for name, array in arrays.items()}
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        return None if path.name == "args.json" and json.loads(data) else {**json.loads(data), "minutes": 0}
+    if path.suffix == ".npy":
+        np.load(path)
+    elif path.suffix == ".png":
+        Image.open(path).load()
+    elif path.suffix == ".jsonl":
+        for line in data.splitlines():
+            json.loads(line)
+    elif path.suffix in (".csv", ".txt") and not data.endswith(b"\n"):
+        raise ValueError("the last line has no end")
+    return data
+
+
+def _comparable(value: object) -> object:
+    """The value with tensors replaced by dtype, shape and bytes."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _comparable(part) for key, part in value.items()}
+    return [_comparable(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def broken_files(folder: Path) -> list[str]:
+    """One message for each incomplete file in `folder`."""
+    problems = []
+    for path in result_files(folder):
+        try:
+            read_result(folder / path)
+        except Exception as error:
+            problems.append(_incomplete(path, error))
+    return problems
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """One message for each result file that differs between two folders, or is incomplete or missing in one of them."""
+    files = [{path for path in result_files(folder) if "unfinished" not in path.parts} for folder in (first, second)]
+    problems = [f"{path} exists in one of the two folders only" for path in sorted(files[0] ^ files[1])]
+    for path in sorted(files[0] & files[1]):
+        try:
+            one, two = read_result(first / path), read_result(second / path)
+        except Exception as error:
+            problems.append(_incomplete(path, error))
+            continue
+        if one != two:
+            keys = [key for key in one if one[key] != two.get(key)] if isinstance(one, dict) else ""
+            problems.append(f"{path} differs {keys}")
+    return problems
+
+
+def _incomplete(path: Path, error: Exception) -> str:
+    return f"{path} is incomplete: {type(error).__name__}: {error}"[:300]

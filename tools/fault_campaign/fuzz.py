@@ -1,0 +1,173 @@
+"""Give malformed files to the code that reads them.
+
+Each file must be read or refused with a `UserError`, within limits of time and memory, and must not create other files.
+"""
+
+import json
+import mmap
+import os
+import shutil
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tools.fault_campaign import hostile, inputs, readers
+from tools.fault_campaign.runs import in_child, limit_memory, run_all
+from tools.fault_campaign.scripts import MEMORY_LIMIT, script_trial
+from tools.fault_campaign.workspace import Baseline
+from utils.cli import UserError
+from utils.randomness import stream
+
+TIME_LIMIT = 10.0  # seconds for one input
+INPUTS_PER_CHUNK = 250
+
+# Kind of file -> file name, function that makes the content, reader, share of the inputs.
+KINDS: dict[str, tuple[str, Callable, Callable, float]] = {
+    "checkpoint": ("x.pth.tar", hostile.checkpoint, readers.read_checkpoint, 0.18),
+    "checkpoint, old form": ("x.pth.tar", partial(hostile.checkpoint, old=True), readers.read_checkpoint, 0.16),
+    "posterior": ("x.npy", inputs.posterior, readers.read_posterior, 0.18),
+    "image": ("x.png", inputs.image, readers.read_image, 0.12),
+    "label": ("x_labelIds.png", inputs.image, readers.read_label, 0.12),
+    "archive": ("x.zip", inputs.archive, readers.read_archive, 0.12),
+    "split": ("x.txt", inputs.split, readers.read_split_file, 0.09),
+    "groups": ("groups.txt", inputs.groups, readers.read_groups, 0.03),
+}
+SPECIAL = {("checkpoint", 1000): hostile.zip_bomb, ("image", 1000): inputs.large_png,
+           ("label", 1000): inputs.large_png}  # by kind and number
+SCRIPT_SHARE = 0.01  # number of inputs for complete scripts, as a share of the others
+INDEX, STARTED, PEAK, REFUSED = range(4)  # state of a reading process: number of the input, time, bytes, count
+
+
+def run_fuzz(workspace: Path, _: dict[str, Baseline], count: int, seed: int, jobs: int) -> dict:
+    """Read about `count` inputs, in the shares of `KINDS`. Returns the counts and every failure."""
+    folder = workspace.parent / "inputs"
+    folder.mkdir()
+    chunks = [(kind, first, min(first + INPUTS_PER_CHUNK, total)) for kind, (*_, share) in KINDS.items()
+              for total in [max(1, round(count * share))] for first in range(0, total, INPUTS_PER_CHUNK)]
+    read = run_all(partial(read_chunk, folder, seed, chunks), len(chunks), jobs, "inputs")
+    # One at a time, since each lists the files of the campaign before and after.
+    scripts = run_all(partial(script_trial, workspace, seed), max(1, round(count * SCRIPT_SHARE)), 1, "scripts")
+    rows: dict = {}
+    for part in [*read, *scripts]:
+        rows.setdefault(part["kind"], Counter()).update(part["outcomes"])
+    return {
+        "inputs": sum(sum(row.values()) for row in rows.values()),
+        "rows": rows,
+        "peak MiB": max(part["peak"] for part in read) >> 20,
+        "failures": [failure for part in [*read, *scripts] for failure in part["failures"]],
+    }
+
+
+def make_input(kind: str, seed: int, index: int) -> bytes:
+    """Content of input number `index` of a kind."""
+    return SPECIAL.get((kind, index), lambda: KINDS[kind][1](stream(seed, "fuzz", kind, index)))()
+
+
+def read_chunk(folder: Path, seed: int, chunks: list[tuple[str, int, int]], number: int) -> dict:
+    """Read the inputs of one chunk in a child process. If an input ends the process, another one reads the rest."""
+    kind, first, end = chunks[number]
+    scratch, failures, outcomes, peak = folder / f"{kind} {first}", [], Counter(), 0
+    while first < end:
+        state = memoryview(mmap.mmap(-1, 32)).cast("d")
+        (scratch / "target").mkdir(parents=True)
+        pid = os.fork()
+        if pid == 0:
+            _read_inputs(kind, seed, first, end, scratch, state)
+        problem = _wait(pid, state)
+        index, peak = int(state[INDEX]), max(peak, int(state[PEAK]))
+        for line in (scratch / "problems").read_text().splitlines() if (scratch / "problems").exists() else ():
+            failures.append(_record_failure(folder, kind, seed, **json.loads(line)))
+        if problem:
+            failures.append(_record_failure(folder, kind, seed, index, problem))
+        refused = int(state[REFUSED])
+        outcomes.update({"refused": refused, "read": index + 1 - first - refused})
+        shutil.rmtree(scratch)
+        first = index + 1
+    outcomes.update({"read": -len(failures), "failed": len(failures)})
+    return {"kind": kind, "outcomes": outcomes, "peak": peak, "failures": failures}
+
+
+def _record_failure(folder: Path, kind: str, seed: int, index: int, problem: str) -> dict:
+    """Describe a failure, and write its input to a file if it is smaller than 1 MiB."""
+    data = in_child(make_input, kind, seed, index)
+    file = folder / f"{kind}-{seed}-{index}-{KINDS[kind][0]}".replace(" ", "-")
+    if len(data) < 2**20:
+        file.write_bytes(data)
+    return {"kind": kind, "seed": seed, "index": index, "bytes": len(data), "problem": problem, "file": file.name}
+
+
+def _wait(pid: int, state: memoryview) -> str:
+    """Wait for a reading process. Returns the problem, or an empty text."""
+    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if 0 < state[STARTED] < time.monotonic() - TIME_LIMIT:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            return f"longer than {TIME_LIMIT:g} seconds"
+        time.sleep(0.01)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return f"the process ended with exit code {code}" if code else ""
+
+
+def _read_inputs(kind: str, seed: int, first: int, end: int, scratch: Path, state: memoryview) -> None:
+    """Read the inputs `first` to `end` - 1 in this process, and exit; exit early if one takes too much memory."""
+    code = 1
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream_number in range(3):
+            os.dup2(null, stream_number)
+        warnings.simplefilter("ignore")
+        limit_memory()
+        os.chdir(scratch)
+        path = scratch / KINDS[kind][0]
+        for index in range(first, end):
+            state[INDEX], state[STARTED] = index, 0
+            path.write_bytes(make_input(kind, seed, index))
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
+            state[STARTED] = time.monotonic()
+            problem, refused = _read_one(KINDS[kind][2], path, scratch)
+            peak = _peak_bytes()
+            state[STARTED], state[PEAK], state[REFUSED] = 0, max(state[PEAK], peak), state[REFUSED] + refused
+            if peak > MEMORY_LIMIT:
+                problem += f"; {peak >> 20} MiB of memory"
+            if problem:
+                with open(scratch / "problems", "a") as file:
+                    print(json.dumps({"index": index, "problem": problem}), file=file)
+                if peak > MEMORY_LIMIT:
+                    break
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _read_one(reader: Callable, path: Path, scratch: Path) -> tuple[str, bool]:
+    """Read one input. Returns the problem (or an empty text), and whether the input was refused."""
+    problem, refused, target = "", False, scratch / "target"
+    try:
+        reader(path, target)
+    except UserError:
+        refused = True
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
+    allowed = {path.name, "target", "problems", "label.png", "train", "val"}
+    others = {*os.listdir(scratch)} - allowed
+    created = [*others] + [name for name in os.listdir(scratch.parent) if name == "out"]
+    created += [str(file) for file in target.rglob("*") if file.is_symlink() or not (file.is_file() or file.is_dir())]
+    if refused and any(target.iterdir()):
+        created.append("a part of the refused file")
+    if any(target.iterdir()):
+        shutil.rmtree(target)
+        target.mkdir()
+    for name in others:
+        shutil.rmtree(scratch / name) if (scratch / name).is_dir() else (scratch / name).unlink()
+    return problem + f"; created {created}" * bool(created), refused
+
+
+def _peak_bytes() -> int:
+    """Peak resident memory of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -1,0 +1,168 @@
+"""Run scripts, and other work, in forked processes.
+
+The parent process has imported everything and has started no threads, so a forked script starts at once.
+"""
+
+import atexit
+import importlib
+import os
+import pickle
+import resource
+import runpy
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from tools.fault_campaign.injector import FaultInjector
+from utils.files import ROOT
+from utils.log import progress
+
+TIME_LIMIT = 30.0  # seconds for a run that takes about two
+MORE_MEMORY = 8 * 2**30  # bytes of address space that a child process may add
+NOBODY = 65534  # a user id that owns none of the files
+
+
+def preload() -> None:
+    """Import the modules that the scripts import, once, before any fork."""
+    for name in ("defenses.dpsgd", "defenses.victim", "evaluation.report", "evaluation.utility", "models.pspnet",
+                 "multiprocessing.popen_fork", "torch.utils.tensorboard", "training.attacker", "training.segmentation"):
+        importlib.import_module(name)
+    torch.set_num_threads(1)
+    Image.init()
+
+
+@dataclass
+class RunResult:
+    """Result of a run: exit code (-N: killed by signal N), seconds, stderr, file accesses, peak memory in bytes."""
+
+    code: int
+    seconds: float
+    stderr: str
+    injector: FaultInjector
+    peak: int
+
+    def problems(self, *expected: int) -> list[str]:
+        """At most one message: the exit code is not expected, or an error is not reported in one line on stderr."""
+        problems = []
+        if self.code not in expected:
+            problems.append(f"exit code {self.code} instead of {' or '.join(map(str, expected))}")
+        if "Traceback" in self.stderr:
+            problems.append("a traceback")
+        elif self.code > 0 and len(self.stderr.splitlines()) != 1:
+            problems.append(f"{len(self.stderr.splitlines())} lines on stderr instead of one")
+        return [f"{', '.join(problems)}: {self.stderr[-500:]}"] if problems else []
+
+
+class ScriptProcess:
+    """A script that runs in a forked process, with a new process group."""
+
+    def __init__(self, command: Sequence[str], injector: FaultInjector, as_nobody: bool = False):
+        self.injector, self.started = injector, time.monotonic()
+        self._stderr = os.memfd_create("stderr")
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _run_in_child(command, injector, self._stderr, as_nobody)
+
+    def send(self, number: int, group: bool = True) -> None:
+        """Send a signal to the process, or to its group."""
+        (os.killpg if group else os.kill)(self.pid, number)
+
+    def ended_within(self, seconds: float) -> bool:
+        """Wait for the end of the process, but not longer than `seconds`. Returns whether it has ended."""
+        deadline = time.monotonic() + seconds
+        while not (status := os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)
+        return status is not None
+
+    def result(self) -> RunResult:
+        """Wait for the end, and kill the rest of the process group. A process that takes too long is killed."""
+        timed_out = not self.ended_within(TIME_LIMIT)
+        seconds = time.monotonic() - self.started
+        self.send(signal.SIGKILL)
+        _, status, usage = os.wait4(self.pid, 0)
+        with open(self._stderr, "rb") as file:
+            file.seek(0)
+            text = file.read().decode(errors="replace") + f"killed after {TIME_LIMIT:g} seconds" * timed_out
+        return RunResult(os.waitstatus_to_exitcode(status), seconds, text, self.injector, usage.ru_maxrss * 1024)
+
+
+def _run_in_child(command: Sequence[str], injector: FaultInjector, stderr: int, as_nobody: bool) -> None:
+    """Run the script in this process as `python NAME ARGS` would, and exit."""
+    code = 1
+    try:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(0, 1)
+        os.dup2(stderr, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        limit_memory()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = [str(ROOT / command[0]), *map(str, command[1:])]
+        os.chdir(injector.folder)
+        if as_nobody:
+            os.seteuid(NOBODY)
+        injector.install()
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for file in (sys.stdout, sys.stderr):
+            file.flush()
+        os._exit(code)
+
+
+def limit_memory() -> None:
+    """Make allocations fail in this process once it has added `MORE_MEMORY` bytes."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + MORE_MEMORY,) * 2)
+
+
+def run_script(command: Sequence[str], folder: Path, **fault: object) -> RunResult:
+    """Run a script to its end; `fault` are the other fields of a `FaultInjector` for `folder`."""
+    return ScriptProcess(command, FaultInjector(folder, **fault)).result()
+
+
+def in_child(work: Callable, *args: object) -> object:
+    """`work(*args)`, computed in a forked process."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with open(write, "wb") as file:
+                pickle.dump(work(*args), file)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as file:
+        answer = file.read()
+    os.waitpid(pid, 0)
+    return pickle.loads(answer)
+
+
+def run_all(work: Callable[[int], dict], count: int, jobs: int, description: str) -> list[dict]:
+    """`work(0)` to `work(count - 1)` in order, computed by `jobs` processes at a time."""
+    if jobs == 1:
+        return [work(index) for index in progress(range(count), description)]
+    with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
+        return list(progress(pool.map(work, range(count)), description, total=count))

@@ -1,0 +1,148 @@
+"""The commands of the campaign, the small data set and models that they use, and one trial of a command."""
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from datasets import streets
+from datasets.pairs import Pair, write_split
+from tools.fault_campaign.compare import broken_files, differences
+from tools.fault_campaign.runs import RunResult, in_child, run_script
+from utils.cli import UserError
+
+# Command lines: {workspace} is the folder that `make_workspace` fills, {folder} that of the trial.
+SMALL = ("--root {workspace}/data --width 16 --stages 2 --epochs 3 --batch 4 --workers 0 --crop 64 128 "
+         "--precision fp32 --out {folder}/run ")
+VICTIM = "train_victim.py --train {workspace}/victim_in.txt --test {workspace}/victim_out.txt " + SMALL
+LIVE = ("--victim {workspace}/victim/last.pth.tar --root {workspace}/data --members {workspace}/victim_in.txt "
+        "--non-members {workspace}/victim_out.txt ")
+ATTACK = ("attack.py -resume {workspace}/attacker/best.pth.tar --precision fp32 -num-patch 3 --batch 6 --save-every 0 "
+          "--out {folder}/run ")
+IMAGES_PER_BATCH = 2  # of ATTACK, which saves after each batch
+COMMANDS = {
+    "victim": VICTIM,
+    "victim, 1 worker": VICTIM + "--workers 1",
+    "victim, DPSGD": VICTIM + "--epochs 2 --lr 0.001 -dpsgd",
+    "shadow": "train_shadow.py --split {workspace}/shadow.txt --victim {workspace}/victim/last.pth.tar " + SMALL,
+    "attacker": "train_attacker.py --shadow {folder}/shadow --patch-size 12 --width 0.125 --epochs 3 "
+                "--precision fp32 --out {folder}/run",
+    "attack": ATTACK + "--examples {workspace}/shadow/posteriors-s4",
+    "attack, live victim": ATTACK + LIVE,
+    "attack, --keep": ATTACK + LIVE + "--keep {folder}/kept",
+}
+SPLITS = {"victim_in": range(8), "victim_out": range(100, 108), "shadow": range(200, 224)}  # scenes of streets
+
+
+def command_line(name: str, workspace: Path, folder: Path) -> list[str]:
+    """The command `name` of `COMMANDS` for a trial in `folder`."""
+    return [word.format(workspace=workspace, folder=folder) for word in COMMANDS[name].split()]
+
+
+def is_attack(name: str) -> bool:
+    """Whether a command of `COMMANDS` is an attack. All others are trainings."""
+    return COMMANDS[name].startswith("attack.py")
+
+
+def prepare_folder(name: str, workspace: Path, folder: Path) -> None:
+    """Make the folder of a run. A run that trains an attacker gets a copy of the shadow, since it writes there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "attacker":
+        shutil.copytree(workspace / "shadow", folder / "shadow",
+                        ignore=shutil.ignore_patterns("posteriors*", "events"))
+
+
+def make_workspace(workspace: Path) -> Path:
+    """Fill a folder with data/, split files, runs of victim and shadow, and an attacker of 12 x 12 patches."""
+    in_child(_draw_data, workspace)
+    for name in ("victim", "shadow", "attacker"):
+        command = command_line(name, workspace, workspace)
+        command[command.index("--out") + 1] = str(workspace / name)
+        result = run_script(command, workspace)
+        if result.code:
+            raise UserError(f"preparing the campaign: {name} failed: {result.stderr}")
+    return workspace
+
+
+def _draw_data(workspace: Path) -> None:
+    for split, scenes in SPLITS.items():
+        pairs = [Pair(f"img/{i}.png", f"label/{i}.png", f"img/{i}.png") for i in scenes]
+        write_split(workspace / f"{split}.txt", pairs)
+        for pair, scene in zip(pairs, scenes, strict=True):
+            for path, array in zip((pair.image, pair.label), streets.draw(scene), strict=True):
+                (workspace / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array[::2, ::2]).save(workspace / "data" / path)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A run without a fault: its folder, duration in seconds, numbers of accesses, and size of its files in bytes."""
+
+    folder: Path
+    seconds: float
+    writes: int
+    reads: int
+    label_reads: int
+    size: int
+
+
+def run_baseline(name: str, workspace: Path) -> Baseline:
+    """Run a command twice without a fault. Both runs must give the same results; the first one is kept."""
+    folders = [workspace / "baselines" / f"{name}{suffix}" for suffix in ("", ", again")]
+    for folder in folders:
+        prepare_folder(name, workspace, folder)
+        result = run_script(command_line(name, workspace, folder), workspace)
+        if problems := result.problems(0):
+            raise UserError(f"{name} fails without a fault: {problems[0]}")
+    if problems := in_child(differences, *folders):
+        raise UserError(f"{name}: two runs without a fault differ: {problems}")
+    shutil.rmtree(folders[1])
+    size = sum(path.stat().st_size for path in folders[0].rglob("*") if path.is_file())
+    accesses = result.injector
+    return Baseline(folders[0], result.seconds, accesses.writes, accesses.reads, accesses.label_reads, size)
+
+
+@dataclass
+class Trial:
+    """One run of the command `name` in `folder`. A fault stops it, and it is resumed and compared with its baseline."""
+
+    name: str
+    workspace: Path
+    baseline: Baseline
+    folder: Path
+    problems: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def prepare(self) -> None:
+        """Make the folder."""
+        prepare_folder(self.name, self.workspace, self.folder)
+
+    def command(self) -> list[str]:
+        """The command line that starts the run, or resumes it. An attack is resumed by the same command."""
+        command = command_line(self.name, self.workspace, self.folder)
+        if not is_attack(self.name) and (self.folder / "run" / "last.pth.tar").exists():
+            return [command[0], "--continue", str(self.folder / "run")]
+        return command
+
+    def check(self, result: RunResult, *codes: int) -> None:
+        """Check the exit code and stderr of a run that met a fault. All its result files must be complete."""
+        self.problems += result.problems(*codes) + in_child(broken_files, self.folder)
+
+    def finish(self) -> RunResult:
+        """Run the command to its end. The results must equal those of the baseline."""
+        result = run_script(self.command(), self.workspace)
+        self.problems += result.problems(0) or self.differences()
+        return result
+
+    def differences(self) -> list[str]:
+        """Differences between the results of the baseline and those of this run."""
+        return in_child(differences, self.baseline.folder, self.folder)
+
+    def report(self, **details: object) -> dict:
+        """The row of this trial. Its folder is deleted if there is no problem."""
+        if not self.problems:
+            shutil.rmtree(self.folder)
+        return {"command": self.name, **details, "problems": self.problems,
+                "seconds": time.monotonic() - self.started}
