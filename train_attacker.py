@@ -57,10 +57,10 @@ def main(args: argparse.Namespace) -> None:
     from datasets.posteriors import TINY, list_tree
     from defenses.apply import Defense
     from training.attacker import prepare, train_attacker
-    from utils.checkpoints import resume_arguments
     from utils.device import choose_device
     from utils.distributed import is_main, print_once, run_on_main
     from utils.files import start_run, write_json
+    from utils.resume import resume_arguments
 
     if args.plan:
         from training.plan import plan_attacker

@@ -36,10 +36,10 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     from datasets.pairs import read_split, write_split
     from training.segmentation import train_and_report
-    from utils.checkpoints import resume_arguments
     from utils.device import choose_device
     from utils.distributed import is_main, run_on_main
     from utils.files import start_run
+    from utils.resume import resume_arguments
 
     if bool(args.train) != bool(args.test):
         raise UserError("--train and --test go together: D_in^S and D_out^S")

@@ -31,10 +31,10 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     from datasets.pairs import read_split
     from training.segmentation import train_and_report
-    from utils.checkpoints import resume_arguments
     from utils.device import choose_device
     from utils.distributed import run_on_main
     from utils.files import start_run
+    from utils.resume import resume_arguments
 
     training.check(args)
     if args.plan:
