@@ -60,8 +60,8 @@ def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
     parts = {}
     for name, pairs in (("block", trimmed), ("random", complete)):
         drives = [pair.group.rpartition("-")[0] for pair in pairs]
-        dealt = deal([pair.group if name == "block" else pair.image for pair in pairs], SHARES[name], seed, drives)
+        assigned = deal([pair.group if name == "block" else pair.image for pair in pairs], SHARES[name], seed, drives)
         for index, part in enumerate(PARTS):
-            parts[f"{name}/{part}"] = [pair for pair, p in zip(pairs, dealt, strict=True) if p == index]
+            parts[f"{name}/{part}"] = [pair for pair, p in zip(pairs, assigned, strict=True) if p == index]
         parts[f"{name}/shadow"] = parts[f"{name}/shadow_in"] + parts[f"{name}/shadow_out"]
     return parts

@@ -187,9 +187,9 @@ def test_epsilon():
     little_noise, much_noise = (dpsgd.account(bounds, v, 8, 100, 1000)["epsilon"] for v in (1e-3, 1.0))
     assert 1e5 < little_noise < 1e6 and 0 < much_noise < 50  # we computed about 5e5 for 1e-3, the paper's variance
     assert dpsgd.account(bounds, 1.0, 8, 100, 10)["epsilon"] < much_noise
-    none = dpsgd.account(bounds, 0.0, 8, 100, 1000)
-    assert none["epsilon"] is None and none["noise_std"] == 0 and none["bounds"]["norm"] == 5
-    assert json.loads(json.dumps(none, allow_nan=False)) == none
+    no_noise = dpsgd.account(bounds, 0.0, 8, 100, 1000)
+    assert no_noise["epsilon"] is None and no_noise["noise_std"] == 0 and no_noise["bounds"]["norm"] == 5
+    assert json.loads(json.dumps(no_noise, allow_nan=False)) == no_noise
 
 
 @pytest.fixture(scope="module")
