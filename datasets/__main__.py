@@ -1,4 +1,4 @@
-"""Write the split files of a data set, and, if asked, a copy of it at another size.
+"""Write the split files of a data set and, with --copy, a resized copy of its images and labels.
 
     python -m datasets streets
     python -m datasets camvid --root CAMVID
@@ -10,19 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets import DATASETS, find_dataset
-from utils.cli import UserError, positive, run
+from utils.cli import UserError, new_parser, positive, run
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="datasets", description=__doc__,
-                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = new_parser(__doc__, "datasets")
     flags.add_argument("name", choices=DATASETS, help="the data set")
-    flags.add_argument("--root", metavar="DIR", help="where it lies; streets are drawn there (default: data/NAME)")
-    flags.add_argument("--splits", metavar="DIR", help="where the split files go (default: splits/NAME)")
-    flags.add_argument("--seed", type=int, default=0, help="of the parts that are dealt at random (default: 0)")
+    flags.add_argument("--root", metavar="DIR",
+                       help="folder of the data set; streets draws its images there (default: data/NAME)")
+    flags.add_argument("--splits", metavar="DIR", help="output folder of the split files (default: splits/NAME)")
+    flags.add_argument("--seed", type=int, default=0, help="seed of random splits, and of streets (default: 0)")
     flags.add_argument("--short-side", type=positive, metavar="N",
-                       help="pixels of the shorter side of the copy's images")
-    flags.add_argument("--copy", metavar="DIR", help="write the copy here; the split files then name its images")
+                       help="shorter side of the images of the copy, in pixels")
+    flags.add_argument("--copy", metavar="DIR",
+                       help="output folder of the copy; the split files then list the images of the copy")
     return flags
 
 
@@ -30,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     from datasets.pairs import write_split
 
     if bool(args.short_side) != bool(args.copy):
-        raise UserError("--short-side N and --copy DIR go together")
+        raise UserError("--short-side N and --copy DIR need each other; give both or neither")
     root, out = Path(args.root or f"data/{args.name}"), Path(args.splits or f"splits/{args.name}")
     for name, pairs in find_dataset(args.name).splits(root, args.seed).items():
         if args.copy:
@@ -40,33 +41,36 @@ def main(args: argparse.Namespace) -> None:
         print(f"{path}: {len(pairs)}")
 
 
-def resized(pairs: list, copy: Path, side: int, what: str) -> list:
-    """Write pairs under `copy` with shorter sides of `side` pixels (area mean; labels nearest), those not there yet."""
+def resized(pairs: list, copy: Path, side: int, part: str) -> list:
+    """Write resized copies of pairs below `copy` and return the new pairs. Files that exist are not written again.
+
+    The shorter side gets `side` pixels. Images are resized by area averaging, labels by nearest neighbour.
+    """
     import cv2
     from PIL import Image
 
-    from datasets.images import PIXELS, load_ids, load_image, opened
+    from datasets.images import PIXELS, load_ids, load_image, open_image
     from utils.files import atomic_open
     from utils.log import progress
 
     out = []
-    for pair in progress(pairs, f"resizing {what}"):
+    for pair in progress(pairs, f"resizing {part}"):
         image = str(Path(pair.image).with_suffix(".png"))
         group = image if pair.group == pair.image else pair.group
-        for source, load, target, how in ((pair.image, load_image, image, cv2.INTER_AREA),
-                                          (pair.label, load_ids, pair.label, cv2.INTER_NEAREST_EXACT)):
+        for source, load, target, method in ((pair.image, load_image, image, cv2.INTER_AREA),
+                                             (pair.label, load_ids, pair.label, cv2.INTER_NEAREST_EXACT)):
             if (copy / target).exists():
-                with opened(copy / target) as there:
-                    if min(there.size) != side:
-                        raise UserError(f"{copy} holds images of another size; give --copy another folder")
+                with open_image(copy / target) as existing:
+                    if min(existing.size) != side:
+                        raise UserError(f"{copy} contains images of another size; give --copy another folder")
                 continue
             array = load(pair.root / source)
             height, width = array.shape[:2]
             factor = side / min(height, width)
             if height * width * factor**2 > PIXELS:
-                raise UserError(f"{pair.root / source} is {width} x {height}; --short-side {side} would make it larger "
-                                f"than {PIXELS:,} pixels")
-            array = cv2.resize(array, (round(width * factor), round(height * factor)), interpolation=how)
+                raise UserError(f"{pair.root / source} is {width} x {height}; --short-side {side} would give it "
+                                f"more than {PIXELS:,} pixels; lower it")
+            array = cv2.resize(array, (round(width * factor), round(height * factor)), interpolation=method)
             with atomic_open(copy / target) as file:
                 Image.fromarray(array).save(file, "PNG")
         out.append(replace(pair, image=image, group=group, root=copy))

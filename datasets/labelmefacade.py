@@ -1,7 +1,8 @@
-"""LabelMeFacade (Fröhlich, Rodner, Denzler): images/NAME.jpg, labels/NAME.png in colour, merged into CamVid's classes.
+"""LabelMeFacade (Fröhlich, Rodner, Denzler): images/NAME.jpg and colour labels labels/NAME.png.
 
-Building, door and window become building; `various` (black) and any other colour are void. Six of CamVid's eleven
-classes occur. Images that were enlarged from 256 x 256 are left out, and those of one shooting stay together.
+Its classes are merged into six of the eleven classes of CamVid. Building, door and window become building; `various`
+(black) and all unknown colours become void. Images that were enlarged from 256 x 256 are left out. Images of one photo
+series form one group.
 """
 
 from pathlib import Path
@@ -19,9 +20,9 @@ ENLARGED = "spatial_envelope_256x256"
 
 
 def decode(raw: np.ndarray, path: Path) -> np.ndarray:
-    """Colours (H, W, 3) to train ids (H, W) of CamVid."""
+    """Convert colours (H, W, 3) to train ids (H, W) of CamVid."""
     if raw.ndim != 3:
-        raise UserError(f"{path}: LabelMeFacade labels are colour images")
+        raise UserError(f"{path}: expected a colour image, as all labels of LabelMeFacade are")
     code = raw.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     label = np.full(code.shape, VOID, np.uint8)
     for (red, green, blue), name in COLOURS.items():
@@ -30,10 +31,10 @@ def decode(raw: np.ndarray, path: Path) -> np.ndarray:
 
 
 def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
-    """`shadow_in` and `shadow_out`, halves by shooting (the folder, which the name tells before `__`)."""
+    """Return two halves, `shadow_in` and `shadow_out`. A group is a photo series: the part of the name before `__`."""
     names = sorted(path.stem for path in (root / "images").glob("*.jpg"))
     if not names:
-        raise UserError(f"{root}/images holds no images; they come from github.com/cvjena/labelmefacade")
+        raise UserError(f"{root}/images contains no .jpg images; download them from github.com/cvjena/labelmefacade")
     pairs = [Pair(f"images/{name}.jpg", f"labels/{name}.png", name.partition("__")[0], root)
              for name in names if not name.startswith(ENLARGED)]
     part = deal([pair.group for pair in pairs], (1, 1), seed)

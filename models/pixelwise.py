@@ -1,18 +1,18 @@
-"""The learned attack of Salem et al. (ML-Leaks, NDSS 2019), adapted as in section 2.4: every position by itself."""
+"""The learned attack of Salem et al. (ML-Leaks, NDSS 2019), applied to each position separately (section 2.4)."""
 
 import torch
 from torch import nn
 
-HIDDEN = 256  # times the width: 64 units at the default, as in ML-Leaks
+HIDDEN = 256  # hidden units at width 1; the default width gives 64, as in ML-Leaks
 
 
 class Pixelwise(nn.Module):
-    """A classifier of the 2C values of one position, whose member probabilities are averaged over the labelled ones.
+    """Classify the 2C values of each position, and average the member probabilities over the labelled positions.
 
-    forward: posterior and one-hot label (N, 2C or more, h, w) -> (logits (N, 2), position logits (N, 2, h, w)).
-    The softmax of the logits is the mean of the positions' softmaxes, so an attack with whole images scores as
-    the paper's baseline does. In training it returns instead the logits of all labelled positions, (K, 2), patch after
-    patch, and how many each patch has, int64 (N,).
+    forward: posterior and one-hot label (N, 2C or more, h, w) -> (logits (N, 2), logits of positions (N, 2, h, w)).
+    The softmax of the logits is the mean softmax of the labelled positions, so an attack on complete images gives the
+    score of the baseline in the paper. In training, forward returns instead the logits of all labelled positions
+    (K, 2), patch after patch, and their number in each patch, int64 (N,).
     """
 
     def __init__(self, channels: int, width: float = 0.25, dropout: float = 0.0):
@@ -23,14 +23,14 @@ class Pixelwise(nn.Module):
                                       nn.Conv2d(hidden, 2, 1))
 
     def fold_norms(self) -> "Pixelwise":
-        """Nothing to fold; this attacker, in eval mode."""
+        """Return this attacker in eval mode; it has no norms to merge."""
         return self.eval()
 
     def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        known = maps[:, self.classes : 2 * self.classes].sum(dim=1, keepdim=True) > 0
+        labelled = maps[:, self.classes : 2 * self.classes].sum(dim=1, keepdim=True) > 0
         positions = self.classify(maps).float()
         if self.training:
-            return positions.movedim(1, -1)[known[:, 0]], known.sum(dim=(1, 2, 3))
-        count = known.sum(dim=(2, 3)).clamp_min(1)
-        summed = positions.log_softmax(dim=1).masked_fill(~known, -torch.inf).logsumexp(dim=(2, 3))
-        return torch.where(known.any(dim=3).any(dim=2), summed - count.log(), 0), positions
+            return positions.movedim(1, -1)[labelled[:, 0]], labelled.sum(dim=(1, 2, 3))
+        count = labelled.sum(dim=(2, 3)).clamp_min(1)
+        summed = positions.log_softmax(dim=1).masked_fill(~labelled, -torch.inf).logsumexp(dim=(2, 3))
+        return torch.where(labelled.any(dim=3).any(dim=2), summed - count.log(), 0), positions

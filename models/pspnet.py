@@ -7,7 +7,7 @@ from models.layers import BINS, PyramidPooling, Segmenter, auxiliary_head, conv_
 
 
 class PSPHead(nn.Module):
-    """Pyramid pooling on the last features, 3x3 convolution, dropout, classifier; logits at the features' size."""
+    """Pyramid pooling of the last features, 3x3 convolution, dropout, classifier; logits at their resolution."""
 
     def __init__(self, inputs: int, classes: int, width: int, dropout: float):
         super().__init__()
@@ -23,9 +23,9 @@ class PSPHead(nn.Module):
 
 def build(backbone: str = "resnet101s", classes: int = 19, output_stride: int = 8, stages: int = 4, width: int = 512,
           dropout: float = 0.1, auxiliary: bool = True, pretrained: bool = False, name: str = "pspnet") -> Segmenter:
-    """PSPNet; the defaults are the paper's PSPNet-101 with 65,707,475 parameters and 2,364,691 in the auxiliary head.
+    """Build PSPNet. The defaults are PSPNet-101: 65,707,475 parameters, and 2,364,691 more in the auxiliary head.
 
-    `stages` cuts the backbone after so many stages and `width` is that of the classifier, for small models.
+    For small models: `stages` is the number of stages of the backbone, `width` the number of channels of the head.
     """
     body = Backbone(backbone, output_stride, stages, pretrained)
     head = PSPHead(body.channels[-1], classes, width, dropout)

@@ -7,11 +7,11 @@ from torch import nn
 from models.backbones import Backbone
 from models.layers import BINS, PyramidPooling, Segmenter, auxiliary_head, conv_norm
 
-POOLED = 512  # channels of each pyramid level, whatever the width
+POOLED = 512  # channels of each pyramid level, for every width
 
 
 class UperHead(nn.Module):
-    """Pyramid pooling on the coarsest features, then a feature pyramid; logits at the finest features' size."""
+    """Pyramid pooling of the coarsest features, then a feature pyramid; returns logits of the finest features' size."""
 
     def __init__(self, inputs: list[int], classes: int, width: int):
         super().__init__()
@@ -37,9 +37,9 @@ def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def build(backbone: str = "resnet101s", classes: int = 19, output_stride: int = 32, stages: int = 4, width: int = 512,
           dropout: float = 0.1, auxiliary: bool = False, pretrained: bool = False, name: str = "upernet") -> Segmenter:
-    """UperNet; the defaults are UperNet-101 with 83,147,219 parameters (60,856,019 at width 256).
+    """Build UperNet. The defaults are UperNet-101 with 83,147,219 parameters (60,856,019 at width 256).
 
-    The authors' model has neither dropout nor an auxiliary head; `dropout` is that of the auxiliary head, if asked for.
+    The authors' model has neither dropout nor an auxiliary head. `auxiliary` adds one, and `dropout` is its dropout.
     """
     body = Backbone(backbone, output_stride, stages, pretrained)
     extra = auxiliary_head(body.channels[-2], classes, dropout) if auxiliary else None

@@ -1,4 +1,4 @@
-"""The slow, obvious version of each formula, against which the fast one is held."""
+"""A slow and simple version of each formula; the tests compare the fast versions with it."""
 
 import math
 
@@ -8,7 +8,7 @@ VOID = 255
 
 
 def loss_map(posterior, label, floor):
-    """SLM(i, j) = -sum_c Y(i, j, c) log P(i, j, c), pixel by pixel (section 2.1)."""
+    """Structured loss map: SLM(i, j) = -sum_c Y(i, j, c) log P(i, j, c), pixel by pixel (section 2.1)."""
     classes, height, width = posterior.shape
     out = np.zeros((1, height, width))
     for i in range(height):
@@ -22,6 +22,7 @@ def loss_map(posterior, label, floor):
 
 
 def concatenation(posterior, label):
+    """C+GT: the posterior and the one-hot label (section 2.1)."""
     classes, height, width = posterior.shape
     out = np.zeros((2 * classes, height, width))
     for i in range(height):
@@ -33,6 +34,7 @@ def concatenation(posterior, label):
 
 
 def argmax(posterior):
+    """One-hot map of the predicted class; the first class wins a tie."""
     out = np.zeros_like(posterior)
     for i in range(posterior.shape[1]):
         for j in range(posterior.shape[2]):
@@ -45,6 +47,7 @@ def argmax(posterior):
 
 
 def gauss(posterior, noise, std, floor):
+    """Add noise, clamp at `floor`, and divide by the sum over classes; a position where all are 0 becomes uniform."""
     out = np.zeros(posterior.shape)
     classes = posterior.shape[0]
     for i in range(posterior.shape[1]):
@@ -57,7 +60,7 @@ def gauss(posterior, noise, std, floor):
 
 
 def rejection(posterior, label, candidates, size, count, tau, tries):
-    """Algorithm 2, lines 2 to 8, one candidate after the other."""
+    """Algorithm 2, lines 2 to 8, one candidate after another."""
     chosen, position = [], 0
     while len(chosen) < count:
         best, best_mean = None, math.inf
@@ -76,30 +79,30 @@ def rejection(posterior, label, candidates, size, count, tau, tries):
 
 
 def max_f(score, member):
-    """Try every score as the threshold."""
+    """Largest F-score over all thresholds: every score is tried as the threshold."""
     best = 0.0
     for threshold in score:
-        true = sum(m and s >= threshold for s, m in zip(score, member, strict=True))
-        called = sum(s >= threshold for s in score)
-        precision, recall = true / called, true / sum(member)
+        true_positives = sum(m and s >= threshold for s, m in zip(score, member, strict=True))
+        predicted = sum(s >= threshold for s in score)
+        precision, recall = true_positives / predicted, true_positives / sum(member)
         if precision + recall:
             best = max(best, 2 * precision * recall / (precision + recall))
     return best
 
 
 def auc(score, member):
-    """Share of (member, non-member) pairs in the right order, ties one half."""
-    inside = [s for s, m in zip(score, member, strict=True) if m]
-    outside = [s for s, m in zip(score, member, strict=True) if not m]
-    return sum((a > b) + (a == b) / 2 for a in inside for b in outside) / (len(inside) * len(outside))
+    """Share of (member, non-member) pairs whose scores are in the right order; a tie counts one half."""
+    members = [s for s, m in zip(score, member, strict=True) if m]
+    others = [s for s, m in zip(score, member, strict=True) if not m]
+    return sum((a > b) + (a == b) / 2 for a in members for b in others) / (len(members) * len(others))
 
 
 def tpr_at(score, member, rate):
-    """Best true positive rate of any threshold whose false positive rate is `rate` or less."""
+    """Largest true positive rate of all thresholds whose false positive rate is at most `rate`."""
     best = 0.0
     for threshold in [*score, max(score) + 1]:
-        false = sum(not m and s >= threshold for s, m in zip(score, member, strict=True))
-        true = sum(m and s >= threshold for s, m in zip(score, member, strict=True))
-        if false <= rate * (len(score) - sum(member)):
-            best = max(best, true / sum(member))
+        false_positives = sum(not m and s >= threshold for s, m in zip(score, member, strict=True))
+        true_positives = sum(m and s >= threshold for s, m in zip(score, member, strict=True))
+        if false_positives <= rate * (len(score) - sum(member)):
+            best = max(best, true_positives / sum(member))
     return best

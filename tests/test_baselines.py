@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import must, script, write_tree
 from hypothesis import given
-from test_formulas import laid_out, tensors
+from test_formulas import posterior_and_label, tensors
 from torch import nn
 
 from attacks.representation import concatenation
@@ -35,7 +35,7 @@ def slow_pixelwise(model, posterior, label):
     return np.mean(found) if found else 0.5
 
 
-@given(laid_out())
+@given(posterior_and_label())
 def test_pixelwise_is_the_mean_over_labelled_positions(pair):
     torch.manual_seed(0)
     model = Pixelwise(2 * pair[0].shape[0]).eval()
@@ -44,7 +44,7 @@ def test_pixelwise_is_the_mean_over_labelled_positions(pair):
         assert logits.softmax(1)[0, 1].item() == pytest.approx(slow_pixelwise(model, *pair), abs=1e-5)
 
 
-@given(laid_out())
+@given(posterior_and_label())
 def test_pixelwise_learns_from_labelled_positions_alone(pair):
     torch.manual_seed(0)
     model = Pixelwise(2 * pair[0].shape[0]).train()

@@ -1,4 +1,4 @@
-"""Split files, labels, and the drawn scenes."""
+"""Split files, labels, augmentation and the scenes of streets."""
 
 import gzip
 from pathlib import Path
@@ -24,24 +24,24 @@ def test_split_file_round_trip(tmp_path):
     assert read_split(tmp_path / "s.txt", "r", must_exist=False) == pairs
 
 
-def test_split_file_forms(tmp_path):
+def test_split_file_with_comments_and_prefix(tmp_path):
     (tmp_path / "s.txt").write_text("# head\n\n/pre/data/1.png /pre/label/1.png # tail\n")
     (pair,) = read_split(tmp_path / "s.txt", tmp_path, strip_prefix="/pre/", must_exist=False)
     assert (pair.image, pair.label, pair.name, pair.key) == ("data/1.png", "label/1.png", "data/1", "1")
 
 
-def test_folder_of_split_files_reads_as_one(tmp_path):
+def test_folder_of_split_files_is_read_as_one_split(tmp_path):
     pairs = [Pair(f"a/{i}.png", f"b/{i}.png", f"block{i // 2}") for i in range(5)]
     for shard, part in (("s/10", pairs[3:]), ("s/02", pairs[:3]), ("twice/1", pairs), ("twice/2", pairs)):
         write_split(tmp_path / f"{shard}.txt", part)
     assert read_split(tmp_path / "s", must_exist=False) == pairs
-    with pytest.raises(UserError, match=r"names a/0\.png twice"):
+    with pytest.raises(UserError, match=r"lists a/0\.png twice"):
         read_split(tmp_path / "twice", must_exist=False)
     with pytest.raises(UserError, match="no such split file"):
         read_split(tmp_path, must_exist=False)
 
 
-@pytest.mark.parametrize("text, message", [("# nothing\n", "names no image"), ("a.png\n", "found 1 fields"),
+@pytest.mark.parametrize("text, message", [("# nothing\n", "lists no image"), ("a.png\n", "found 1 fields"),
                                            ("a b\na b\n", "twice"), ("a b\n", "is not there"), ("a b c d\n", "line 1")])
 def test_bad_split_files(tmp_path, text, message):
     (tmp_path / "s.txt").write_text(text)
@@ -49,28 +49,28 @@ def test_bad_split_files(tmp_path, text, message):
         read_split(tmp_path / "s.txt")
 
 
-@pytest.mark.skipif(not AUTHORS.is_dir(), reason="the authors' split lists are not here")
+@pytest.mark.skipif(not AUTHORS.is_dir(), reason="needs the split lists of the authors")
 @pytest.mark.parametrize("name, count", [
     ("dependent/cityscapes_membership_victim", 1488), ("dependent/cityscapes_non_membership_victim", 912),
     ("dependent/cityscapes_membership_shadow", 555), ("dependent/cityscapes_non_membership_shadow", 520),
     ("independent/bdd100k_membership_shadow", 4000), ("independent/bdd100k_non_membership_shadow", 4000),
     ("independent/mapillary_membership_shadow", 10000), ("independent/mapillary_non_membership_shadow", 10000)])
-def test_authors_lists_read_unchanged(tmp_path, name, count):
+def test_lists_of_the_authors_are_read_without_changes(tmp_path, name, count):
     path = tmp_path / "list.txt"
     path.write_bytes(gzip.decompress((AUTHORS / f"{name}.txt.gz").read_bytes()))
     pairs = read_split(path, tmp_path, strip_prefix="/BS/", must_exist=False)
     assert len(pairs) == count and not pairs[0].image.startswith(("/", "BS"))
 
 
-def test_deal_keeps_groups_whole_and_strata_alike():
-    groups = [f"{s}{i // 5}" for s in "ab" for i in range(50)]
-    part = deal(groups, (1, 1), 0, [g[0] for g in groups])
-    assert all(len({p for p, g in zip(part, groups, strict=True) if g == name}) == 1 for name in groups)
+def test_deal_keeps_groups_together_and_divides_each_stratum():
+    groups = [f"{stratum}{i // 5}" for stratum in "ab" for i in range(50)]
+    part = deal(groups, (1, 1), 0, [group[0] for group in groups])
+    assert all(len({p for p, group in zip(part, groups, strict=True) if group == name}) == 1 for name in groups)
     assert [np.sum(part[:50] == 0), np.sum(part[50:] == 0)] == [25, 25]
     assert deal(groups, (3, 1), 1).mean() == pytest.approx(0.25, abs=0.05)
 
 
-def test_every_data_set_offers_the_same():
+def test_every_data_set_has_classes_decode_and_splits():
     for name in DATASETS:
         module = find_dataset(name)
         assert len(module.CLASSES) in (11, 19) and callable(module.decode) and callable(module.splits)
@@ -87,7 +87,7 @@ def test_label_ids_become_train_ids():
     assert labelmefacade.decode(colours, Path("x.png")).tolist() == [[1, 1, 0, 255, 255]]
 
 
-def test_paper_splits_of_cityscapes(tmp_path):
+def test_cityscapes_splits_have_the_sizes_of_the_paper(tmp_path):
     for side, count in (("train", 2975), ("val", 500)):
         for city in "ab":
             folder = tmp_path / "leftImg8bit" / side / city
@@ -99,7 +99,7 @@ def test_paper_splits_of_cityscapes(tmp_path):
                      "independent/victim_in": 2975, "independent/victim_out": 500}
 
 
-def test_camvid_splits_are_disjoint_blocks(tmp_path):
+def test_camvid_parts_are_disjoint_blocks(tmp_path):
     for drive, count in (("0001TP", 124), ("0006R0", 101)):
         for index in range(count):
             side = "train" if index % 2 else "test"
@@ -107,15 +107,15 @@ def test_camvid_splits_are_disjoint_blocks(tmp_path):
             (tmp_path / side / f"{drive}_{index * 30:06d}.jpg").touch()
     parts = camvid.splits(tmp_path)
     for name in ("block", "random"):
-        seen = [p.image for part in camvid.PARTS for p in parts[f"{name}/{part}"]]
-        assert len(seen) == len(set(seen))
+        images = [p.image for part in camvid.PARTS for p in parts[f"{name}/{part}"]]
+        assert len(images) == len(set(images))
     blocks = [{p.group for p in parts[f"block/{part}"]} for part in camvid.PARTS]
-    assert sum(map(len, blocks)) == len(set.union(*blocks)), "a block lies in two parts"
+    assert sum(map(len, blocks)) == len(set.union(*blocks)), "no block is in two parts"
     frames = sorted(int(p.image[-10:-4]) // 30 for p in parts["block/shadow"] if p.image.split("/")[1][:4] == "0001")
     assert not {i for i in frames if i % 15 in (0, 14)}, "border frames are dropped"
 
 
-def test_copy_at_another_size(tmp_path):
+def test_resized_copy(tmp_path):
     from conftest import must, script
 
     for side in ("train", "trainannot"):
@@ -132,11 +132,10 @@ def test_copy_at_another_size(tmp_path):
         assert np.unique(label) == [255 if index % 12 == 11 else index % 12]
 
 
-def test_streets_are_a_function_of_domain_index_and_seed():
-    image, label = streets.draw(3)
-    again, label_again = streets.draw(3)
-    np.testing.assert_array_equal(image, again)
-    np.testing.assert_array_equal(label, label_again)
+def test_streets_depend_on_domain_index_and_seed():
+    (image, label), (same_image, same_label) = streets.draw(3), streets.draw(3)
+    np.testing.assert_array_equal(image, same_image)
+    np.testing.assert_array_equal(label, same_label)
     assert not np.array_equal(image, streets.draw(3, seed=1)[0]) and not np.array_equal(image, streets.draw(4)[0])
 
 
@@ -150,8 +149,8 @@ def test_streets_have_all_classes_and_three_domains():
     assert len({image.shape for image, _ in drawn["wide"]}) == 3
 
 
-def test_members_and_non_members_of_streets_cannot_be_told_apart_without_a_model():
-    """A forest on colours, textures, class shares and label edges of both sides stays at chance."""
+def test_members_of_streets_cannot_be_recognised_without_a_model():
+    """A random forest on colours, textures, class frequencies and label edges has an AUC close to 0.5."""
     def describe(index):
         image, label = streets.draw(index)
         colours = np.concatenate([np.histogram(image[..., c], 8, (0, 256))[0] for c in range(3)])
@@ -165,17 +164,18 @@ def test_members_and_non_members_of_streets_cannot_be_told_apart_without_a_model
     half = len(member) // 2
     forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=0).fit(features[:half], member[:half])
     auc = roc_auc_score(member[half:], forest.predict_proba(features[half:])[:, 1])
-    assert abs(auc - 0.5) < 0.14  # 2.6 standard errors of 60 + 60
+    assert abs(auc - 0.5) < 0.14  # 2.6 standard errors for 60 members and 60 non-members
 
 
-def test_shipped_splits_are_those_that_are_drawn():
+def test_stored_split_files_list_the_parts_of_streets():
     for part, (domain, first, count) in streets.PARTS.items():
         path = Path(__file__).parents[1] / "splits" / "streets" / f"{part}.txt"
         pairs = read_split(path, must_exist=False)
         assert [p.image for p in pairs] == [f"{domain}/img/{i:05d}.png" for i in range(first, first + count)]
 
 
-def scene(tmp_path, label=None, size=(20, 30)):
+def write_pair(tmp_path, label=None, size=(20, 30)):
+    """Write a random image i.png and a label l.png, and return them as a pair."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (*size, 3), np.uint8)
     label = rng.integers(0, 19, size, np.uint8) if label is None else label
@@ -186,41 +186,41 @@ def scene(tmp_path, label=None, size=(20, 30)):
 
 def test_pair_of_different_sizes(tmp_path):
     with pytest.raises(UserError, match="is 8 x 9, its image 30 x 20"):
-        load_pair(scene(tmp_path, np.zeros((9, 8), np.uint8)), streets)
+        load_pair(write_pair(tmp_path, np.zeros((9, 8), np.uint8)), streets)
 
 
 def test_label_outside_the_classes(tmp_path):
-    scene(tmp_path, np.full((20, 30), 19, np.uint8))
+    write_pair(tmp_path, np.full((20, 30), 19, np.uint8))
     with pytest.raises(UserError, match="holds id 19"):
         load_label(tmp_path / "l.png", streets)
 
 
-@pytest.mark.parametrize("keep", [10, 60])
-def test_truncated_image(tmp_path, keep):
-    pair = scene(tmp_path)
+@pytest.mark.parametrize("percent", [10, 60])
+def test_truncated_image(tmp_path, percent):
+    pair = write_pair(tmp_path)
     content = (tmp_path / "i.png").read_bytes()
-    (tmp_path / "i.png").write_bytes(content[: len(content) * keep // 100])
+    (tmp_path / "i.png").write_bytes(content[: len(content) * percent // 100])
     with pytest.raises(UserError, match=r"i\.png cannot be read"):
         load_pair(pair, streets)
 
 
-def test_augment_keeps_image_and_label_together():
+def test_augment_transforms_image_and_label_together():
     label = np.zeros((120, 180), np.uint8)
     label[30:90, 60:150] = 7
     image = np.repeat(label[..., None] * 30, 3, axis=2)
     for index in range(30):
-        out, moved = augment(image, label, stream(index), (130, 150), (210, 210, 210), (0.7, 1.5), 10)
-        assert out.shape == (130, 150, 3) and moved.shape == (130, 150)
-        assert set(np.unique(moved)) <= {0, 7, 255}
-        inside, outside = out[moved == 7], out[moved == 0]
+        new_image, new_label = augment(image, label, stream(index), (130, 150), (210, 210, 210), (0.7, 1.5), 10)
+        assert new_image.shape == (130, 150, 3) and new_label.shape == (130, 150)
+        assert set(np.unique(new_label)) <= {0, 7, 255}
+        inside, outside = new_image[new_label == 7], new_image[new_label == 0]
         assert inside.size == 0 or np.mean(np.abs(inside.astype(int) - 210) < 40) > 0.8
         assert outside.size == 0 or np.mean(outside < 40) > 0.8
 
 
-def test_augmentation_depends_on_seed_epoch_and_image_only(tmp_path):
-    pair = scene(tmp_path)
+def test_augmentation_depends_only_on_seed_epoch_and_image(tmp_path):
+    pair = write_pair(tmp_path)
     other = Pair("i.png", "l.png", "g", tmp_path)
-    how = ((16, 16), (0, 0, 0), (0.5, 2.0), 10.0)
-    one, two = Augmented([pair], "streets", 0, *how), Augmented([other, pair], "streets", 0, *how)
-    assert one[0, 0][0].equal(two[0, 1][0])
-    assert not one[0, 0][0].equal(two[1, 1][0])
+    settings = ((16, 16), (0, 0, 0), (0.5, 2.0), 10.0)
+    alone, second = Augmented([pair], "streets", 0, *settings), Augmented([other, pair], "streets", 0, *settings)
+    assert alone[0, 0][0].equal(second[0, 1][0])
+    assert not alone[0, 0][0].equal(second[1, 1][0])

@@ -1,4 +1,4 @@
-"""Archives from elsewhere: checked, unpacked whole or not at all."""
+"""Downloaded archives: they may be hostile, so they are checked, and unpacked completely or not at all."""
 
 import io
 import os
@@ -15,6 +15,7 @@ from utils.cli import UserError
 
 
 def archive(path, entries):
+    """Write a zip file with entries (name, content, mode)."""
     with zipfile.ZipFile(path, "w") as zipped:
         for name, content, mode in entries:
             info = zipfile.ZipInfo(name)
@@ -26,13 +27,14 @@ def archive(path, entries):
 PLAIN = stat.S_IFREG | 0o644
 
 
-def both(folder, content=b"x"):
+def write_archives(folder, content=b"x"):
+    """Write small versions of both archives of the authors."""
     archive(folder / "examples.zip", [("examples/train/img/a.png", content, PLAIN), ("examples/", b"", 0)])
     archive(folder / "weights.zip", [("weights/loss.pth.tar", b"y", 0)])
 
 
-def test_archives_in_place_are_unpacked_and_recorded(tmp_path):
-    both(tmp_path)
+def test_archives_that_exist_are_unpacked_and_recorded(tmp_path):
+    write_archives(tmp_path)
     download.main(Namespace(to=str(tmp_path)))
     assert (tmp_path / "examples/train/img/a.png").read_bytes() == b"x"
     assert (tmp_path / "weights/loss.pth.tar").read_bytes() == b"y"
@@ -47,7 +49,7 @@ def test_archives_in_place_are_unpacked_and_recorded(tmp_path):
 @pytest.mark.parametrize("name, mode", [
     ("../out", PLAIN), ("/out", PLAIN), ("a/../../out", PLAIN), ("a\\..\\..\\out", PLAIN), ("c:out", PLAIN),
     ("link", stat.S_IFLNK | 0o777), ("fifo", stat.S_IFIFO)])
-def test_entries_that_leave_the_folder(tmp_path, name, mode):
+def test_entry_outside_the_folder_is_refused(tmp_path, name, mode):
     inside = tmp_path / "in"
     inside.mkdir()
     archive(inside / "x.zip", [("good", b"x", PLAIN), (name, b"/etc", mode)])
@@ -56,7 +58,7 @@ def test_entries_that_leave_the_folder(tmp_path, name, mode):
     assert [p.name for p in tmp_path.rglob("*")] == ["in", "x.zip"]
 
 
-def test_too_large_or_broken(tmp_path, monkeypatch):
+def test_archive_that_is_too_large_or_broken(tmp_path, monkeypatch):
     archive(tmp_path / "x.zip", [("good", b"x" * 100, PLAIN)])
     monkeypatch.setattr(download, "LIMIT", 50)
     with pytest.raises(UserError, match="would unpack to more"):
@@ -66,7 +68,7 @@ def test_too_large_or_broken(tmp_path, monkeypatch):
         download.unpack(tmp_path / "x.zip", tmp_path)
 
 
-def test_no_network_says_what_to_do(tmp_path, monkeypatch):
+def test_message_without_a_network(tmp_path, monkeypatch):
     import gdown
 
     def refuse(*_, **__):
@@ -78,7 +80,7 @@ def test_no_network_says_what_to_do(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["SHA256SUMS", "sha256sums", "weights.zip", ".unpacking/a", ".", "", "a\x1b"])
-def test_entries_that_would_replace_what_is_ours(tmp_path, name):
+def test_entry_with_a_reserved_name_is_refused(tmp_path, name):
     archive(tmp_path / "x.zip", [("good", b"x", PLAIN), (name, b"y", PLAIN)])
     with pytest.raises(UserError, match=r"x\.zip"):
         download.unpack(tmp_path / "x.zip", tmp_path)
@@ -88,7 +90,7 @@ def test_entries_that_would_replace_what_is_ours(tmp_path, name):
 @pytest.mark.parametrize("entries", [
     [("a", b"x", PLAIN), ("a/b", b"y", PLAIN)], [("a", b"x", PLAIN), ("./a", b"y", PLAIN)],
     [("a/b", b"x", PLAIN), ("a\\b", b"y", PLAIN)], [("good", b"x", PLAIN), ("n" * 300, b"y", PLAIN)]])
-def test_entries_in_one_another_s_way(tmp_path, entries):
+def test_entries_with_conflicting_paths(tmp_path, entries):
     archive(tmp_path / "x.zip", entries)
     with pytest.raises(UserError, match=r"x\.zip"):
         download.unpack(tmp_path / "x.zip", tmp_path)
@@ -96,53 +98,53 @@ def test_entries_in_one_another_s_way(tmp_path, entries):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_the_same_entry_twice_or_too_many(tmp_path, monkeypatch):
+def test_duplicate_entry_and_too_many_entries(tmp_path, monkeypatch):
     archive(tmp_path / "x.zip", [("a", b"x", PLAIN), ("a", b"y", PLAIN)])
-    with pytest.raises(UserError, match="two entries of one name"):
+    with pytest.raises(UserError, match="two entries with the same name"):
         download.unpack(tmp_path / "x.zip", tmp_path)
-    monkeypatch.setattr("utils.untrusted.ENTRIES", 1)
+    monkeypatch.setattr("utils.untrusted.MAX_ENTRIES", 1)
     with pytest.raises(UserError, match="has 2 entries"):
         download.unpack(tmp_path / "x.zip", tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["link above", "link", "folder in its way", "file in its way"])
-def test_what_lies_in_the_folder_leads_nowhere_else(tmp_path, kind):
-    """A link that is there already would let an archive write elsewhere."""
+@pytest.mark.parametrize("kind", ["linked folder", "link", "folder instead of file", "file instead of folder"])
+def test_existing_link_or_path_blocks_an_entry(tmp_path, kind):
+    """An existing link would let an archive write outside the folder."""
     inside, outside = tmp_path / "in", tmp_path / "out"
     outside.mkdir()
     inside.mkdir()
-    {"link above": lambda: (inside / "a").symlink_to(outside),
-     "folder in its way": lambda: (inside / "a/b").mkdir(parents=True),
-     "file in its way": lambda: (inside / "a").write_text("mine"),
+    {"linked folder": lambda: (inside / "a").symlink_to(outside),
+     "folder instead of file": lambda: (inside / "a/b").mkdir(parents=True),
+     "file instead of folder": lambda: (inside / "a").write_text("mine"),
      "link": lambda: ((inside / "a").mkdir(), (inside / "a/b").symlink_to(outside / "b"))}[kind]()
     before = sorted(inside.rglob("*"))
     archive(inside / "x.zip", [("first", b"x", PLAIN), ("a/b", b"y", PLAIN)])
-    with pytest.raises(UserError, match="in its way"):
+    with pytest.raises(UserError, match="blocks the path"):
         download.unpack(inside / "x.zip", inside)
     assert sorted(inside.rglob("*")) == sorted([*before, inside / "x.zip"]) and not list(outside.iterdir())
 
 
-def test_unpacking_that_was_killed_leaves_whole_files(tmp_path):
-    """Killed at each write in turn, a call leaves no part of a file; the next one clears up and ends what it began."""
+def test_killed_unpacking_leaves_only_complete_files(tmp_path):
+    """A call is killed at each of its renames in turn. No incomplete file appears, and the next call continues."""
     archive(tmp_path / "x.zip", [(f"x/{i}", bytes([i]) * 3000, PLAIN) for i in range(3)])
     code, step, counts = 9, 0, []
     while code:
         step += 1
         pid = os.fork()
         if not pid:
-            die_at(step)
+            exit_at_rename(step)
             download.unpack(tmp_path / "x.zip", tmp_path)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert code in (0, 9)
-        there = list((tmp_path / "x").glob("*"))
-        counts.append(len(there))
-        assert all(path.stat().st_size == 3000 for path in there)
+        files = list((tmp_path / "x").glob("*"))
+        counts.append(len(files))
+        assert all(path.stat().st_size == 3000 for path in files)
     assert counts == sorted(counts) and set(counts) == {0, 1, 2, 3} and not (tmp_path / ".unpacking").exists()
 
 
-def die_at(step):
-    """End this process at its `step`-th renaming of a file."""
+def exit_at_rename(step):
+    """Make this process exit when it renames a file for the `step`-th time."""
     import itertools
 
     count, rename = itertools.count(1), os.replace
@@ -155,7 +157,7 @@ def die_at(step):
     os.replace = replace
 
 
-def test_a_leftover_that_leads_elsewhere(tmp_path):
+def test_temporary_folder_that_is_a_link(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     inside = tmp_path / "in"
@@ -167,8 +169,8 @@ def test_a_leftover_that_leads_elsewhere(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_sums_that_cannot_be_read(tmp_path):
-    both(tmp_path)
+def test_broken_list_of_sums(tmp_path):
+    write_archives(tmp_path)
     for content in (b"x\n", b"a b c\n", b"\xff\xfe"):
         (tmp_path / "SHA256SUMS").write_bytes(content)
         with pytest.raises(UserError, match="SHA256SUMS cannot be read"):
@@ -176,14 +178,17 @@ def test_sums_that_cannot_be_read(tmp_path):
 
 
 class Drive:
-    """Answers in place of Google Drive, at the point where `requests` would open a connection."""
+    """Answers the requests to Google Drive, at the point where `requests` would open a connection.
 
-    def __init__(self, monkeypatch, contents, redirect=None, breaks=0):
-        self.asked, self.contents, self.redirect, self.breaks = [], contents, redirect, breaks
+    redirect: the address that downloads are redirected to. interruptions: how many downloads end after half the bytes.
+    """
+
+    def __init__(self, monkeypatch, contents, redirect=None, interruptions=0):
+        self.requests, self.contents, self.redirect, self.interruptions = [], contents, redirect, interruptions
         monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", lambda adapter, request, **_: self.answer(request))
 
     def answer(self, request):
-        self.asked.append((request.url, request.headers.get("Range")))
+        self.requests.append((request.url, request.headers.get("Range")))
         if "embeddedfolderview" in request.url:
             page = "<title>x</title>" + "".join(
                 f'<a href="https://drive.google.com/file/d/{name:_<30}/view">{name}.zip</a>' for name in self.contents)
@@ -195,7 +200,8 @@ class Drive:
         headers = {"Content-Type": "application/zip", "Content-Length": str(len(content) - start), "ETag": '"1"',
                    "Content-Disposition": f'attachment; filename="{name}.zip"',
                    "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-        end, self.breaks = (len(content) // 2, self.breaks - 1) if self.breaks else (len(content), 0)
+        end = len(content) // 2 if self.interruptions else len(content)
+        self.interruptions = max(0, self.interruptions - 1)
         return self.response(request, 206 if start else 200, content[start:end], headers)
 
     @staticmethod
@@ -206,33 +212,34 @@ class Drive:
 
 @pytest.fixture
 def contents(tmp_path):
-    (tmp_path / "theirs").mkdir()
-    both(tmp_path / "theirs", bytes(2**21))  # gdown writes half a MiB at a time
-    return {name: (tmp_path / "theirs" / f"{name}.zip").read_bytes() for name in ("examples", "weights")}
+    """The bytes of both archives on the drive."""
+    (tmp_path / "drive").mkdir()
+    write_archives(tmp_path / "drive", bytes(2**21))  # large, because gdown writes half a MiB at a time
+    return {name: (tmp_path / "drive" / f"{name}.zip").read_bytes() for name in ("examples", "weights")}
 
 
-def test_a_download_that_breaks_off_goes_on(tmp_path, monkeypatch, contents):
-    drive, to = Drive(monkeypatch, contents, breaks=1), tmp_path / "to"
+def test_interrupted_download_is_resumed(tmp_path, monkeypatch, contents):
+    drive, to = Drive(monkeypatch, contents, interruptions=1), tmp_path / "to"
     with pytest.raises(UserError, match="call this again"):
         download.main(Namespace(to=str(to)))
     assert not (to / "examples.zip").exists() and not (to / "SHA256SUMS").exists()
     download.main(Namespace(to=str(to)))
     assert (to / "examples.zip").read_bytes() == contents["examples"]
-    assert f"bytes={2**20}-" in [part for _, part in drive.asked]
+    assert f"bytes={2**20}-" in [part for _, part in drive.requests]
     assert (to / "examples/train/img/a.png").read_bytes() == bytes(2**21) and len(download.recorded(to)) == 2
 
 
-@pytest.mark.parametrize("place", ["http://127.0.0.1:9/uc", "HTTP://drive.google.com/plain", "ftp://127.0.0.1/uc"])
-def test_nothing_but_https_is_asked(tmp_path, monkeypatch, contents, place):
-    drive = Drive(monkeypatch, contents, redirect=place)
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/uc", "HTTP://drive.google.com/plain", "ftp://127.0.0.1/uc"])
+def test_redirect_to_an_address_without_https_is_refused(tmp_path, monkeypatch, contents, address):
+    drive = Drive(monkeypatch, contents, redirect=address)
     with pytest.raises(UserError, match="not https"):
         download.main(Namespace(to=str(tmp_path / "to")))
-    assert all(url.startswith("https://") for url, _ in drive.asked) and len(drive.asked) == 2
+    assert all(url.startswith("https://") for url, _ in drive.requests) and len(drive.requests) == 2
     assert not list((tmp_path / "to").glob("*.zip"))
 
 
-def test_an_https_place_elsewhere_is_followed(tmp_path, monkeypatch, contents):
+def test_redirect_to_another_https_address_is_followed(tmp_path, monkeypatch, contents):
     Drive(monkeypatch, contents, redirect="https://usercontent.google.com/download")
     download.main(Namespace(to=str(tmp_path / "to")))
     assert (tmp_path / "to/weights/loss.pth.tar").read_bytes() == b"y"
-    requests.Session().get_adapter("http://127.0.0.1")  # others may still use it
+    requests.Session().get_adapter("http://127.0.0.1")  # the restriction has ended

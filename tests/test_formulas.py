@@ -1,4 +1,4 @@
-"""Every formula of the road against its slow, obvious version."""
+"""Every formula against its slow and simple version in slow_reference.py."""
 
 import numpy as np
 import pytest
@@ -23,9 +23,9 @@ settings.load_profile("quick")
 
 
 @st.composite
-def laid_out(draw, least=1):
-    """A posterior (C, H, W) float32 and a label (H, W) with void, zeros and ties among the posteriors."""
-    classes, height, width = draw(st.integers(2, 5)), draw(st.integers(least, 9)), draw(st.integers(least, 9))
+def posterior_and_label(draw, smallest=1):
+    """A posterior float32 (C, H, W) with zeros and ties, and a label uint8 (H, W) with void."""
+    classes, height, width = draw(st.integers(2, 5)), draw(st.integers(smallest, 9)), draw(st.integers(smallest, 9))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     raw = rng.integers(0, 5, (classes, height, width)) * rng.random((classes, height, width)).round(1)
     raw[0][raw.sum(0) == 0] = 1
@@ -38,23 +38,23 @@ def tensors(pair):
     return tuple(torch.from_numpy(array) for array in pair)
 
 
-@given(laid_out(), st.sampled_from([1e-30, 2.0**-24]))
+@given(posterior_and_label(), st.sampled_from([1e-30, 2.0**-24]))
 def test_loss_map(pair, floor):
     expected = slow.loss_map(*pair, floor)
     np.testing.assert_allclose(loss_map(*tensors(pair), floor).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@given(laid_out())
+@given(posterior_and_label())
 def test_concatenation(pair):
     np.testing.assert_array_equal(concatenation(*tensors(pair)).numpy(), slow.concatenation(*pair))
 
 
-@given(laid_out())
+@given(posterior_and_label())
 def test_argmax(pair):
     np.testing.assert_array_equal(argmax(tensors(pair)[0]).numpy(), slow.argmax(pair[0]))
 
 
-@given(laid_out(), st.sampled_from([0.0, 1e-6]), st.sampled_from([0.1, 0.6, 3.0]))
+@given(posterior_and_label(), st.sampled_from([0.0, 1e-6]), st.sampled_from([0.1, 0.6, 3.0]))
 def test_gauss(pair, floor, std):
     noise = stream(0, "n").standard_normal(pair[0].shape, dtype=np.float32)
     fast = gauss(tensors(pair)[0], std, stream(0, "n"), floor).numpy()
@@ -62,7 +62,7 @@ def test_gauss(pair, floor, std):
     np.testing.assert_allclose(fast.sum(0), 1, rtol=1e-5)
 
 
-@given(laid_out(least=4), st.integers(1, 4), st.integers(1, 4), st.sampled_from([0.05, 0.3, 0.6, 0.95]))
+@given(posterior_and_label(smallest=4), st.integers(1, 4), st.integers(1, 4), st.sampled_from([0.05, 0.3, 0.6, 0.95]))
 def test_rejection_is_algorithm_2(pair, size, count, tau):
     posterior, label = tensors(pair)
     candidates = random_corners(label.shape, size, count * 5, stream(3, "p"))
@@ -70,58 +70,58 @@ def test_rejection_is_algorithm_2(pair, size, count, tau):
     assert fast.tolist() == [list(c) for c in slow.rejection(*pair, candidates.tolist(), size, count, tau, 5)]
 
 
-@given(laid_out(least=3))
-def test_patch_means_are_over_known_positions(pair):
+@given(posterior_and_label(smallest=3))
+def test_patch_means_leave_out_void(pair):
     posterior, label = tensors(pair)
     corners = random_corners(label.shape, 2, 4, stream(0))
     means = patch_means(posterior[0], label != 255, corners, 2)
     for (y, x), mean in zip(corners, means, strict=True):
-        known = pair[1][y : y + 2, x : x + 2] != 255
-        expected = pair[0][0, y : y + 2, x : x + 2][known].mean() if known.any() else np.inf
+        labelled = pair[1][y : y + 2, x : x + 2] != 255
+        expected = pair[0][0, y : y + 2, x : x + 2][labelled].mean() if labelled.any() else np.inf
         assert mean == pytest.approx(expected, abs=1e-6)
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40))
-def test_figures(items):
+def test_metrics(items):
     score, member = np.array([s for s, _ in items], float), np.array([m for _, m in items])
     if member.all() or not member.any():
         with pytest.raises(ValueError, match="members"):
             compute_metrics(score, member)
         return
-    got = compute_metrics(score, member)
-    assert got["auc"] == pytest.approx(slow.auc(score, member)) == pytest.approx(roc_auc_score(member, score))
-    assert got["max_f"] == pytest.approx(slow.max_f(score, member))
-    assert got["tpr_at_5_fpr"] == pytest.approx(slow.tpr_at(score, member, 0.05))
+    metrics = compute_metrics(score, member)
+    assert metrics["auc"] == pytest.approx(slow.auc(score, member)) == pytest.approx(roc_auc_score(member, score))
+    assert metrics["max_f"] == pytest.approx(slow.max_f(score, member))
+    assert metrics["tpr_at_5_fpr"] == pytest.approx(slow.tpr_at(score, member, 0.05))
 
 
-def test_chance_figures_of_the_paper():
+def test_metrics_of_chance_in_the_paper():
     assert chance(1488, 912)["random_f"] == pytest.approx(0.5536, abs=1e-4)
     assert chance(1488, 912)["all_member_f"] == pytest.approx(0.765, abs=1e-3)
     assert chance(2975, 500)["random_f"] == pytest.approx(0.6313, abs=1e-4)
     assert chance(29760, 30096)["random_f"] == pytest.approx(0.4985, abs=2e-4)
 
 
-@given(laid_out())
-def test_thresholds_leave_void_out(pair):
+@given(posterior_and_label())
+def test_threshold_attacks_leave_out_void(pair):
     posterior, label = tensors(pair)
-    known = pair[1] != 255
-    if not known.any():
+    labelled = pair[1] != 255
+    if not labelled.any():
         return
     sample = Sample("a", "a", "a", True, posterior, label)
     confidence, loss = (mean_known(attack(AttackSettings()).evidence(sample), sample.known)
                         for attack in (ConfidenceThreshold, LossThreshold))
-    assert confidence == pytest.approx(pair[0].max(0)[known].mean(), rel=1e-5)
-    assert loss == pytest.approx(-slow.loss_map(*pair, 1e-30)[0][known].mean(), rel=1e-5, abs=1e-6)
+    assert confidence == pytest.approx(pair[0].max(0)[labelled].mean(), rel=1e-5)
+    assert loss == pytest.approx(-slow.loss_map(*pair, 1e-30)[0][labelled].mean(), rel=1e-5, abs=1e-6)
 
 
-@given(laid_out())
-def test_mask_tells_of_void(pair):
+@given(posterior_and_label())
+def test_mask_marks_void(pair):
     mapped = represent("loss", *tensors(pair), void="mask")
     assert mapped.shape[0] == 2
     np.testing.assert_array_equal(mapped[1].numpy(), pair[1] == 255)
 
 
-def test_argmax_loss_map_is_divided_by_50():
+def test_loss_map_of_argmax_is_divided_by_50():
     posterior = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
     label = torch.zeros((1, 2), dtype=torch.uint8)
     for floor in (1e-30, 2.0**-24):
@@ -147,7 +147,7 @@ def test_sliding_needs_six_patches_on_cityscapes():
     assert len(sliding_corners((128, 256), 90)) == 6  # section 2.4: "at least 6 patches"
 
 
-def test_random_corners_are_a_prefix_and_uniform():
+def test_random_corners_are_uniform_and_fewer_are_a_prefix():
     few, many = (random_corners((20, 30), 8, n, stream(0, "x")) for n in (5, 50))
     np.testing.assert_array_equal(few, many[:5])
     spread = random_corners((20, 30), 8, 20000, stream(1))
@@ -160,7 +160,7 @@ def test_member_probability_is_a_softmax():
     np.testing.assert_allclose(member_probability(logits), [0.880797, 0.5, 0.0], rtol=1e-5, atol=1e-12)
 
 
-def test_mean_iou_by_hand():
+def test_mean_iou_of_a_small_example():
     matrix = confusion(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 255]), 3)
     assert matrix.tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
     assert mean_iou(matrix) == pytest.approx((1 / 2 + 1 / 2) / 2)

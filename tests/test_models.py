@@ -1,4 +1,4 @@
-"""Architectures: parameters at the paper's scale, shapes, and the attacker of the release."""
+"""Segmentation models and attackers: number of parameters, shapes, dilation, and the tensors of the release."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def test_parameters_at_the_papers_scale():
+def test_number_of_parameters_of_the_papers_models():
     with torch.device("meta"):
         psp = build_segmenter({"name": "pspnet"})
         assert (parameters(psp), parameters(psp) - parameters(psp.auxiliary)) == (68_072_166, 65_707_475)
@@ -38,7 +38,7 @@ def test_parameters_at_the_papers_scale():
         assert [parameters(Attacker(channels=c)) for c in (1, 38)] == [23_634_754, 23_656_066]
 
 
-def test_pspnet_dilates_the_first_blocks_too():
+def test_pspnet_also_dilates_the_first_blocks():
     with torch.device("meta"):
         body = Backbone("resnet101s", 8).body
     assert [body.layer3[0].conv2.dilation, body.layer4[0].conv2.dilation] == [(2, 2), (4, 4)]
@@ -46,7 +46,7 @@ def test_pspnet_dilates_the_first_blocks_too():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_segmenters_learn_and_answer_at_full_size(name):
+def test_segmenters_have_gradients_and_logits_of_the_image_size(name):
     torch.manual_seed(0)
     model = build_segmenter({"name": name, **SMALL, "auxiliary": True})
     images = torch.rand(2, 3, 50, 71)
@@ -58,7 +58,7 @@ def test_segmenters_learn_and_answer_at_full_size(name):
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8])
-def test_query_position_belongs_to_the_strided_pixel(stride):
+def test_query_returns_every_strided_pixel(stride):
     model = build_segmenter({"name": "pspnet", **SMALL}).eval()
     image = np.random.default_rng(0).integers(0, 255, (50, 71, 3), np.uint8)
     posterior = query(model, image, stride)
@@ -68,17 +68,17 @@ def test_query_position_belongs_to_the_strided_pixel(stride):
     torch.testing.assert_close(posterior.sum(0), torch.ones(posterior.shape[1:]))
 
 
-def test_imagenet_weights_without_a_network():
+def test_imagenet_weights_without_a_download():
     plain, loaded = (Backbone("efficientnet_lite0", 16, pretrained=p).eval() for p in (False, True))
     first = [body.body.conv_stem.weight for body in (plain, loaded)]
     assert not torch.equal(*first) and loaded.mean == (0.5, 0.5, 0.5)
     with torch.inference_mode():
         spread = [f.std().item() for f in loaded(torch.rand(1, 3, 64, 64))]
-    assert all(0.05 < s < 20 for s in spread), "features of trained weights neither vanish nor explode"
+    assert all(0.05 < s < 20 for s in spread), "features of trained weights have a moderate size"
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_attacker_gives_logits_and_features(arch):
+def test_attacker_returns_logits_and_features(arch):
     model = Attacker(arch, 3, width=0.25).eval()
     logits, features = model(torch.rand(2, 3, 90, 90))
     assert logits.shape == (2, 2) and features.shape[:1] + features.shape[2:] == (2, 12, 12)
@@ -96,15 +96,15 @@ def test_attacker_has_the_tensors_of_the_release():
         == [[1, 2], [2, 4]]
 
 
-def test_logits_do_not_tie_under_bf16():
+def test_logits_stay_different_under_bf16():
     model = Attacker("resnet18", 1, width=0.125).eval()
     with torch.autocast("cpu", torch.bfloat16):
         logits, _ = model(torch.rand(16, 1, 24, 24))
     assert logits.dtype == torch.float32 and len(set(logits[:, 1].tolist())) == 16
 
 
-def test_nothing_outside_picks_up_our_folders():
-    """timm tries `import datasets` where it reads data; ours must not be loaded by it, nor break it."""
+def test_other_packages_do_not_import_our_folders():
+    """timm tries `import datasets`, a package of Hugging Face; it must not import our folder of that name."""
     code = ("import sys, timm, timm.data, torchvision\n"
             "print([m for m in ('datasets', 'models', 'utils') if m in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -112,11 +112,11 @@ def test_nothing_outside_picks_up_our_folders():
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_folded_norms_change_nothing(arch):
+def test_fold_norms_keeps_the_logits(arch):
     torch.manual_seed(0)
     attacker = Attacker(arch, 2, width=0.25).train()
     for _ in range(3):
-        attacker(torch.randn(8, 2, 24, 24))  # so that statistics are not those of the start
+        attacker(torch.randn(8, 2, 24, 24))  # changes the running statistics
     patches = torch.randn(5, 2, 24, 24)
     with torch.inference_mode():
         plain, _ = attacker.eval()(patches)
@@ -126,7 +126,7 @@ def test_folded_norms_change_nothing(arch):
 
 
 @pytest.mark.parametrize("size, halvings", [(90, 3), (30, 3), (17, 3), (15, 2), (9, 2), (8, 1), (5, 1), (4, 0)])
-def test_small_patches_are_halved_less(size, halvings):
+def test_small_patches_are_halved_less_often(size, halvings):
     assert halvings_for(size) == halvings
     model = Attacker("resnet18", 1, width=0.125, halvings=halvings).eval()
     with torch.no_grad():

@@ -1,5 +1,6 @@
-"""Files from elsewhere, broken or made to harm: each is one `UserError` that names it, at once and in little memory."""
+"""Broken and hostile files: each raises one `UserError` that names the file, quickly and with little memory."""
 
+import contextlib
 import csv
 import os
 import random
@@ -28,64 +29,74 @@ from utils.cli import UserError
 TERA = 2**40
 
 
+@contextlib.contextmanager
+def peak_memory_below(limit):
+    """Assert that the block allocates less than `limit` bytes at any time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
 def header(descr="'<f4'", shape="(3, 4, 5)", body=b"", version=1, order="False"):
+    """Return a .npy file with this header, followed by `body`."""
     text = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
     return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2, "little") + text + body
 
 
 HOSTILE = {
-    "a terabyte": header(shape=f"({TERA}, 1, 1)"),
-    "more than 64 bits": header(shape=f"({TERA}, {TERA}, {TERA})"),
-    "64 bits that overflow to nothing": header(shape=f"({2**62}, 4, 1)"),
-    "64 bits that overflow to what is there": header(shape=f"({2**62 + 1}, 1, 4)", body=bytes(16)),
-    "negative": header(shape="(-1, -1, 4)", body=bytes(16)),
-    "items of no bytes": header("'<U0'", f"({TERA},)"),
-    "a text of a terabyte": header(f"'<U{TERA}'", "(1,)"),
-    "longer than it says": header(body=bytes(300)),
-    "shorter than it says": header(body=bytes(200)),
+    "terabyte": header(shape=f"({TERA}, 1, 1)"),
+    "size of more than 64 bits": header(shape=f"({TERA}, {TERA}, {TERA})"),
+    "size that overflows to 0": header(shape=f"({2**62}, 4, 1)"),
+    "size that overflows to the file size": header(shape=f"({2**62 + 1}, 1, 4)", body=bytes(16)),
+    "negative size": header(shape="(-1, -1, 4)", body=bytes(16)),
+    "items of 0 bytes": header("'<U0'", f"({TERA},)"),
+    "text of a terabyte": header(f"'<U{TERA}'", "(1,)"),
+    "longer than the header says": header(body=bytes(300)),
+    "shorter than the header says": header(body=bytes(200)),
     "objects": header("'|O'", "(1, 1, 1)", body=b"cos\nsystem\n(S'true'\ntR."),
     "records": header("[('a', '<f4')]", body=bytes(240)),
-    "arrays within": header("('<f4', (5,))", "(3, 4)", body=bytes(240)),
+    "nested arrays": header("('<f4', (5,))", "(3, 4)", body=bytes(240)),
     "dates": header("'<M8[s]'", "(1,)", body=bytes(8)),
-    "a type that is none": header("'<f3'", "(1,)", body=bytes(3)),
+    "unknown type": header("'<f3'", "(1,)", body=bytes(3)),
     "code": header(shape="__import__('os')", body=bytes(4)),
     "deep nesting": header(shape="(" * 5000 + ")" * 5000),
-    "an escape": header("'<f4\\d'"),
-    "a version to come": header(version=9, body=bytes(240)),
-    "a header that never ends": b"\x93NUMPY\x02\x00\xff\xff\xff\xff{",
-    "nothing": b"",
-    "half": header()[:30],
-    "something else": b"GIF89a" * 50,
+    "escape sequence": header("'<f4\\d'"),
+    "unknown version": header(version=9, body=bytes(240)),
+    "header without an end": b"\x93NUMPY\x02\x00\xff\xff\xff\xff{",
+    "empty file": b"",
+    "half a header": header()[:30],
+    "GIF file": b"GIF89a" * 50,
 }
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
-def test_arrays_that_are_none(tmp_path, content):
+def test_hostile_arrays_are_refused(tmp_path, content):
     path = tmp_path / "a.npy"
     path.write_bytes(content)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr("x.npy", content)
-    tracemalloc.start()
-    for read, name in ((read_npy, "a.npy"), (read_posterior, "a.npy"), (read_npz, "a.npz")):
-        with pytest.raises(UserError, match=rf"{name} cannot be read as a \.np"):
-            read(tmp_path / name)
-    assert tracemalloc.get_traced_memory()[1] < 2**22
-    tracemalloc.stop()
+    with peak_memory_below(2**22):
+        for read, name in ((read_npy, "a.npy"), (read_posterior, "a.npy"), (read_npz, "a.npz")):
+            with pytest.raises(UserError, match=rf"{name} cannot be read as a \.np"):
+                read(tmp_path / name)
 
 
 @pytest.mark.parametrize("array", [np.zeros((3, 4), np.float16), np.asfortranarray(np.arange(12.0).reshape(3, 4)),
                                    np.array(5), np.zeros((0, 7)), np.array(["ab", "cé"]), np.ones(5, bool),
                                    np.arange(5, dtype=">i4")])
-def test_plain_arrays_read_as_they_are(tmp_path, array):
+def test_plain_arrays_are_read_unchanged(tmp_path, array):
     np.save(tmp_path / "a.npy", array)
     np.savez_compressed(tmp_path / "a.npz", x=array, y=array)
-    for found in (read_npy(tmp_path / "a.npy"), read_npz(tmp_path / "a.npz")["y"]):
-        assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
+    for loaded in (read_npy(tmp_path / "a.npy"), read_npz(tmp_path / "a.npz")["y"]):
+        assert loaded.dtype == array.dtype and loaded.shape == array.shape and np.array_equal(loaded, array)
     assert list(read_npz(tmp_path / "a.npz", ("y", "z"))) == ["y"]
 
 
 def patch_entry(path, offset, value):
-    """Overwrite bytes of the first entry in the directory of a zip."""
+    """Overwrite bytes of the first entry in the central directory of a zip file."""
     content = bytearray(path.read_bytes())
     start = content.index(b"PK\x01\x02") + offset
     content[start : start + len(value)] = value
@@ -93,9 +104,9 @@ def patch_entry(path, offset, value):
 
 
 @pytest.mark.parametrize("offset, value, message", [
-    (24, b"\xf0\xff\xff\xff", "more than 1 GiB"), (24, b"\x00\x00\x01\x00", "tells of"), (8, b"\x01", "encrypted"),
+    (24, b"\xf0\xff\xff\xff", "more than 1 GiB"), (24, b"\x00\x00\x01\x00", "describes"), (8, b"\x01", "encrypted"),
     (10, b"\x0e", "deflate"), (10, b"\x08", ""), (16, b"\x00", "CRC")])
-def test_archives_of_arrays_that_lie(tmp_path, monkeypatch, offset, value, message):
+def test_npz_files_with_a_false_directory_are_refused(tmp_path, monkeypatch, offset, value, message):
     monkeypatch.setattr(arrays, "LIMIT", 2**30)
     np.savez(tmp_path / "a.npz", x=np.zeros((200, 200)))
     patch_entry(tmp_path / "a.npz", offset, value)
@@ -103,25 +114,22 @@ def test_archives_of_arrays_that_lie(tmp_path, monkeypatch, offset, value, messa
         read_npz(tmp_path / "a.npz")
 
 
-def test_an_entry_past_its_claim_is_not_inflated(tmp_path):
+def test_no_more_is_inflated_than_an_entry_claims(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(2**22))
     patch_entry(tmp_path / "a.npz", 24, (1000).to_bytes(4, "little"))
-    tracemalloc.start()
-    with pytest.raises(UserError):
+    with peak_memory_below(2**22), pytest.raises(UserError):
         read_npz(tmp_path / "a.npz")
-    assert tracemalloc.get_traced_memory()[1] < 2**22
-    tracemalloc.stop()
 
 
-def test_archives_of_too_many_entries(tmp_path, monkeypatch):
+def test_npz_file_with_too_many_entries_is_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", x=1, y=2)
-    monkeypatch.setattr(untrusted, "ENTRIES", 1)
+    monkeypatch.setattr(untrusted, "MAX_ENTRIES", 1)
     with pytest.raises(UserError, match="has 2 entries"):
         read_npz(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("read", [read_npy, read_npz, read_posterior, load_image, load_ids])
-def test_what_is_no_file(tmp_path, read):
+def test_paths_that_are_not_files_are_refused(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     for name in ("none", ".", "pipe", "x" * 300, "nul\0"):
         with pytest.raises(UserError):
@@ -129,18 +137,17 @@ def test_what_is_no_file(tmp_path, read):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_a_posterior_takes_little_more_than_itself(tmp_path, dtype):
+def test_reading_a_posterior_allocates_little_more_than_its_size(tmp_path, dtype):
     stored = np.random.default_rng(0).dirichlet(np.ones(19), 128 * 256).T.reshape(19, 128, 256).astype(dtype)
     np.save(tmp_path / "p.npy", stored)
-    tracemalloc.start()
-    found = read_posterior(tmp_path / "p.npy")
-    assert tracemalloc.get_traced_memory()[1] < 1.3 * found.nbytes
-    tracemalloc.stop()
-    np.testing.assert_array_equal(found, np.maximum(stored.astype(np.float32), 2.0**-24 if dtype == np.float16 else 0))
+    with peak_memory_below(1.3 * 4 * stored.size):  # float32
+        posterior = read_posterior(tmp_path / "p.npy")
+    smallest = 2.0**-24 if dtype == np.float16 else 0
+    np.testing.assert_array_equal(posterior, np.maximum(stored.astype(np.float32), smallest))
 
 
 @pytest.mark.filterwarnings("error")
-def test_numbers_too_large_are_refused_without_a_warning(tmp_path):
+def test_too_large_numbers_are_refused_without_a_warning(tmp_path):
     np.save(tmp_path / "p.npy", np.full((2, 3, 3), 1e300))
     with pytest.raises(UserError, match="infinite"):
         read_posterior(tmp_path / "p.npy")
@@ -152,18 +159,21 @@ RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4)
 COLOURS = np.stack([RAMP, RAMP + 50, RAMP + 100], -1)
 
 
-def saved(path, image, kind="PNG", **options):
+def save_image(path, image, kind="PNG", **options):
+    """Save an array or Pillow image and return the path."""
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, kind, **options)
     return path
 
 
-def turned(orientation=6):
+def exif_rotation(orientation=6):
+    """Options of `save_image` that set the EXIF orientation; 6: rotated by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return {"exif": exif}
 
 
 def palette(indices=RAMP):
+    """Return a palette image whose colours are those of `COLOURS`."""
     image = Image.fromarray(indices, "L")
     image = Image.frombytes("P", image.size, image.tobytes())
     image.putpalette([value for i in range(256) for value in (i, (i + 50) % 256, (i + 100) % 256)])
@@ -172,21 +182,21 @@ def palette(indices=RAMP):
 
 GREY16 = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
 ALPHA = np.full((3, 4, 1), 7, np.uint8)
-READ = {
+READABLE = {
     "another suffix": (COLOURS, "BMP", {}, COLOURS),
     "16 bits": (GREY16, "PNG", {}, np.repeat((GREY16 >> 8)[..., None], 3, 2)),
     "16 bits, TIFF": (GREY16, "TIFF", {}, np.repeat((GREY16 >> 8)[..., None], 3, 2)),
     "palette": (palette(), "PNG", {}, COLOURS),
     "palette with transparency": (palette(), "PNG", {"transparency": bytes([0, 9, 255])}, COLOURS),
-    "palette with one clear colour": (palette(), "PNG", {"transparency": 3}, COLOURS),
-    "colours with a clear one": (COLOURS, "PNG", {"transparency": (0, 50, 100)}, COLOURS),
+    "palette with one transparent colour": (palette(), "PNG", {"transparency": 3}, COLOURS),
+    "RGB with one transparent colour": (COLOURS, "PNG", {"transparency": (0, 50, 100)}, COLOURS),
     "alpha": (np.concatenate([COLOURS, ALPHA], 2), "PNG", {}, COLOURS),
     "grey and alpha": (Image.fromarray(np.concatenate([RAMP[..., None], ALPHA], 2), "LA"), "PNG", {},
                        np.repeat(RAMP[..., None], 3, 2)),
-    "turned": (np.rot90(COLOURS), "PNG", turned(), COLOURS),
-    "turned, TIFF": (np.rot90(COLOURS), "TIFF", turned(), COLOURS),
-    "mirrored": (COLOURS[:, ::-1], "PNG", turned(orientation=2), COLOURS),
-    "turned 16 bits": (np.rot90(GREY16), "PNG", turned(), np.repeat((GREY16 >> 8)[..., None], 3, 2)),
+    "rotated": (np.rot90(COLOURS), "PNG", exif_rotation(), COLOURS),
+    "rotated, TIFF": (np.rot90(COLOURS), "TIFF", exif_rotation(), COLOURS),
+    "mirrored": (COLOURS[:, ::-1], "PNG", exif_rotation(orientation=2), COLOURS),
+    "rotated, 16 bits": (np.rot90(GREY16), "PNG", exif_rotation(), np.repeat((GREY16 >> 8)[..., None], 3, 2)),
     "two frames": (COLOURS, "PNG", {"save_all": True, "append_images": [Image.fromarray(COLOURS[::-1])]}, COLOURS),
     "two frames, WEBP": (COLOURS, "WEBP", {"save_all": True, "append_images": [Image.fromarray(COLOURS[::-1])],
                                            "lossless": True}, COLOURS),
@@ -194,31 +204,32 @@ READ = {
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("content, kind, options, expected", READ.values(), ids=READ)
+@pytest.mark.parametrize("content, kind, options, expected", READABLE.values(), ids=READABLE)
 def test_images_of_every_kind(tmp_path, content, kind, options, expected):
-    found = load_image(saved(tmp_path / "i.png", content, kind, **options))
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, expected)
+    image = load_image(save_image(tmp_path / "i.png", content, kind, **options))
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, expected)
 
 
-IDS = {
+READABLE_LABELS = {
     "grey": (RAMP, {}, RAMP), "palette": (palette(), {}, RAMP), "16 bits": (RAMP.astype(np.uint16), {}, RAMP),
     "palette with transparency": (palette(), {"transparency": bytes([0, 9])}, RAMP),
     "grey and alpha": (Image.fromarray(np.concatenate([RAMP[..., None], ALPHA], 2), "LA"), {}, RAMP),
-    "colours and alpha": (np.concatenate([COLOURS, ALPHA], 2), {}, COLOURS), "turned": (np.rot90(RAMP), turned(), RAMP),
+    "RGB and alpha": (np.concatenate([COLOURS, ALPHA], 2), {}, COLOURS),
+    "rotated": (np.rot90(RAMP), exif_rotation(), RAMP),
     "one bit": (RAMP > 5, {}, (RAMP > 5).astype(np.uint8)),
 }
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("content, options, expected", IDS.values(), ids=IDS)
+@pytest.mark.parametrize("content, options, expected", READABLE_LABELS.values(), ids=READABLE_LABELS)
 def test_labels_of_every_kind(tmp_path, content, options, expected):
-    found = load_ids(saved(tmp_path / "l.png", content, **options))
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, expected)
+    label = load_ids(save_image(tmp_path / "l.png", content, **options))
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, expected)
 
 
-@pytest.mark.parametrize("content, kind, label, message", [
+@pytest.mark.parametrize("content, kind, is_label, message", [
     (np.zeros((3, 4), np.float32), "TIFF", False, "floating-point"),
     (np.zeros((3, 4), np.float32), "TIFF", True, r"\(F\)"), (Image.new("CMYK", (4, 3)), "TIFF", True, r"\(CMYK\)"),
     (np.full((3, 4), 70000, np.int32), "TIFF", False, "16 bits"),
@@ -227,32 +238,34 @@ def test_labels_of_every_kind(tmp_path, content, options, expected):
     (np.full((3, 4), 65535, np.uint16), "PNG", True, "holds id 65535"),
     (np.full((3, 4), -2, np.int32), "TIFF", True, "holds id -2"), (COLOURS, "GIF", False, "none of PNG"),
     (COLOURS, "EPS", False, "none of PNG"), (COLOURS, "ICO", True, "none of PNG")])
-def test_images_and_labels_that_are_none(tmp_path, content, kind, label, message):
-    with pytest.raises(UserError, match=rf"f\.png cannot be read as {'a label' if label else 'an image'}: .*{message}"):
-        (load_ids if label else load_image)(saved(tmp_path / "f.png", content, kind))
+def test_other_images_and_labels_are_refused(tmp_path, content, kind, is_label, message):
+    name, load = ("a label", load_ids) if is_label else ("an image", load_image)
+    with pytest.raises(UserError, match=rf"f\.png cannot be read as {name}: .*{message}"):
+        load(save_image(tmp_path / "f.png", content, kind))
 
 
 @pytest.mark.parametrize("dataset, name", [
     (cityscapes, "a_gtFine_labelIds.png"), (mapillary, "a.png"), (camvid, "a.png"), (streets, "a.png"),
     (labelmefacade, "a.png")])
-def test_no_id_reaches_past_a_table(tmp_path, dataset, name):
+def test_ids_above_255_are_refused(tmp_path, dataset, name):
     for value in (256, 300, 65535):
         with pytest.raises(UserError, match=f"holds id {value}"):
-            load_label(saved(tmp_path / name, np.full((3, 4), value, np.uint16)), dataset)
+            load_label(save_image(tmp_path / name, np.full((3, 4), value, np.uint16)), dataset)
     if dataset is not labelmefacade:
-        one = load_label(saved(tmp_path / name, RAMP > 5), dataset)
-        np.testing.assert_array_equal(one, load_label(saved(tmp_path / name, (RAMP > 5).astype(np.uint8)), dataset))
+        one_bit = load_label(save_image(tmp_path / name, RAMP > 5), dataset)
+        eight_bits = load_label(save_image(tmp_path / name, (RAMP > 5).astype(np.uint8)), dataset)
+        np.testing.assert_array_equal(one_bit, eight_bits)
 
 
-def test_a_pair_of_which_one_was_turned(tmp_path):
-    saved(tmp_path / "i.png", COLOURS, **turned())
-    saved(tmp_path / "l.png", RAMP)
-    with pytest.raises(UserError, match=r"is 4 x 3, its image 3 x 4; was one of them turned by its EXIF"):
+def test_pair_with_one_exif_orientation(tmp_path):
+    save_image(tmp_path / "i.png", COLOURS, **exif_rotation())
+    save_image(tmp_path / "l.png", RAMP)
+    with pytest.raises(UserError, match=r"is 4 x 3, its image 3 x 4; perhaps the EXIF orientation of only one"):
         load_pair(Pair("i.png", "l.png", "g", tmp_path), streets)
 
 
 def bomb(width, height):
-    """A PNG of a few bytes whose header claims to be large."""
+    """Return a PNG file of a few bytes whose header claims this size."""
     import zlib
 
     def chunk(kind, data):
@@ -263,19 +276,19 @@ def bomb(width, height):
             + chunk(b"IEND", b""))
 
 
-def seeds(folder):
-    """Small files of every format, to be broken."""
-    compressed = ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")
-    options = [("PNG", {}), ("PNG", turned()), ("JPEG", {}), ("JPEG", turned()), ("BMP", {}), ("PPM", {}), ("WEBP", {}),
-               *(("TIFF", {"compression": how}) for how in compressed)]
-    big = np.tile(COLOURS, (6, 6, 1))
-    return [saved(folder / f"{i}", big, kind, **more).read_bytes() for i, (kind, more) in enumerate(options)]
+def small_files(folder):
+    """Return the bytes of a small valid file of every format."""
+    compressions = ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")
+    formats = [("PNG", {}), ("PNG", exif_rotation()), ("JPEG", {}), ("JPEG", exif_rotation()), ("BMP", {}), ("PPM", {}),
+               ("WEBP", {}), *(("TIFF", {"compression": name}) for name in compressions)]
+    image = np.tile(COLOURS, (6, 6, 1))
+    return [save_image(folder / f"{i}", image, kind, **more).read_bytes() for i, (kind, more) in enumerate(formats)]
 
 
-def test_broken_images_are_one_line_and_no_other(tmp_path):
-    """In a process of its own, since libtiff writes past Python; every file is read, or refused by one `UserError`."""
+def test_broken_images_give_one_line_each(tmp_path):
+    """Every file is read, or refused by one `UserError`. Needs a new process, since libtiff writes to stderr itself."""
     rng = random.Random(0)
-    for number, content in enumerate(seeds(tmp_path) * 12):
+    for number, content in enumerate(small_files(tmp_path) * 12):
         content = bytearray(content)
         for _ in range(rng.choice((1, 2, 5))):
             content[rng.randrange(len(content))] = rng.choice((0, 1, 127, 255, rng.randrange(256)))
@@ -302,19 +315,20 @@ for path in sorted(Path({str(tmp_path)!r}).glob("*.png")):
     assert result.stdout.count("refused bomb") == 8
 
 
-def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
+def test_image_with_too_many_pixels_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "PIXELS", 11)
-    with pytest.raises(UserError, match="4 x 3; it may have 11 pixels"):
-        load_image(saved(tmp_path / "i.png", COLOURS))
+    with pytest.raises(UserError, match="4 x 3; at most 11 pixels are allowed"):
+        load_image(save_image(tmp_path / "i.png", COLOURS))
 
 
-def test_a_copy_keeps_colours_and_ids(tmp_path):
-    """An image in a palette is copied in its colours, one turned by its EXIF upright."""
+def test_resized_copy_keeps_colours_and_ids(tmp_path):
+    """The copy of a palette image has its colours; the copy of an image with an EXIF orientation is rotated."""
     for side in ("train", "trainannot"):
         (tmp_path / "in" / side).mkdir(parents=True)
     for index in range(40):
-        saved(tmp_path / f"in/train/d_{index:03d}.png", palette().transpose(Image.Transpose.ROTATE_90), **turned())
-        saved(tmp_path / f"in/trainannot/d_{index:03d}.png", RAMP.astype(np.uint16))
+        save_image(tmp_path / f"in/train/d_{index:03d}.png", palette().transpose(Image.Transpose.ROTATE_90),
+                   **exif_rotation())
+        save_image(tmp_path / f"in/trainannot/d_{index:03d}.png", RAMP.astype(np.uint16))
     must(script("datasets/__main__.py", "camvid", "--root", tmp_path / "in", "--short-side", 3, "--copy",
                 tmp_path / "out", "--splits", tmp_path / "splits"))
     image, label = load_pair(read_split(tmp_path / "splits/random/victim_in.txt", tmp_path / "out")[0], camvid)
@@ -322,16 +336,16 @@ def test_a_copy_keeps_colours_and_ids(tmp_path):
     np.testing.assert_array_equal(label, np.where(RAMP == 11, 255, RAMP))
     (tmp_path / "in/train/d_x.png").touch()
     result = script("datasets/__main__.py", "camvid", "--root", tmp_path / "in", "--splits", tmp_path / "splits")
-    assert result.returncode == 2 and "d_x.png is no frame" in result.stderr
+    assert result.returncode == 2 and "d_x.png is not a frame" in result.stderr
 
 
-# Split files, blocks and runs
+# Split files, groups and runs
 
 @pytest.mark.parametrize("line", [
     "../a.png b.png", "a.png x/../../b.png", "/../a.png b.png", "a/.. b.png", "/ b.png", ". b.png", "a.png\0 b.png",
     "a\x1b[31m.png b.png", "a\x0cb.png", "a\x85b.png", "a.png b\u2028.png", "a\u202eb.png c.png", "a.png b.png g\x07",
     "a/" * 3000 + "a.png b.png"])
-def test_lines_that_a_split_cannot_have(tmp_path, line):
+def test_invalid_lines_of_split_files(tmp_path, line):
     path = tmp_path / "s.txt"
     path.write_text(f"good.png good_label.png\n{line}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"s\.txt, line 2: ") as raised:
@@ -339,7 +353,7 @@ def test_lines_that_a_split_cannot_have(tmp_path, line):
     assert len(str(raised.value)) < 500 and str(raised.value).isprintable()
 
 
-def test_split_files_that_are_none(tmp_path):
+def test_invalid_split_files(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"stra\xdfe.png b.png\n")
     (tmp_path / "folder.txt").mkdir()
     with open(tmp_path / "huge.txt", "wb") as file:
@@ -354,19 +368,19 @@ def test_split_files_that_are_none(tmp_path):
         read_split(folder, must_exist=False)
 
 
-def test_split_files_as_editors_write_them(tmp_path):
+def test_split_files_of_other_editors(tmp_path):
     lines = "\ufeffbä/a.v1/1.png\tl/1.png\r\n./c//2.png l/2.png # \x07\r\nd.e/3 l/3.png"
     (tmp_path / "s.txt").write_bytes(lines.encode())
     assert [pair.name for pair in read_split(tmp_path / "s.txt", must_exist=False)] == ["bä/a.v1/1", "c/2", "d.e/3"]
 
 
-def test_two_images_whose_posteriors_would_be_one_file(tmp_path):
+def test_images_that_differ_only_in_the_suffix_are_refused(tmp_path):
     (tmp_path / "s.txt").write_text("a/1.png l/1.png\na/1.jpg l/2.png\n")
-    with pytest.raises(UserError, match=r"names a/1\.jpg twice, or with two suffixes"):
+    with pytest.raises(UserError, match=r"lists a/1\.jpg twice, or with two suffixes"):
         read_split(tmp_path / "s.txt", must_exist=False)
 
 
-def test_a_name_that_a_split_cannot_hold(tmp_path):
+def test_names_with_spaces_or_hashes_are_refused(tmp_path):
     for name in ("a b.png", "a#b.png"):
         with pytest.raises(UserError, match="cannot hold"):
             write_split(tmp_path / "s.txt", [Pair(name, "l.png", "g")])
@@ -374,13 +388,14 @@ def test_a_name_that_a_split_cannot_hold(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"train/a\n", b"train/a g h\n", b"train/\xff g\n"])
-def test_blocks_that_cannot_be_read(tmp_path, content):
+def test_invalid_groups_file(tmp_path, content):
     (tmp_path / "groups.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"groups\.txt"):
         list_records(tmp_path)
 
 
 def run_folder(folder, scores="image,member,score\na,1,0.5\nb,0,0.25\n", **columns):
+    """Write patches.npz and scores.csv of an attack on two images; `columns` replace arrays of patches.npz."""
     folder.mkdir(exist_ok=True)
     columns = {"image": np.array(["a", "b"]), "group": np.array(["a", "b"]), "score": np.array([0.5, 0.25])} | columns
     np.savez(folder / "patches.npz", **columns)
@@ -388,7 +403,7 @@ def run_folder(folder, scores="image,member,score\na,1,0.5\nb,0,0.25\n", **colum
     return folder
 
 
-def test_a_run_that_is_fine(tmp_path):
+def test_valid_run(tmp_path):
     (scores,), member, group = read_paired([run_folder(tmp_path / "run")])
     assert scores.tolist() == [0.5, 0.25] and member.tolist() == [True, False] and group == ["a", "b"]
 
@@ -398,7 +413,7 @@ def test_a_run_that_is_fine(tmp_path):
     "image,member,score\na,1,1\nc,0,1\n", "image,member,score\na,1,1\na,1,1\n", "image,member,score\na,1,1\nb,2,1\n",
     "image,member,score\na,1,1\nb,1,1\n", "image,member,score\na,1,1\n", "image,member,score\na,1\nb,0\n",
     "image,member,score\n\0,1,1\n", "image,member,score\n" + "a" * 200_000])
-def test_scores_that_cannot_be_read(tmp_path, scores):
+def test_invalid_scores(tmp_path, scores):
     with pytest.raises(UserError, match=r"scores\.csv"):
         read_paired([run_folder(tmp_path / "run", scores)])
 
@@ -406,12 +421,12 @@ def test_scores_that_cannot_be_read(tmp_path, scores):
 @pytest.mark.parametrize("columns", [
     {"group": np.array(["a"])}, {"image": np.array([["a", "b"]])}, {"image": np.array([1, 2])},
     {"group": np.array(["a", None], object)}])
-def test_patches_that_cannot_be_read(tmp_path, columns):
+def test_invalid_patches(tmp_path, columns):
     with pytest.raises(UserError, match=r"patches\.npz"):
         read_paired([run_folder(tmp_path / "run", **columns)])
 
 
-def test_maps_that_are_none(tmp_path):
+def test_invalid_maps(tmp_path):
     run = run_folder(tmp_path / "run")
     for maps in ({}, {"a:loss": np.zeros((2, 2))}, {"a:loss": np.array(["x"]), "a:cam": np.array(["x"])}):
         (run / "cam").mkdir(exist_ok=True)
@@ -427,20 +442,20 @@ def cam_of(name):
     return CamResult(name, True, name, (None,), (None,), None, [maps])
 
 
-def test_a_name_is_no_formula(tmp_path):
+def test_name_with_a_formula_is_drawn_as_text(tmp_path):
     draw(tmp_path / "a.png", cam_of(r"train/$\frac{$"), None)
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_every_drawing_has_a_file_of_its_own(tmp_path):
+def test_every_drawing_has_its_own_file(tmp_path):
     names = ["a/b_c", "a_b/c"]
     write_cams(tmp_path / "cam", [cam_of(name) for name in names], None, 0)
     drawn = {path.name for path in (tmp_path / "cam").glob("*.png")}
     assert len(drawn) == 2 and "a_b_c.png" in drawn and [path.name for path in tmp_path.iterdir()] == ["cam"]
     with open(tmp_path / "cam" / "correlations.csv") as file:
         assert [row["image"] for row in csv.DictReader(file)] == names
-    taken = set()
+    used = set()
     names += ["a/b/c", "train/a", *(f"{'long/' * 80}{i}" for i in range(2)), "é" * 150]
-    files = [file_name(name, taken) for name in names]
+    files = [file_name(name, used) for name in names]
     assert len(set(files)) == len(names) and files[3] == "train_a" and not any("/" in name for name in files)
     assert max(len(name.encode()) for name in files) <= 200

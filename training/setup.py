@@ -20,11 +20,11 @@ from training.options import AttackerTraining
 from training.plan import PlanOptions, plan_attacker, plan_segmenter
 from training.segmentation import train_and_report
 from utils import VOID
-from utils.checkpoints import resume_arguments
 from utils.cli import UserError, pick
 from utils.device import Compute, choose_device, resolve_precision
 from utils.distributed import gather, is_main, own_share, print_once, run_on_main
 from utils.files import start_run, write_json
+from utils.resume import resume_arguments
 
 __all__ = ["begin", "cache_shadows", "count", "count_shadow_images", "join_trees", "partition",
            "plan_attacker", "plan_of", "plan_segmenter", "prepare", "read_split",

@@ -1,3 +1,3 @@
-"""Small pieces that more than one folder needs; this package imports no other of the project."""
+"""Small helpers that several folders share. This package imports no other package of the project."""
 
-VOID = 255  # the train id of positions that nobody labelled
+VOID = 255  # train id of positions without a label

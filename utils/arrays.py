@@ -1,4 +1,7 @@
-"""Arrays from .npy and .npz files: plain ones, never a pickle, their headers held against the file's size first."""
+"""Read arrays from .npy and .npz files.
+
+The files may be hostile: only plain arrays are read, never a pickle, and each header is checked against the file size.
+"""
 
 import math
 import re
@@ -10,8 +13,8 @@ import numpy as np
 
 from utils.untrusted import reading, zip_entries
 
-LIMIT = 4 * 2**30  # bytes that the arrays which are read of one .npz may take
-HEAD = 2**14  # bytes at the start of an array, more than any header of a plain one
+LIMIT = 4 * 2**30  # largest total size in bytes of the arrays that are read from one .npz file
+HEAD = 2**14  # bytes read at the start of an array; the header of a plain array is shorter
 MAGIC = re.compile(rb"\x93NUMPY(?:\x01\x00(?P<short>..)|\x02\x00(?P<long>....))", re.DOTALL)
 HEADER = re.compile(rb"\{'descr': '([<>|=]?[biufU]\d{1,9})', 'fortran_order': (True|False), "
                     rb"'shape': \(((?:\d+L?, ?)*(?:\d+L?)?)\),? *\} *\n?")
@@ -20,54 +23,55 @@ HEADER = re.compile(rb"\{'descr': '([<>|=]?[biufU]\d{1,9})', 'fortran_order': (T
 def read_npy(path: str | Path) -> np.ndarray:
     """Map the array of a .npy file into memory, read-only: bools, numbers or text of any shape.
 
-    Raises `UserError` when the file is missing or broken, when it holds anything else (objects, records), or is not
-    exactly as long as its header says.
+    Raises `UserError` if the file is missing or broken, contains objects or records, or if its size differs from the
+    size in its header.
     """
     path = Path(path)
     with reading(path, ".npy array"):
         with open(path, "rb") as file:
-            shape, dtype, order, start = _layout(file.read(HEAD), path.stat().st_size)
+            shape, dtype, order, start = _parse_header(file.read(HEAD), path.stat().st_size)
         if 0 in shape:
             return np.empty(shape, dtype)
         return np.memmap(path, dtype, "r", start, shape, order)
 
 
 def read_npz(path: str | Path, wanted: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """Read the arrays of a .npz file by name: those `wanted` that it has, or all.
+    """Read arrays of a .npz file into a dict by name: all of them, or those of `wanted` that the file has.
 
-    Raises `UserError` as `read_npy` does, also when they would take more than `LIMIT` bytes.
+    Raises `UserError` in the cases of `read_npy`, and if the arrays take more than `LIMIT` bytes.
     """
-    with reading(path, ".npz file"), zipfile.ZipFile(path) as zipped:
+    with reading(path, ".npz file"), zipfile.ZipFile(path) as archive:
         names = None if wanted is None else {f"{name}.npy" for name in wanted}
-        entries = zip_entries(zipped, LIMIT, names)
-        return {entry.filename.removesuffix(".npy"): _read_entry(zipped, entry) for entry in entries}
+        entries = zip_entries(archive, LIMIT, names)
+        return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in entries}
 
 
-def _read_entry(zipped: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    with zipped.open(entry) as file:
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(entry) as file:
         head = file.read(HEAD)
-        shape, dtype, order, start = _layout(head, entry.file_size)
+        shape, dtype, order, start = _parse_header(head, entry.file_size)
         array = np.ndarray(shape, dtype, head[start:] + file.read(entry.file_size), order=order)
     if dtype.kind == "U":
-        array.tolist()  # raises where it is no text
+        array.tolist()  # raises ValueError if the bytes are not valid text
     return array
 
 
-def _layout(head: bytes, size: int) -> tuple[tuple[int, ...], np.dtype, str, int]:
-    """Shape, dtype, order ("C" or "F") and offset of the data, of an array of `size` bytes that starts with `head`.
+def _parse_header(head: bytes, size: int) -> tuple[tuple[int, ...], np.dtype, str, int]:
+    """Return shape, dtype, order ("C" or "F") and data offset of an array of `size` bytes that starts with `head`.
 
-    In Python's integers, which do not overflow. Raises `ValueError` when it is not plain, or not of that size.
+    The sizes are Python integers, which cannot overflow. Raises `ValueError` if the array is not plain or if `size`
+    does not match the header.
     """
     magic = MAGIC.match(head)
     if not magic:
-        raise ValueError("it does not start like one")
+        raise ValueError("it does not start like a .npy array")
     start = magic.end() + int.from_bytes(magic["short"] or magic["long"], "little")
     header = HEADER.fullmatch(head[magic.end() : start])
     if not header or start > len(head):
-        raise ValueError("its header is not that of a plain array of numbers or text")
+        raise ValueError("its header does not describe a plain array of numbers or text")
     kind, fortran, sizes = (group.decode() for group in header.groups())
     shape, dtype = tuple(int(n) for n in re.findall(r"\d+", sizes)), np.dtype(kind)
     claimed = start + math.prod(shape) * dtype.itemsize
     if claimed != size or not dtype.itemsize:
-        raise ValueError(f"its header tells of {claimed} bytes where there are {size}")
+        raise ValueError(f"its header describes {claimed} bytes, but it has {size}")
     return shape, dtype, "F" if fortran == "True" else "C", start

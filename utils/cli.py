@@ -1,4 +1,4 @@
-"""What the scripts share as command lines: one-line errors, and flags with one dash or two."""
+"""What all scripts share on the command line: parsers, flags with one dash or two, and errors in one line."""
 
 import argparse
 import io
@@ -13,25 +13,25 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """A fault that the user can mend; its text names the file and says what to do."""
+    """An error that the user can correct. Its message names the file or flag and says what to do."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end: its number, and how to go on."""
+    """A signal stopped this process. `number`: the signal. `hint`: tells the user how to continue."""
 
-    def __init__(self, number: int, hint: str = "what was saved is whole"):
+    def __init__(self, number: int, hint: str = "files that were saved are complete"):
         super().__init__(number, hint)
         self.number, self.hint = number, hint
 
 
-def flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
-    """Add an option under `-name` and `--name`: the release spells its flags with one dash."""
-    parser.add_argument(f"-{name}", f"--{name}", **options)
-
-
 def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser whose --help shows `doc`, the docstring of the script, as it is written."""
+    """Create a parser whose help text starts with `doc`, the docstring of the script, and keeps its line breaks."""
     return argparse.ArgumentParser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
+    """Add an option as `-name` and `--name`: the authors' release writes its flags with one dash."""
+    parser.add_argument(f"-{name}", f"--{name}", **options)
 
 
 def pick(args: argparse.Namespace, cls: type[T], **rest: object) -> T:
@@ -41,7 +41,7 @@ def pick(args: argparse.Namespace, cls: type[T], **rest: object) -> T:
 
 
 def positive(text: str) -> int:
-    """Argument type: a whole number of 1 or more."""
+    """Argument type: an integer of 1 or more."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
@@ -49,67 +49,68 @@ def positive(text: str) -> int:
 
 
 def add_run_flags(parser: argparse.ArgumentParser, stage: str) -> None:
-    """Flags of every script that computes something: device, precision, seed and where the run is written."""
-    flag(parser, "gpu", metavar="ID", type=int, help="CUDA device (default: the first one, else the CPU)")
+    """Add the flags of every script that computes something: device, precision, seed and output folder."""
+    flag(parser, "gpu", metavar="ID", type=int, help="CUDA device (default: the first one; without CUDA the CPU)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-                        help="bf16 autocast where the processor has bf16 units (auto), always, or never (fp32)")
-    parser.add_argument("--seed", type=int, default=0, help="every random choice derives from it (default: 0)")
-    parser.add_argument("--out", metavar="DIR", help=f"folder of this run (default: the next free runs/{stage}-N)")
+                        help="fp32: no autocast; bf16: bf16 autocast; auto: bf16 if the processor has bf16 units "
+                        "(default: auto)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
+    parser.add_argument("--out", metavar="DIR", help=f"output folder (default: runs/{stage}-N with the next free N)")
 
 
-# Faults of the machine that PyTorch tells of in a RuntimeError, by what their text begins with or holds.
-MACHINE = {
-    "DataLoader worker": "a process that prepares images was killed, perhaps for want of memory; free some, or give "
-                         "fewer --workers, and go on with --continue where a checkpoint was saved",
-    "can't allocate memory": "there is not enough memory; give a smaller --batch, or free some",
-    "CUDA out of memory": "the GPU has not enough memory; give a smaller --batch",
+# Part of the text of a RuntimeError -> message for the user. PyTorch raises RuntimeError for these machine errors.
+MACHINE_ERRORS = {
+    "DataLoader worker": "a process that loads images was killed, perhaps because memory ran out; free memory or lower "
+                         "--workers, then resume with --continue if a checkpoint was saved",
+    "can't allocate memory": "memory ran out; lower --batch or free memory",
+    "CUDA out of memory": "GPU memory ran out; lower --batch",
 }
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Parse the command line and run `main`; what a user or the machine did wrong becomes one line on stderr.
+    """Parse the command line and call `main`. Errors of the user or the machine become one line on stderr.
 
-    Exit code 2 then, and 128 + N when signal N ended the work.
+    Exit code: 2 after an error, 128 + N after signal N.
     """
-    _speak_utf8()
+    _use_utf8()
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, _raise_stopped)
     try:
         main(args)
     except UserError as error:
-        # An error in a worker of a DataLoader comes with its traceback; its last line is ours.
+        # An error in a DataLoader worker arrives with its traceback; the last line is the message.
         lines = str(error).strip().splitlines()
         text = lines[-1].removeprefix("utils.cli.UserError: ") if "Traceback" in str(error) else " ".join(lines)
-        sys.exit(_fail(parser.prog, text, 2))
+        sys.exit(_print_error(parser.prog, text, 2))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        sys.exit(_fail(parser.prog, f"{error.strerror or error}{where}", 2))
+        sys.exit(_print_error(parser.prog, f"{error.strerror or error}{where}", 2))
     except (MemoryError, RuntimeError) as error:
         text = str(error) or "can't allocate memory"
-        meant = next((line for sign, line in MACHINE.items() if sign in text), None)
-        if meant is None:
+        message = next((message for part, message in MACHINE_ERRORS.items() if part in text), None)
+        if message is None:
             raise
-        sys.exit(_fail(parser.prog, meant, 2))
+        sys.exit(_print_error(parser.prog, message, 2))
     except KeyboardInterrupt as error:
         stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
-        sys.exit(_fail(parser.prog, f"stopped; {stop.hint}", 128 + stop.number))
+        sys.exit(_print_error(parser.prog, f"stopped; {stop.hint}", 128 + stop.number))
 
 
-def _speak_utf8() -> None:
-    """Let names of files be UTF-8 whatever the locale, since random streams and results depend on them."""
+def _use_utf8() -> None:
+    """Read file names as UTF-8 in every locale, because random streams, and so results, depend on them."""
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, sys.orig_argv)  # Python decides on this once, when it starts
+        os.execv(sys.executable, sys.orig_argv)  # start again: Python chooses the encoding only at its start
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _stop(number: int, _: object) -> None:
+def _raise_stopped(number: int, _: object) -> None:
     raise Stopped(number)
 
 
-def _fail(program: str, message: str, code: int) -> int:
-    """Say it in one line; a name from elsewhere cannot steer the terminal."""
+def _print_error(program: str, message: str, code: int) -> int:
+    """Print an error in one line and return `code`. Control characters are escaped: file names may contain them."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
     print(f"{os.path.basename(program)}: error: {shown}", file=sys.stderr)
     return code

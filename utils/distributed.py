@@ -1,7 +1,7 @@
-"""Several processes on one job, as torchrun starts them. Alone, all of this is nothing.
+"""Run one job in several processes that torchrun starts. With one process these functions do nothing special.
 
-Work is shared out by position and comes back in order, so that an attack does not depend on how many there are; the
-main process is the one that prints and writes.
+Work is divided by position and gathered in order, so results do not depend on the number of processes. Only the main
+process prints and writes files.
 """
 
 import atexit
@@ -16,41 +16,44 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # of a process for the others, while one of them writes or asks
+TIMEOUT = timedelta(minutes=30)  # how long a process waits for the others, for example while one of them writes
 
 
 def process_rank() -> int:
-    """This process among its like, from 0."""
+    """Return the number of this process, from 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """How many processes share the job."""
+    """Return the number of processes of the job."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes."""
+    """Return whether this is the main process, which prints and writes files."""
     return process_rank() == 0
 
 
 def join(device: "torch.device") -> None:
-    """Meet the other processes, over NCCL for what lies on GPUs and gloo for the rest."""
+    """Connect this process to the others: over NCCL for tensors on GPUs, over gloo for all else."""
     if world_size() == 1:
         return
     import torch.distributed as dist
 
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
 
 
 def run_on_main(work: Callable[[], T]) -> T:
-    """What `work` returns, done once, by the main process; all of them end when it raises `UserError`."""
+    """Call `work` in the main process only and return its result in every process.
+
+    If `work` raises `UserError`, the main process raises it and the others exit with code 2.
+    """
     if world_size() == 1:
         return work()
     import torch.distributed as dist
 
-    answer: list = [None, None]
+    answer: list = [None, None]  # result, error
     if is_main():
         try:
             answer[0] = work()
@@ -63,29 +66,29 @@ def run_on_main(work: Callable[[], T]) -> T:
 
 
 def own_share(items: Sequence[T], block: int = 1) -> list[T]:
-    """This process's share of `items`: every world_size()-th block of `block` items."""
+    """Return the items that this process handles: every world_size()-th block of `block` items."""
     return [item for index, item in enumerate(items) if index // block % world_size() == process_rank()]
 
 
-def gather(own: Sequence[T], block: int = 1) -> list[T]:
-    """What all processes made of their shares, in the order of the items that were shared, for each of them."""
+def gather(results: Sequence[T], block: int = 1) -> list[T]:
+    """Gather the results of all processes, in the order of the items before `own_share`. Every process gets all."""
     if world_size() == 1:
-        return list(own)
+        return list(results)
     import torch.distributed as dist
 
     shares: list = [None] * world_size()
-    dist.all_gather_object(shares, list(own))
+    dist.all_gather_object(shares, list(results))
     return interleave(shares, block)
 
 
 def interleave(shares: Sequence[Sequence[T]], block: int) -> list[T]:
-    """The items whose shares these are: the inverse of `own_share`."""
+    """Merge the shares of all processes into the original order: the inverse of `own_share`."""
     starts = range(0, max(map(len, shares)), block)
-    return [item for start in starts for one in shares for item in one[start : start + block]]
+    return [item for start in starts for share in shares for item in share[start : start + block]]
 
 
 def sum_over_processes(value: "torch.Tensor") -> "torch.Tensor":
-    """Sum of a tensor over all processes."""
+    """Return the sum of a tensor over all processes; `value` itself does not change."""
     if world_size() > 1:
         import torch.distributed as dist
 
@@ -95,7 +98,7 @@ def sum_over_processes(value: "torch.Tensor") -> "torch.Tensor":
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have called this function."""
     if world_size() > 1:
         import torch.distributed as dist
 
@@ -103,6 +106,6 @@ def barrier() -> None:
 
 
 def print_once(text: str) -> None:
-    """Print, once."""
+    """Print `text` in the main process only."""
     if is_main():
         print(text)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the folder of a run."""
+"""Write files atomically, and create and lock the folder of a run."""
 
 import fcntl
 import hashlib
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def atomic_open(path: str | Path, mode: str = "wb") -> Iterator:
-    """Open a file that appears under `path` only once it is written, synced and closed.
+    """Open a file for writing that appears at `path` only after it is complete, synced and closed.
 
-    Raises `UserError` when it cannot be written; what was there before stays then.
+    Raises `UserError` if it cannot be written; a previous file at `path` then stays unchanged.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -37,42 +37,42 @@ def atomic_open(path: str | Path, mode: str = "wb") -> Iterator:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}; what was there before is "
-                        "untouched") from None
+        raise UserError(f"{path} could not be written: {error.strerror or error}; a previous file there is "
+                        "unchanged") from None
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write `value` as indented JSON; NaN and infinity raise `ValueError`."""
+    """Write `value` as indented JSON. Raises `ValueError` for NaN and infinity."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with atomic_open(path, "w") as file:
         file.write(text)
 
 
 def read_json(path: str | Path) -> dict:
-    """The contents of a JSON file; `UserError` when it is missing or none."""
+    """Read a JSON file. Raises `UserError` if it is missing or not valid JSON."""
     with reading(path, "JSON file"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def fingerprint(paths: list[Path], *rest: object) -> str:
-    """SHA-256, in hex, of the contents of files and of `rest`."""
-    digest = hashlib.sha256(repr(rest).encode())
+def fingerprint(paths: list[Path], *values: object) -> str:
+    """Return the SHA-256, in hex, of the contents of files and of the `repr` of other values."""
+    digest = hashlib.sha256(repr(values).encode())
     for path in paths:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
 def start_run(stage: str, args: dict, out: str | None = None) -> Path:
-    """Make the folder of a run, keep others out of it, and record there the effective arguments, versions and commit.
+    """Create and lock the folder of a run, and write its args.json: effective arguments, versions and commit.
 
-    Without `out` it is the next free `runs/STAGE-N`. Raises `UserError` when the place is a file, holds the checkpoint
-    of another run, or another process is at work there.
+    The folder is `out`, by default `runs/STAGE-N` with the next free N. Raises `UserError` if it is a file, contains
+    the checkpoint of a run, or is locked by another process.
     """
     folder = Path(out) if out else _next_free(Path("runs"), stage)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give --out a folder")
     if (folder / "last.pth.tar").exists():
-        raise UserError(f"{folder} holds a run already; go on with it by --continue {folder}, or give another --out")
+        raise UserError(f"{folder} holds a run already; resume it with --continue {folder}, or give another --out")
     lock_run(folder)
     packages = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "scikit-learn", "opacus")
     write_json(folder / "args.json", {
@@ -85,7 +85,7 @@ def start_run(stage: str, args: dict, out: str | None = None) -> Path:
 
 
 def _next_free(parent: Path, stage: str) -> Path:
-    """The folder of the next number, which is made, so that two that begin at once get two."""
+    """Create the folder with the next free number. Two processes that start together get different folders."""
     taken = [int(p.name.rpartition("-")[2]) for p in parent.glob(f"{stage}-*") if p.name.rpartition("-")[2].isdigit()]
     number = max(taken, default=0) + 1
     while True:
@@ -97,24 +97,24 @@ def _next_free(parent: Path, stage: str) -> Path:
 
 
 def lock_run(folder: Path) -> None:
-    """Make `folder` if need be and keep other processes out of it until this one ends, however it ends.
+    """Create `folder` if it does not exist, and lock it until this process ends, even if it is killed.
 
-    What a killed process had begun to write there is cleared away. Raises `UserError` when another one is at work.
+    Deletes incomplete files that a killed process left. Raises `UserError` if another process has locked the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)  # stays open for as long as this process lives
+    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)  # open until this process ends
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its children do not keep it
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # child processes do not inherit the lock
     except BlockingIOError:
-        raise UserError(f"another process is at work in {folder}; wait for it, or give another folder") from None
-    except OSError:  # some network file systems lock nothing
-        print(f"{folder} cannot be locked: take care that no other process works there", file=sys.stderr)
+        raise UserError(f"another process is at work in {folder}; wait until it ends, or give another folder") from None
+    except OSError:  # some network file systems have no locks
+        print(f"{folder} cannot be locked; make sure that no other process uses it", file=sys.stderr)
     for partial in folder.glob("*.partial"):
         partial.unlink(missing_ok=True)
 
 
 def commit() -> str:
-    """Short hash of the checkout, `+` when it has changes, `unknown` outside one."""
+    """Return the short hash of the current commit, with `+` after it for uncommitted changes, or `unknown`."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The record of a run: a progress bar to watch, log.jsonl to keep, TensorBoard events to plot."""
+"""Record what a run does: a progress bar, log.jsonl, and events for TensorBoard."""
 
 import contextlib
 import json
@@ -15,60 +15,61 @@ from utils.files import atomic_open
 
 
 class Timings:
-    """What a run spent its seconds on; prints as `5.1 s: starting 2.9, ...`."""
+    """Measure how long each stage of a run takes. Prints as `5.1 s: starting 2.9, ...`."""
 
     def __init__(self) -> None:
-        self._begun = self._last = time.monotonic()
+        self._start = self._last = time.monotonic()
         self._laps: list[str] = []
 
     def lap(self, name: str) -> None:
-        """All since the last lap was `name`."""
+        """Record the time since the previous call as the stage `name`."""
         now = time.monotonic()
         self._laps.append(f"{name} {now - self._last:.1f}")
         self._last = now
 
     def __str__(self) -> str:
-        return f"{self._last - self._begun:.1f} s: {', '.join(self._laps)}"
+        return f"{self._last - self._start:.1f} s: {', '.join(self._laps)}"
 
 
 class RunLog:
-    """Figures of a run in DIR/log.jsonl and, for TensorBoard, in DIR/events.
+    """Write the metrics of a run to DIR/log.jsonl and, for TensorBoard, to DIR/events.
 
-    `done` steps are behind it when it begins: what an earlier process noted of later ones is dropped.
+    `done`: number of complete steps when the run starts or resumes. Lines of later steps, which an earlier process
+    wrote, are removed.
     """
 
     def __init__(self, folder: Path, done: int = 0):
         self._path = folder / "log.jsonl"
-        self._lines = [line for line in _lines(self._path) if line["step"] <= done]
-        # TensorBoard follows a file that grows, and reads its last record only once it is whole.
+        self._lines = [line for line in _read_lines(self._path) if line["step"] <= done]
+        # One file that grows: TensorBoard follows it, and reads the last record only when the record is complete.
         self._events = folder / "events" / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"
-        self._begun = {"step": done + 1, "session_log": {"status": "START"}} if done else {}
+        self._resume_event = {"step": done + 1, "session_log": {"status": "START"}} if done else {}
 
-    def add(self, step: int, **figures: float) -> None:
-        """Record `figures` at `step` (an epoch, counted from 1)."""
+    def add(self, step: int, **metrics: float) -> None:
+        """Record `metrics` at `step` (an epoch, counted from 1). Only the main process writes."""
         if not is_main():
             return
-        self._lines.append({"step": step, **figures})
+        self._lines.append({"step": step, **metrics})
         with atomic_open(self._path, "w") as file:
             file.writelines(f"{json.dumps(line)}\n" for line in self._lines)
         if not self._events.exists():
             self._events.parent.mkdir(exist_ok=True)
-            self._event(file_version="brain.Event:2")
-            if self._begun:
-                self._event(**self._begun)
-        self._event(step=step, summary={"value": [{"tag": name, "simple_value": value}
-                                                  for name, value in figures.items()]})
+            self._write_event(file_version="brain.Event:2")
+            if self._resume_event:
+                self._write_event(**self._resume_event)
+        self._write_event(step=step, summary={"value": [{"tag": name, "simple_value": value}
+                                                        for name, value in metrics.items()]})
 
-    def _event(self, **what: object) -> None:
+    def _write_event(self, **fields: object) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         with open(self._events, "ab") as file:
-            RecordWriter(file).write(Event(wall_time=time.time(), **what).SerializeToString())
+            RecordWriter(file).write(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
-def _lines(path: Path) -> list[dict]:
-    """What a log holds; lines of another form are left out."""
+def _read_lines(path: Path) -> list[dict]:
+    """Read the valid lines of a log; skip all others, for example a line that a killed process left incomplete."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
@@ -78,9 +79,9 @@ def _lines(path: Path) -> list[dict]:
     return lines
 
 
-def progress(items: Iterable | None, what: str | None, total: int | None = None, hidden: bool = False,
+def progress(items: Iterable | None, title: str | None, total: int | None = None, hidden: bool = False,
              **options: object) -> tqdm:
-    """A progress bar on stderr; not shown where stderr is no terminal, or `hidden`."""
-    shown = is_main() and sys.stderr.isatty() and not hidden
-    return tqdm(items, desc=what, total=total, file=sys.stderr, disable=not shown, leave=False, dynamic_ncols=True,
+    """Show a progress bar on stderr, if stderr is a terminal and this is the main process, and not `hidden`."""
+    visible = is_main() and sys.stderr.isatty() and not hidden
+    return tqdm(items, desc=title, total=total, file=sys.stderr, disable=not visible, leave=False, dynamic_ncols=True,
                 **options)

@@ -1,4 +1,4 @@
-"""How the names of images are written into results."""
+"""Write the names of images into results: as they are, or as keyed hashes."""
 
 import hmac
 from collections.abc import Callable
@@ -6,18 +6,20 @@ from pathlib import Path
 
 from utils.cli import UserError
 
-KEY_BYTES = 16  # at least
+KEY_BYTES = 16  # smallest length of a key
 
 
 def spreadsheet_safe(name: str) -> str:
-    """`name` as a path that no spreadsheet takes for a formula: one that begins like one gets `./` before it."""
+    """Return `name` as a path that no spreadsheet reads as a formula: with `./` before `=`, `+`, `-` and `@`."""
     return f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def name_writer(key_file: str | None) -> Callable[[str], str]:
-    """What writes names as HMAC-SHA256 under the content of `key_file`, 32 hex digits; without one, as they are.
+    """Return the function that writes the name of an image into results.
 
-    With the same key an image has the same hash in every run. Raises `UserError` for a file that is no key.
+    With a key file it writes 32 hex digits of HMAC-SHA256 under the content of the file, so an image has the same hash
+    in every run with this key. Without a key file it writes the name as it is. Raises `UserError` if the file cannot be
+    read or has fewer than `KEY_BYTES` bytes.
     """
     if key_file is None:
         return spreadsheet_safe
@@ -27,5 +29,6 @@ def name_writer(key_file: str | None) -> Callable[[str], str]:
         raise UserError(f"{key_file} cannot be read ({error.strerror}); make a key with: head -c 32 /dev/urandom > "
                         f"{key_file}") from None
     if len(key) < KEY_BYTES:
-        raise UserError(f"{key_file} has {len(key)} bytes; a key has {KEY_BYTES} or more")
+        raise UserError(f"{key_file} has {len(key)} bytes, but a key has {KEY_BYTES} or more; make one with: "
+                        f"head -c 32 /dev/urandom > {key_file}")
     return lambda name: hmac.digest(key, name.encode(errors="surrogateescape"), "sha256").hex()[:32]

@@ -1,4 +1,4 @@
-"""Long work that can be stopped: what was computed is saved first, now and then and when a signal asks to end."""
+"""Stop and resume long work: results are saved from time to time, and before the process obeys a signal."""
 
 import os
 import signal
@@ -12,54 +12,58 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Pause:
-    """While its `with` block runs, SIGINT and SIGTERM wait until the work is saved; a second one ends it at once.
+    """Delay SIGINT and SIGTERM in a `with` block until the work is saved. A second signal stops the work immediately.
 
-    The work asks `due` after every step, saves when told so, and then calls `saved`. `every`: seconds between saves
-    that nobody asks for; `hint`: how to go on, for whoever stops it.
+    After each step the work calls `due`. If `due` returns true, the work saves its state and then calls `saved`.
+    `every`: seconds between regular saves. `hint`: tells the user how to continue after a stop.
     """
 
     def __init__(self, every: float, hint: str):
-        self._every, self._hint, self._last = every, hint, time.monotonic()
-        self._asked = self._ending = 0  # the signal that came here, and whether all have agreed to end
+        self._every, self._hint, self._last_save = every, hint, time.monotonic()
+        self._received = 0  # the signal that this process received, 0 before one arrives
+        self._stopping = 0  # not 0 as soon as all processes know that one of them received a signal
 
     def __enter__(self) -> "Pause":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: object) -> None:
-        if self._asked:
+    def _receive(self, number: int, _: object) -> None:
+        if self._received:
             raise Stopped(number, self._hint)
-        self._asked = number
+        self._received = number
 
     def due(self) -> bool:
-        """Whether to save now; all processes get the same answer."""
-        self._ending, late = self._asked, int(time.monotonic() - self._last >= self._every)
+        """Return whether to save now. All processes get the same answer."""
+        self._stopping, late = self._received, int(time.monotonic() - self._last_save >= self._every)
         if world_size() > 1:
             import torch
 
-            self._ending, late = sum_over_processes(torch.tensor([self._ending, late])).tolist()
-        return bool(self._ending or late)
+            self._stopping, late = sum_over_processes(torch.tensor([self._stopping, late])).tolist()
+        return bool(self._stopping or late)
 
     def saved(self) -> None:
-        """All is on disk: go on, or end where that was asked for."""
-        self._last = time.monotonic()
-        if self._ending:
-            raise Stopped(self._asked or signal.SIGTERM, self._hint)
+        """Note that the state is saved. Raises `Stopped` if one of the processes has received a signal."""
+        self._last_save = time.monotonic()
+        if self._stopping:
+            raise Stopped(self._received or signal.SIGTERM, self._hint)
 
 
 def leave_signals_to_parent() -> None:
-    """In a helper process: let the main one end it, since a signal may reach all processes of a job at once."""
+    """Ignore SIGINT in a worker process, and obey SIGTERM only if the parent process sent it.
+
+    A signal often reaches all processes of a job. The parent saves its work first and then stops its workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = os.getppid()
 
-    def obey() -> None:
+    def exit_when_parent_asks() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
         os._exit(0)
 
-    threading.Thread(target=obey, daemon=True).start()
+    threading.Thread(target=exit_when_parent_asks, daemon=True).start()

@@ -1,0 +1,62 @@
+"""Resume a training: find its folder and the arguments that it was started with."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from utils.checkpoints import load_checkpoint, require
+from utils.cli import UserError
+from utils.distributed import run_on_main, sum_over_processes
+from utils.files import lock_run
+
+RENAMED = {"pictures": "images"}  # arguments in checkpoints of earlier versions: old name -> new name
+
+
+def resume_arguments(args: argparse.Namespace,
+                     parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path | None]:
+    """Return the arguments of a training and, if it is resumed, its folder, which is then locked.
+
+    A training is resumed with `--continue DIR`, or when torchrun restarts its processes and `--out DIR` has a
+    last.pth.tar. All arguments except -gpu and --workers then come from the checkpoint. A new run gets `args` and None.
+    Raises `UserError` if the folder has no checkpoint or is locked, or if the checkpoint stores an argument that
+    `parser` does not accept.
+    """
+    # On a node where no process failed, the count does not rise. The sum over all processes shows every restart.
+    restarts = sum_over_processes(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))).item()
+    restarted = run_on_main(lambda: bool(restarts and args.out and (Path(args.out) / "last.pth.tar").is_file()))
+    if not args.continue_ and not restarted:
+        return args, None
+    folder = Path(args.continue_ or args.out)
+    path = folder / "last.pth.tar"
+    if not path.is_file():
+        raise UserError(f"{folder} contains no last.pth.tar to resume from; start a new run with --out {folder}")
+    stored = {RENAMED.get(name, name): value
+              for name, value in require(load_checkpoint(path), "args", dict, path).items()}
+    _check_arguments(parser, stored, path)
+    run_on_main(lambda: lock_run(folder))
+    current = {name: getattr(args, name) for name in ("gpu", "workers") if getattr(args, name, None) is not None}
+    return argparse.Namespace(**{**vars(args), **stored, **current}), folder
+
+
+def _check_arguments(parser: argparse.ArgumentParser, stored: dict, path: Path) -> None:
+    """Raise `UserError` if the command line could not have given one of the stored arguments."""
+    flags = {action.dest: action for action in parser._actions}
+    for name, value in stored.items():
+        if not isinstance(name, str) or name not in flags or not _accepts(flags[name], value):
+            raise UserError(f"{path} stores an argument {str(name)[:40]} that this version does not take; start a new "
+                            "run")
+
+
+def _accepts(flag: argparse.Action, value: object) -> bool:
+    if value is flag.default or flag.nargs == 0:
+        return value is flag.default or isinstance(value, bool)
+    words = value if isinstance(value, (list, tuple)) else [value]
+    if (words is value) != (flag.nargs is not None) or flag.nargs not in (None, "+", len(words)):
+        return False
+    try:
+        unchanged = all((flag.type or str)(str(word)) == word for word in words)
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+    return unchanged and (not flag.choices or all(word in flag.choices for word in words))
