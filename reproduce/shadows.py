@@ -2,7 +2,7 @@
 
     python -m reproduce.shadows                 # reproduce/results/shadows/report.md and auc.png
 
-These results have no score of each image. A scale measures the same anew, with scores: `shadow_count` in its file is
+These results have no score of each image. A scale measures the same with scores: `shadow_count` in its file is
 the number of shadows, see reproduce/scales/camvid-shadows.yaml.
 """
 

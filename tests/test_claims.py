@@ -156,7 +156,7 @@ def test_overall_counts_the_verdicts(measured):
 
 
 def test_a_verdict_needs_all_trainings_to_agree(measured):
-    """Another training has cells of its own, and may have fewer."""
+    """Another training has other cells, and may have fewer."""
     scale = replace(measured.scale, again=1, results=measured.scale.runs / "again")
     folder = scale.results / "psp-psp"
     shutil.copytree(measured.scale.results / "psp-psp", folder)
