@@ -1,1 +1,1 @@
-"""The experiments behind the tables: commands that run them, and what builds tables from their committed results."""
+"""The experiments of the paper: commands that run them, and tables and figures of their committed results."""

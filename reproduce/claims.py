@@ -1,18 +1,8 @@
-"""What the paper finds, claim by claim, and whether it holds in the cells of a scale.
-
-A verdict is computed from a difference between attacks on the same images and its 95 % interval over blocks of
-images: *holds* where the interval lies on the paper's side of 0, *does not hold* where it lies on the other, *not
-decided* where it includes 0. "About as good" holds where the interval lies within 3 points of 0, an attack "fails"
-where it ends below 3, and where a claim names another bound, that takes the place of 0.
-An interval says what other images would give, not other trainings: victims and shadows are trained once, and where
-a defense or a patch size is compared, so are the attackers. Where everything was trained again, the figures of that
-training follow, under its name, and a verdict is one only where all trainings that have the figure give it. Any
-scores reach the F of calling all images members, which lies above that of a coin; an attack is above guessing where
-it goes further than shuffled memberships do.
-"""
+"""The paper's claims, and whether each holds in the cells of a scale."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import numpy as np
 
@@ -21,331 +11,348 @@ from evaluation.metrics import chance, compute_metrics
 from reproduce import paper
 from reproduce.collect import unpack
 from reproduce.measured import Measured
-from reproduce.plan import Cell
+from reproduce.plan import Cell, Setting
 from utils.randomness import stream
 
 CLOSE = 3.0  # points of AUC
-LITTLE = 10.0  # points of AUC that a defense may take and still protect little
-CHEAP = 2.0  # points of mIoU that a defense may cost and still cost little; the paper's DPSGD costs up to 1.4
+LITTLE = 10.0  # points of AUC that a defense takes at most when it protects little
+CHEAP = 2.0  # points of mIoU that a defense costs at most when it costs little; the paper's DPSGD costs up to 1.4
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
+RULE = f"""\
+Each value has a 95 % interval over groups of images. Most values are the difference between two attacks on the same
+images. A claim *holds* where the interval is above 0, *does not hold* where it is below 0, and is *not decided* where
+it includes 0. "About as good" and "changes little" hold where the interval is within {CLOSE:g} points of 0. An attack
+"fails" where the interval ends below {CLOSE:g}. Where a claim gives another bound, that bound takes the place of 0.
+
+An interval covers the choice of images, not the training. Each victim and each shadow was trained once; for the claims
+about defenses and patch sizes, each attacker too. Some scales were trained again: the values of those trainings stand
+beside the first ones. Where the trainings disagree, the verdict is *not decided*.
+
+Any scores reach the F of calling all images members, and that F is above the F of a coin. So an attack is above
+guessing only where its max-F exceeds what the same scores reach with shuffled memberships."""
+
+Judge = Callable[[float, float], str]
 
 
-def _sign(low: float, high: float) -> str:
-    return HOLDS if low > 0 else FAILS if high < 0 else OPEN
+def within(lowest: float, highest: float) -> Judge:
+    """A claim about a range: it holds where the interval is inside, and does not where the interval is outside."""
+    def judge(low: float, high: float) -> str:
+        return HOLDS if low > lowest and high < highest else FAILS if low > highest or high < lowest else OPEN
+    return judge
+
+
+ABOVE, NEAR, SMALL = within(0, inf), within(-CLOSE, CLOSE), within(-inf, LITTLE)
+
+
+def _fails(low: float, high: float) -> str:
+    """The claim that an attack fails."""
+    return HOLDS if high < CLOSE else FAILS if low > 0 else OPEN
+
+
+def _too_dear(low: float, high: float) -> str:
+    """Protection that costs too much counts against the claim."""
+    return FAILS if low > 0 or high < 0 else OPEN
+
+
+def _open(low: float, high: float) -> str:
+    return OPEN
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure in points (%) and its interval in one setting, and what `judge` says of a claim from an interval.
+    """A value in points (%) with its interval, for one setting of one claim. `judge` gives the verdict.
 
-    `again` has what other trainings of everything found: their name -> `kept`. A verdict is one only where all agree.
+    `others` has the same of other trainings: name of the training -> `record`.
     """
 
-    where: str
+    label: str
     value: float
     low: float
     high: float
-    judge: Callable[[float, float], str] = _sign
+    judge: Judge = ABOVE
     note: str = ""
-    again: dict[str, dict] = field(default_factory=dict)
+    others: dict[str, dict] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
-        said = self.judge(self.low, self.high)
-        return said if all(other["verdict"] == said for other in self.again.values()) else OPEN
+        verdict = self.judge(self.low, self.high)
+        return verdict if all(other["verdict"] == verdict for other in self.others.values()) else OPEN
 
     @property
-    def figures(self) -> str:
+    def metrics(self) -> str:
         return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{self.note}"
 
-    def kept(self) -> dict:
-        """What is written for a page that shows this training beside another."""
-        return {"figures": self.figures, "verdict": self.verdict}
-
-    def __str__(self) -> str:
-        return "; ".join([f"{self.where}: {self.figures}", *(f"{name} {other['figures']}"
-                                                             for name, other in self.again.items())])
+    def record(self) -> dict:
+        """What `reproduce.report --again` writes."""
+        return {"metrics": self.metrics, "verdict": self.verdict}
 
 
-def _finding(where: str, found: dict, judge: Callable[[float, float], str] = _sign, factor: float = 100,
-             note: str = "") -> Finding:
-    low, high = (factor * bound for bound in found["interval"])
-    return Finding(where, factor * found["difference"], low, high, judge, note)
+Findings = Callable[[Measured, str], Iterator[Finding]]  # the findings of one claim in one setting
 
 
-def _close(low: float, high: float) -> str:
-    return HOLDS if low > -CLOSE and high < CLOSE else FAILS if low > CLOSE or high < -CLOSE else OPEN
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper. `key` is its name in the committed files of other trainings, so it must not change."""
+
+    key: str
+    text: str
+    findings: Findings
 
 
-def _both(measured: Measured, setting: str, first: str, second: str, **of) -> tuple[list[Cell], list[Cell]] | None:
-    """The cells of both, of the seeds that both have; a threshold has one for all."""
-    pair = measured.seeds(setting, first, **of), measured.seeds(setting, second, **of)
-    common = set.intersection(*({cell.seed for cell in own} for own in pair))
-    if not any(name.startswith("threshold") for name in (first, second)):
-        pair = tuple([cell for cell in own if cell.seed in common] for own in pair)
-    return pair if all(pair) else None
+def _finding(label: str, result: dict, judge: Judge = ABOVE, factor: float = 100, note: str = "") -> Finding:
+    low, high = (factor * bound for bound in result["interval"])
+    return Finding(label, factor * result["difference"], low, high, judge, note)
 
 
-def _above(*pairs: tuple[str, str]) -> Callable[[Measured], Iterator[Finding]]:
-    """The first attack of each pair against the second, in every setting that has both."""
-    def findings(measured: Measured) -> Iterator[Finding]:
-        for setting in measured.scale.settings:
-            for first, second in pairs:
-                if cells := _both(measured, setting, first, second):
-                    what = f", {paper.INPUTS[first.partition('-')[0]]}" if len(pairs) > 1 else ""
-                    yield _finding(measured.title(setting) + what, measured.difference(*cells))
+# Patches and attacks
+
+def above(*pairs: tuple[str, str]) -> Findings:
+    """AUC of the first attack of each pair minus AUC of the second."""
+    def findings(measured: Measured, setting: str) -> Iterator[Finding]:
+        for first, second in pairs:
+            if cells := _same_seeds(measured, setting, first, second):
+                kind = f", {paper.INPUTS[first.partition('-')[0]]}" if len(pairs) > 1 else ""
+                yield _finding(measured.title(setting) + kind, measured.difference(*cells))
     return findings
 
 
-def _sized(measured: Measured) -> tuple[Cell, Cell] | None:
-    """The cells of the largest and of the smallest patch."""
-    cells = measured.sizes()
+def _same_seeds(measured: Measured, setting: str, first: str, second: str,
+                **values: int) -> tuple[list[Cell], list[Cell]] | None:
+    """The cells of two attacks, of the seeds that both have. A threshold has one cell for all seeds."""
+    pair = measured.seeds(setting, first, **values), measured.seeds(setting, second, **values)
+    common = set.intersection(*({cell.seed for cell in cells} for cells in pair))
+    if not any(name.startswith("threshold") for name in (first, second)):
+        pair = tuple([cell for cell in cells if cell.seed in common] for cells in pair)
+    return pair if all(pair) else None
+
+
+def largest_minus_smallest(label: str, judge: Judge) -> Findings:
+    """AUC of images with the largest patches minus that with the smallest. `label` takes both sizes."""
+    def findings(measured: Measured, setting: str) -> Iterator[Finding]:
+        if pair := _largest_and_smallest(measured, setting):
+            first, second = pair
+            yield _finding(label.format(first.size, second.size), measured.difference([first], [second]), judge)
+    return findings
+
+
+def _largest_and_smallest(measured: Measured, setting: str) -> tuple[Cell, Cell] | None:
+    cells = [cell for cell in measured.sizes() if cell.setting == setting]
     return (cells[0], cells[-1]) if len(cells) > 1 else None
 
 
-def larger_patches(measured: Measured) -> Iterator[Finding]:
-    if pair := _sized(measured):
-        yield _finding(f"{pair[0].size} - {pair[1].size} positions", measured.difference([pair[0]], [pair[1]]))
-
-
-def patches_weaken(measured: Measured) -> Iterator[Finding]:
-    """Per-patch AUC over as many patches of each image, the first ones of both sizes."""
-    if not (pair := _sized(measured)):
+def single_patches(measured: Measured, setting: str) -> Iterator[Finding]:
+    """AUC of single patches, largest minus smallest, over the same number of patches of each image."""
+    if not (pair := _largest_and_smallest(measured, setting)):
         return
-    each = [[unpack(own) for own in measured.figures(cell)["patch_scores"]] for cell in pair]
-    count = min(len(own[0]) for own in each)
-    flat = [np.concatenate([scores[:count] for scores in own]) for own in each]
-    member, group = measured.images(pair[0].setting)
-    found = paired_difference(flat[:1], flat[1:], np.repeat(member, count), np.repeat(group, count))
-    yield _finding(f"patches, {pair[0].size} - {pair[1].size}", found)
+    scores = [[unpack(patches) for patches in measured.results(cell)["patch_scores"]] for cell in pair]
+    count = min(len(images[0]) for images in scores)
+    flat = [np.concatenate([patches[:count] for patches in images]) for images in scores]
+    member, group = measured.images(setting)
+    result = paired_difference(flat[:1], flat[1:], np.repeat(member, count), np.repeat(group, count))
+    yield _finding(f"patches, {pair[0].size} - {pair[1].size}", result)
 
 
-def images_stay(measured: Measured) -> Iterator[Finding]:
-    if pair := _sized(measured):
-        yield _finding(f"images, {pair[0].size} - {pair[1].size}", measured.difference([pair[0]], [pair[1]]), _close)
+def sliding_as_random(measured: Measured, setting: str) -> Iterator[Finding]:
+    """At the usual number of patches. The random cells have more patches, of which the first ones count."""
+    count, selections = measured.scale.count, measured.scale.selections
+    for kind, name in paper.INPUTS.items() if setting in selections.settings else ():
+        sliding = measured.seeds(setting, f"{kind}-sliding")
+        walk = measured.seeds(setting, f"{kind}-random", count=max(selections.counts))
+        if sliding and walk:
+            yield _finding(f"{measured.title(setting)}, {name}",
+                           measured.difference(sliding, walk, counts=(None, count)), NEAR)
 
 
-def sliding_as_random(measured: Measured) -> Iterator[Finding]:
-    """At the usual number of patches; the random ones are the first of the curve's."""
-    count = measured.scale.count
-    for setting in measured.scale.selections["settings"]:
-        for kind, name in paper.INPUTS.items():
-            sliding = measured.seeds(setting, f"{kind}-sliding")
-            walk = measured.seeds(setting, f"{kind}-random", count=max(measured.scale.selections["counts"]))
-            if sliding and walk:
-                yield _finding(f"{measured.title(setting)}, {name}",
-                               measured.difference(sliding, walk, counts=(None, count)), _close)
+def rejection_at_few(measured: Measured, setting: str) -> Iterator[Finding]:
+    """AUC of rejection minus that of random with the fewest patches, minus the same with the most."""
+    selections = measured.scale.selections
+    for kind, name in paper.INPUTS.items() if setting in selections.settings else ():
+        few, many = min(selections.counts), max(selections.counts)
+        if cells := _same_seeds(measured, setting, f"{kind}-rejection", f"{kind}-random", count=many):
+            rejection, random = ([[measured.scores(cell, count) for cell in attack] for count in (few, many)]
+                                 for attack in cells)
+            result = paired_difference([*rejection[0], *random[1]], [*random[0], *rejection[1]],
+                                       *measured.images(setting))
+            yield _finding(f"{measured.title(setting)}, {name}", result, factor=200)  # each side is a mean of two
 
 
-def rejection_at_few(measured: Measured) -> Iterator[Finding]:
-    """Rejection minus random with the fewest patches, minus the same with the most."""
-    for setting in measured.scale.selections["settings"]:
-        few, many = (f(measured.scale.selections["counts"]) for f in (min, max))
-        for kind, name in paper.INPUTS.items():
-            cells = _both(measured, setting, f"{kind}-rejection", f"{kind}-random", count=many)
-            if cells:
-                rejection, random = ([[measured.scores(cell, count) for cell in own] for count in (few, many)]
-                                     for own in cells)
-                found = paired_difference([*rejection[0], *random[1]], [*random[0], *rejection[1]],
-                                          *measured.images(setting))
-                yield _finding(f"{measured.title(setting)}, {name}", found, factor=200)  # of two means, the halves
+def above_guessing(measured: Measured, setting: str) -> Iterator[Finding]:
+    """Max-F minus the F of calling all images members, of the attack of table 2 with the lowest interval.
 
-
-def above_guess(measured: Measured) -> Iterator[Finding]:
-    """Max-F of every attack of table 2 over that of calling all members, and over what luck adds; the weakest.
-
-    Any scores reach the F of calling all members, and with luck more. The interval is the excess minus the middle 95 %
-    of what shuffled memberships give; whole blocks are shuffled where members and non-members come in such.
+    The interval is this excess minus the middle 95 % of what the same scores reach with shuffled memberships.
     """
-    for setting in measured.scale.settings:
-        found = []
-        for method in paper.TABLE:
-            for cell in measured.seeds(setting, method)[:1]:
-                scores, (member, group) = measured.scores(cell), measured.images(setting)
-                excess, luck = _excess(scores, member), [_excess(scores, one) for one in _shuffled(member, group)]
-                low, high = (excess - bound for bound in np.quantile(luck, [0.975, 0.025]))
-                found.append(_finding(measured.title(setting), {"difference": excess, "interval": [low, high]},
-                                      note=f" ({paper.title(method)})"))
-        if found:
-            yield min(found, key=lambda one: one.low)
+    findings = []
+    member, group = measured.images(setting) if measured.of_setting(setting) else (None, None)
+    for method in paper.TABLE:
+        for cell in measured.seeds(setting, method)[:1]:
+            scores = measured.scores(cell)
+            excess, by_chance = _excess(scores, member), [_excess(scores, mixed) for mixed in _shuffled(member, group)]
+            low, high = (excess - bound for bound in np.quantile(by_chance, [0.975, 0.025]))
+            findings.append(_finding(measured.title(setting), {"difference": excess, "interval": [low, high]},
+                                     note=f" ({paper.title(method)})"))
+    if findings:
+        yield min(findings, key=lambda finding: finding.low)
 
 
 def _excess(scores: np.ndarray, member: np.ndarray) -> float:
-    """Max-F minus the F of calling all members."""
+    """Max-F minus the F of calling all images members."""
     return compute_metrics(scores, member)["max_f"] - chance(int(member.sum()), int((~member).sum()))["all_member_f"]
 
 
 def _shuffled(member: np.ndarray, group: list[str], times: int = 400) -> Iterator[np.ndarray]:
-    """Memberships bool (n,) dealt anew: to whole blocks where each is of one kind, else to images."""
-    _, block = np.unique(group, return_inverse=True)
-    shares = np.bincount(block, weights=member) / np.bincount(block)
+    """Shuffled memberships bool (n,). Where no group has both members and non-members, complete groups move."""
+    _, index = np.unique(group, return_inverse=True)
+    shares = np.bincount(index, weights=member) / np.bincount(index)
     rng = stream(0, "shuffle")
     for _ in range(times):
-        yield rng.permutation(shares > 0)[block] if set(shares) <= {0, 1} else rng.permutation(member)
+        yield rng.permutation(shares > 0)[index] if set(shares) <= {0, 1} else rng.permutation(member)
 
 
-def _over(measured: Measured, cells: list[Cell], where: str, bound: float = 0.5,
-          judge: Callable[[float, float], str] = _sign) -> Iterator[Finding]:
-    """AUC of the first cell minus `bound`."""
-    for cell in cells[:1]:
-        member, group = measured.images(cell.setting)
-        low, high = intervals(measured.scores(cell), member, group)["auc"]
-        yield _finding(where, {"difference": measured.mean([cell]) - bound, "interval": [low - bound, high - bound]},
-                       judge)
+# Defenses, and an AUC above a bound. Each compares the cells of the first attacker seed.
+
+def auc_over(method: str, applies: Callable[[str, Setting], bool], bound: float = 0.5, judge: Judge = ABOVE,
+             defense: Callable[[Measured], str] = lambda measured: "none") -> Findings:
+    """AUC minus `bound`, in the settings to which the claim applies."""
+    def findings(measured: Measured, setting: str) -> Iterator[Finding]:
+        cells = measured.seeds(setting, method, defense(measured))[:1]
+        if cells and applies(setting, measured.scale.settings[setting]):
+            member, group = measured.images(setting)
+            low, high = intervals(measured.scores(cells[0]), member, group)["auc"]
+            result = {"difference": measured.mean(cells) - bound, "interval": [low - bound, high - bound]}
+            yield _finding(measured.title(setting), result, judge)
+    return findings
 
 
-def independent_succeed(measured: Measured) -> Iterator[Finding]:
-    for setting, own in measured.scale.settings.items():
-        if not own.get("dependent"):
-            yield from _over(measured, measured.seeds(setting, "loss-random"), measured.title(setting))
+def _independent(name: str, setting: Setting) -> bool:
+    return not setting.dependent
 
 
-def learned_fails(measured: Measured) -> Iterator[Finding]:
-    for setting in (name for name in measured.scale.settings if name.startswith("dpc")):
-        yield from _over(measured, measured.seeds(setting, "pixelwise"), measured.title(setting), judge=
-                         lambda low, high: HOLDS if high < CLOSE else FAILS if low > 0 else OPEN)
-
-
-def argmax_takes_little(measured: Measured) -> Iterator[Finding]:
-    """AUC of the loss map on random patches without Argmax, minus that under it."""
-    for setting in measured.scale.settings:
-        if cells := _drop(measured, setting, "loss-random", "argmax"):
-            yield _finding(measured.title(setting), measured.difference(*cells),
-                           lambda low, high: HOLDS if high < LITTLE else FAILS if low > LITTLE else OPEN)
-
-
-def gauss_leaves(measured: Measured) -> Iterator[Finding]:
-    """AUC under the strongest noise, where the shadow has it too, minus 75."""
-    for setting, own in measured.scale.settings.items():
-        cells = measured.seeds(setting, "loss-random", f"gauss-{_strongest(measured):g}")
-        if own.get("dependent"):
-            yield from _over(measured, cells, measured.title(setting), 0.75)
-
-
-def _drop(measured: Measured, setting: str, method: str, defense: str) -> tuple[list[Cell], list[Cell]] | None:
-    """The first seed's cells without and under a defense."""
-    pair = measured.seeds(setting, method)[:1], measured.seeds(setting, method, defense)[:1]
+def _pair(measured: Measured, setting: str, method: str, *defenses: str) -> tuple[list[Cell], list[Cell]] | None:
+    """The cells of an attack under two defenses."""
+    pair = tuple(measured.seeds(setting, method, defense)[:1] for defense in defenses)
     return pair if all(pair) else None
 
 
-def gauss_protects(measured: Measured) -> Iterator[Finding]:
-    for setting, own in measured.scale.settings.items():
-        if not own.get("dependent") and (cells := _drop(measured, setting, "loss-random", _gauss(measured))):
-            yield _finding(measured.title(setting), measured.difference(*cells))
+def auc_taken(defense: Callable[[Measured], str], judge: Judge = ABOVE,
+              applies: Callable[[str, Setting], bool] = lambda name, setting: True) -> Findings:
+    """AUC that a defense takes from the loss map on random patches, in the settings to which the claim applies."""
+    def findings(measured: Measured, setting: str) -> Iterator[Finding]:
+        cells = _pair(measured, setting, "loss-random", "none", defense(measured))
+        if cells and applies(setting, measured.scale.settings[setting]):
+            yield _finding(measured.title(setting), measured.difference(*cells), judge)
+    return findings
 
 
-def loss_more_sensitive(measured: Measured) -> Iterator[Finding]:
-    """What Gauss takes from the loss attacker, minus what it takes from C+GT."""
-    for setting in measured.scale.settings:
-        loss, both = (_drop(measured, setting, f"{kind}-random", _gauss(measured)) for kind in ("loss", "concate"))
-        if loss and both:
-            found = measured.difference([*loss[0], *both[1]], [*loss[1], *both[0]])
-            yield _finding(measured.title(setting), found, factor=200)  # of two means, the halves
+def loss_more_sensitive(measured: Measured, setting: str) -> Iterator[Finding]:
+    """AUC that Gauss takes from the loss map minus what it takes from C+GT."""
+    loss, concate = (_pair(measured, setting, f"{kind}-random", "none", _gauss(measured)) for kind in KINDS)
+    if loss and concate:
+        result = measured.difference([*loss[0], *concate[1]], [*loss[1], *concate[0]])
+        yield _finding(measured.title(setting), result, factor=200)  # each side is a mean of two
 
 
 def _gauss(measured: Measured) -> str:
-    """The paper's strongest noise for independent attacks, or the strongest there is."""
-    return f"gauss-{max((v for v in measured.scale.gauss if v <= 0.1), default=_strongest(measured)):g}"
+    """The paper's strongest noise against independent attacks, or else the strongest of the scale."""
+    return f"gauss-{max((v for v in measured.scale.gauss if v <= 0.1), default=max(measured.scale.gauss, default=0)):g}"
 
 
-def _strongest(measured: Measured) -> float:
-    """The largest variance of Gauss."""
-    return max(measured.scale.gauss, default=0)
+def _strongest_gauss(measured: Measured) -> str:
+    return f"gauss-{max(measured.scale.gauss, default=0):g}"
 
 
-def dropout_costs(measured: Measured) -> Iterator[Finding]:
-    """Points of mIoU lost minus points of AUC lost; the interval is that of the AUC alone."""
-    for setting in measured.scale.settings:
-        for ratio in measured.scale.dropout:
-            if cells := _drop(measured, setting, "loss-random", f"dropout-{ratio:g}"):
-                lost, found = _utility_lost(measured, *cells), measured.difference(*cells)
-                low, high = (lost - 100 * bound for bound in reversed(found["interval"]))
-                yield Finding(f"{measured.title(setting)}, {ratio:g}", lost - 100 * found["difference"], low, high)
+def dropout_costs(measured: Measured, setting: str) -> Iterator[Finding]:
+    """Points of mIoU lost minus points of AUC lost. The interval is that of the AUC; the mIoU has none."""
+    for ratio in measured.scale.dropout:
+        if cells := _pair(measured, setting, "loss-random", "none", f"dropout-{ratio:g}"):
+            lost, result = _miou_lost(measured, cells), measured.difference(*cells)
+            low, high = (lost - 100 * bound for bound in reversed(result["interval"]))
+            yield Finding(f"{measured.title(setting)}, {ratio:g}", lost - 100 * result["difference"], low, high)
 
 
-def _utility_lost(measured: Measured, plain: list[Cell], defended: list[Cell]) -> float:
-    return 100 * (measured.figures(plain[0])["miou"]["out"] - measured.figures(defended[0])["miou"]["out"])
+def _miou_lost(measured: Measured, pair: tuple[list[Cell], list[Cell]]) -> float:
+    """Points of mIoU on non-members that the second cell has less than the first."""
+    first, second = (measured.results(cells[0])["miou"]["out"] for cells in pair)
+    return 100 * (first - second)
 
 
-def private_protects(measured: Measured) -> Iterator[Finding]:
-    """AUC that DPSGD takes; it counts where no more than `CHEAP` points of mIoU go with it."""
-    for setting, variance in _private(measured):
-        if cells := _drop(measured, setting, "loss-random", f"dpsgd-{variance:g}"):
-            lost = _utility_lost(measured, *cells)
-            judge = _dear if lost > CHEAP else _sign
+def dpsgd_protects(measured: Measured, setting: str) -> Iterator[Finding]:
+    """AUC that DPSGD takes. The claim needs that mIoU falls by no more than `CHEAP` points."""
+    for variance in measured.scale.dpsgd.variances.get(setting, ()):
+        if cells := _pair(measured, setting, "loss-random", "none", f"dpsgd-{variance:g}"):
+            lost = _miou_lost(measured, cells)
+            judge = _too_dear if lost > CHEAP else ABOVE
             yield _protection(measured, setting, variance, cells, judge, f", mIoU {-lost:+.1f}")
 
 
-def private_beyond_control(measured: Measured) -> Iterator[Finding]:
-    """AUC that the noise takes from a victim that is otherwise trained alike: clipped, with the same frozen norms."""
-    for setting, variance in _private(measured):
-        pair = (measured.seeds(setting, "loss-random", "clip")[:1],
-                measured.seeds(setting, "loss-random", f"dpsgd-{variance:g}")[:1])
-        if all(pair):
-            yield _protection(measured, setting, variance, pair)
-
-
-def _private(measured: Measured) -> Iterator[tuple[str, float]]:
-    """Settings and noise variances of DPSGD."""
-    for setting in measured.scale.settings:
-        yield from ((setting, variance) for variance in measured.scale.dpsgd["variances"].get(setting, ()))
+def dpsgd_beyond_clipping(measured: Measured, setting: str) -> Iterator[Finding]:
+    """AUC that the noise takes, against a victim trained in the same way with clipping but without noise."""
+    for variance in measured.scale.dpsgd.variances.get(setting, ()):
+        if cells := _pair(measured, setting, "loss-random", "clip", f"dpsgd-{variance:g}"):
+            yield _protection(measured, setting, variance, cells)
 
 
 def _protection(measured: Measured, setting: str, variance: float, pair: tuple[list[Cell], list[Cell]],
-                judge: Callable[[float, float], str] = _sign, note: str = "") -> Finding:
-    """AUC that is lost from the first cell to the second; nothing is said where that one points the wrong way."""
+                judge: Judge = ABOVE, note: str = "") -> Finding:
+    """AUC lost from the first cell to the second. Not decided where the AUC of the second is below 50."""
     auc = measured.mean(pair[1])
     if auc < 0.5:
-        judge, note = _unsaid, f"{note}, down to {100 * auc:.1f}"
+        judge, note = _open, f"{note}, down to {100 * auc:.1f}"
     return _finding(f"{measured.title(setting)}, variance {variance:g}", measured.difference(*pair), judge, note=note)
 
 
-def _dear(low: float, high: float) -> str:
-    """Of protection that costs too much: it counts against the claim."""
-    return FAILS if low > 0 else _sign(low, high)
-
-
-def _unsaid(low: float, high: float) -> str:
-    return OPEN
-
-
 KINDS = ("loss", "concate")
-CLAIMS: dict[str, Callable[[Measured], Iterator[Finding]]] = {
-    "structure helps: the largest patches above the smallest (AUC of images)": larger_patches,
-    "structure helps: learned (loss map, full) above the loss threshold": _above(("loss-full", "threshold-loss")),
-    "structure helps: C+GT patches above the learned 1x1 attack": _above(("concate-random", "pixelwise")),
-    "single patches tell less as they shrink": patches_weaken,
-    f"images stay close as patches shrink (within {CLOSE:g} points)": images_stay,
-    "loss map above C+GT (random)": _above(("loss-random", "concate-random")),
-    "patches above the full image": _above(*((f"{kind}-random", f"{kind}-full") for kind in KINDS)),
-    f"sliding about as good as random (within {CLOSE:g} points)": sliding_as_random,
-    "rejection above random": _above(*((f"{kind}-rejection", f"{kind}-random") for kind in KINDS)),
-    "rejection helps most at few patches": rejection_at_few,
-    "every attack above guessing, here: above the F of calling all members (the weakest of each setting)": above_guess,
-    "independent attacks succeed (AUC over 50)": independent_succeed,
-    "Salem's learned attack fails with a DPC shadow (AUC over 50)": learned_fails,
-    f"Argmax protects little (AUC that it takes from the loss map, at most {LITTLE:g})": argmax_takes_little,
-    "Gauss protects in independent settings (AUC that it takes)": gauss_protects,
-    "Gauss does not protect in the dependent one (AUC over 75 under the strongest noise)": gauss_leaves,
-    "the loss attacker is more sensitive to Gauss than C+GT": loss_more_sensitive,
-    "Dropout costs more utility than it protects (mIoU lost - AUC lost)": dropout_costs,
-    f"DPSGD protects at little utility (AUC that it takes, at {CHEAP:g} points of mIoU at most)": private_protects,
-    "and by its noise, beyond clipping alone": private_beyond_control,
-}
+CLAIMS = (
+    Claim("patch-sizes", "Structure helps: the AUC of images is higher with the largest patches than the smallest",
+          largest_minus_smallest("{} - {} positions", ABOVE)),
+    Claim("full-above-threshold", "Structure helps: the learned attack on full loss maps is above the loss threshold",
+          above(("loss-full", "threshold-loss"))),
+    Claim("patches-above-1x1", "Structure helps: C+GT on random patches is above the learned 1x1 attack",
+          above(("concate-random", "pixelwise"))),
+    Claim("single-patches", "The AUC of single patches falls as they shrink", single_patches),
+    Claim("images-stay", f"The AUC of images changes little as patches shrink (within {CLOSE:g} points)",
+          largest_minus_smallest("images, {} - {}", NEAR)),
+    Claim("loss-above-concate", "The loss map is above C+GT (random patches)",
+          above(("loss-random", "concate-random"))),
+    Claim("patches-above-full", "Random patches are above the full image",
+          above(*((f"{kind}-random", f"{kind}-full") for kind in KINDS))),
+    Claim("sliding-as-random", f"Sliding is about as good as random (within {CLOSE:g} points)", sliding_as_random),
+    Claim("rejection-above-random", "Rejection is above random",
+          above(*((f"{kind}-rejection", f"{kind}-random") for kind in KINDS))),
+    Claim("rejection-at-few", "Rejection helps most with few patches", rejection_at_few),
+    Claim("above-guessing", "Every attack is above guessing: max-F minus the F of calling all images members (the "
+          "weakest attack of each setting)", above_guessing),
+    Claim("independent", "Independent attacks succeed (AUC - 50)", auc_over("loss-random", _independent)),
+    Claim("learned-fails", "Salem's learned attack fails with a DPC shadow (AUC - 50)",
+          auc_over("pixelwise", lambda name, _: name.startswith("dpc"), judge=_fails)),
+    Claim("argmax", f"Argmax protects little: it takes at most {LITTLE:g} points of AUC from the loss map",
+          auc_taken(lambda measured: "argmax", SMALL)),
+    Claim("gauss-independent", "Gauss protects in independent settings (AUC that it takes)",
+          auc_taken(_gauss, applies=_independent)),
+    Claim("gauss-dependent", "Gauss does not protect in the dependent setting (AUC under the strongest noise - 75)",
+          auc_over("loss-random", lambda _, setting: setting.dependent, 0.75, defense=_strongest_gauss)),
+    Claim("gauss-loss", "Gauss takes more AUC from the loss map than from C+GT", loss_more_sensitive),
+    Claim("dropout", "Dropout costs more utility than it protects (mIoU lost - AUC lost)", dropout_costs),
+    Claim("dpsgd", f"DPSGD protects at little cost (AUC that it takes; mIoU falls by at most {CHEAP:g} points)",
+          dpsgd_protects),
+    Claim("dpsgd-noise", "DPSGD protects by its noise, beyond clipping alone", dpsgd_beyond_clipping),
+)
 
 
 def measure(measured: Measured) -> dict[str, list[Finding]]:
-    """What was found of each claim, beside the same of the scale's other trainings."""
-    others, found = measured.again(), {}
-    for claim, findings in CLAIMS.items():
-        known = {name: other["claims"].get(claim, {}) for name, other in others.items()}
-        found[claim] = [replace(one, again={name: kept[one.where] for name, kept in known.items() if one.where in kept})
-                        for one in findings(measured)]
-    return found
+    """Key of each claim -> its findings in all settings, with those of the scale's other trainings."""
+    others = measured.others()
+    findings = {}
+    for claim in CLAIMS:
+        records = {name: other["claims"].get(claim.key, {}) for name, other in others.items()}
+        findings[claim.key] = [
+            replace(finding, others={name: record[finding.label] for name, record in records.items()
+                                     if finding.label in record})
+            for setting in measured.scale.settings for finding in claim.findings(measured, setting)]
+    return findings
 
 
-def overall(found: list[Finding]) -> str:
-    """One verdict of several settings: what all of them say, or how many say what."""
-    said = [one.verdict for one in found]
-    kinds = [kind for kind in (HOLDS, FAILS, OPEN) if kind in said]
-    return kinds[0] if len(kinds) == 1 else ", ".join(f"{kind} in {said.count(kind)}" for kind in kinds)
+def overall(findings: list[Finding]) -> str:
+    """The verdict that all findings share, or the number of findings with each verdict."""
+    verdicts = [finding.verdict for finding in findings]
+    kinds = [kind for kind in (HOLDS, FAILS, OPEN) if kind in verdicts]
+    return kinds[0] if len(kinds) == 1 else ", ".join(f"{kind} in {verdicts.count(kind)}" for kind in kinds)

@@ -1,4 +1,4 @@
-"""Figures 1 to 5, drawn from the cells that are there."""
+"""Figures 1 to 5 of the paper, drawn from the cells of a scale."""
 
 from pathlib import Path
 
@@ -18,31 +18,32 @@ GREYS = ("0.0", "0.35", "0.55", "0.75")
 DASHES = ("-", "--", "-.", ":", (0, (1, 3)))
 MARKS = {"gauss": "o", "dropout": "s", "dpsgd": "^", "argmax": "D", "frozen": "x", "clip": "+", "none": "*"}
 KINDS = {"loss": ("0.0", "-"), "concate": ("0.55", "--")}
-PRINTED = {"markerfacecolor": "none", "linestyle": ""}  # how the paper's own figures are drawn
+PRINTED = {"markerfacecolor": "none", "linestyle": ""}  # the paper's values are hollow marks
 NAMES = {"gauss": "Gauss", "dropout": "Dropout", "dpsgd": "DPSGD", "argmax": "Argmax",
          "frozen": "frozen norms", "clip": "clipping alone"}
 
 
 def draw(measured: Measured, folder: Path) -> list[str]:
-    """Write the figures into `folder`; the names of those for which there are cells."""
-    made = []
+    """Write the figures into `folder`. Returns the names of those that have cells, e.g. ["fig1", "fig3"]."""
+    drawn = []
     with rc_context(STYLE):
-        for name, figure in (("fig1", sizes), ("fig2", selections), ("fig3", argmax), ("fig4", trade),
-                             ("fig5", looks)):
-            if found := figure(measured):
+        for name, make in (("fig1", sizes), ("fig2", selections), ("fig3", argmax), ("fig4", utility),
+                           ("fig5", activation_maps)):
+            if figure := make(measured):
                 with atomic_open(folder / f"{name}.png") as file:
-                    found.savefig(file, dpi=160, format="png")
-                made.append(name)
-    return made
+                    figure.savefig(file, dpi=160, format="png")
+                drawn.append(name)
+    return drawn
 
 
 def _axes(count: int, **options: object) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels in a row."""
     figure = Figure(figsize=(3.3 * count, 3.3), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
 
 
 def _style(index: int) -> dict:
-    """Grey and dash of the curve `index`; no two of the first twenty are alike."""
+    """Grey and dash of curve number `index`; the first twenty curves all differ."""
     return {"color": GREYS[index % len(GREYS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
@@ -63,14 +64,14 @@ def sizes(measured: Measured) -> Figure | None:
         return None
     figure, (left, right) = _axes(2)
     for index, cell in enumerate(cells):
-        found, (member, _) = measured.figures(cell), measured.images(cell.setting)
-        each = [unpack(own) for own in found["patch_scores"]]
-        (true,), (false,) = Curves(np.concatenate(each), np.repeat(member, [len(own) for own in each])).counts()
+        results, (member, _) = measured.results(cell), measured.images(cell.setting)
+        by_image = [unpack(patches) for patches in results["patch_scores"]]
+        (true,), (false,) = Curves(np.concatenate(by_image), np.repeat(member, list(map(len, by_image)))).counts()
         side = f"{cell.size} x {cell.size}"
-        left.plot(true / true[-1], true / (true + false), label=f"{side}, F {100 * found['patch']['max_f']:.1f}",
+        left.plot(true / true[-1], true / (true + false), label=f"{side}, F {100 * results['patch']['max_f']:.1f}",
                   **_style(index))
-        _roc(right, unpack(found["scores"]), member,
-             f"{side}, {cell.count} patches, AUC {100 * found['image']['auc']:.1f}", index)
+        _roc(right, unpack(results["scores"]), member,
+             f"{side}, {cell.count} patches, AUC {100 * results['image']['auc']:.1f}", index)
     share = member.mean()
     left.plot([0.5], [share], "k*", label=f"random guess, F {100 * share / (share + 0.5):.1f}")
     left.set(xlabel="recall", ylabel="precision", title="patches", xlim=(0, 1.01))
@@ -83,8 +84,8 @@ def sizes(measured: Measured) -> Figure | None:
 
 def selections(measured: Measured) -> Figure | None:
     """Fig. 2: AUC against the number of patches, mean and standard deviation over attacker seeds."""
-    settings = [s for s in measured.scale.selections["settings"] if any(c.curve for c in measured.there.values()
-                                                                        if c.setting == s)]
+    settings = [setting for setting in measured.scale.selections.settings
+                if any(cell.curve for cell in measured.of_setting(setting))]
     if not settings:
         return None
     figure, panels = _axes(len(settings), sharey=True)
@@ -101,26 +102,26 @@ def selections(measured: Measured) -> Figure | None:
                 if select != "sliding" and setting in paper.COLUMNS:
                     axes.plot([10], [paper.auc(f"{kind}-{select}", setting)], mark, color=grey, **PRINTED)
         axes.set(xlabel="patches of an image", title=measured.title(setting), xscale="log")
-        counts = measured.scale.selections["counts"]
+        counts = measured.scale.selections.counts
         axes.set_xticks(counts, labels=map(str, counts))
         axes.minorticks_off()
     panels[0].set(ylabel="AUC, %")
-    return _keyed(figure, panels)
+    return _with_legend(figure, panels)
 
 
 def selection_points(measured: Measured, setting: str, method: str) -> dict[int, list[float]]:
-    """Patch count -> AUC of each seed."""
+    """Number of patches -> AUC of each seed."""
     points: dict[int, list[float]] = {}
     usual = measured.scale.size_of(setting)
-    for cell in measured.there.values():
-        if (cell.setting, cell.method, cell.defense, cell.size) != (setting, method, "none", usual):
+    for cell in measured.of_setting(setting):
+        if (cell.method, cell.defense, cell.size) != (method, "none", usual):
             continue
-        found = measured.figures(cell)
+        results = measured.results(cell)
         if cell.curve:
-            for count, at in found["curve"].items():
-                points.setdefault(int(count), []).append(at["auc"])
+            for count, metrics in results["curve"].items():
+                points.setdefault(int(count), []).append(metrics["auc"])
         elif method.endswith("sliding"):
-            points.setdefault(cell.count, []).append(found["image"]["auc"])
+            points.setdefault(cell.count, []).append(results["image"]["auc"])
     return points
 
 
@@ -142,22 +143,16 @@ def argmax(measured: Measured) -> Figure | None:
     return figure
 
 
-def trade(measured: Measured) -> Figure | None:
-    """Fig. 4: AUC against mIoU on non-members under each defense; the ideal is on the right at an AUC of 50."""
-    settings = [s for s in measured.scale.settings if len({c.defense for c in measured.there.values()
-                                                           if c.setting == s}) > 1]
+def utility(measured: Measured) -> Figure | None:
+    """Fig. 4: AUC against mIoU on non-members under each defense. The ideal point is far right at an AUC of 50."""
+    settings = [s for s in measured.scale.settings if len({cell.defense for cell in measured.of_setting(s)}) > 1]
     if not settings:
         return None
     figure, panels = _axes(len(settings), sharey=True)
     for axes, setting in zip(panels, settings, strict=True):
         best = 0.0
         for kind, (grey, dash) in KINDS.items():
-            curves: dict[str, list[tuple[float, float]]] = {}
-            for defense in dict.fromkeys(cell.defense for cell in measured.there.values() if cell.setting == setting):
-                for cell in measured.seeds(setting, f"{kind}-random", defense)[:1]:
-                    found = measured.figures(cell)
-                    point = (100 * found["miou"]["out"], 100 * found["image"]["auc"])
-                    curves.setdefault(defense.partition("-")[0], []).append(point)
+            curves = utility_points(measured, setting, f"{kind}-random")
             start = curves.pop("none", [])[:1]
             for x, y in start:
                 axes.plot([x], [y], MARKS["none"], color=grey, markersize=8, label=f"{paper.INPUTS[kind]}, no defense")
@@ -171,12 +166,23 @@ def trade(measured: Measured) -> Figure | None:
         axes.plot([best], [50], "kP", markersize=7, label="ideal", clip_on=False)
         axes.set(xlabel="mIoU on non-members, %", title=measured.title(setting))
     panels[0].set(ylabel="AUC, %")
-    return _keyed(figure, panels)
+    return _with_legend(figure, panels)
 
 
-def looks(measured: Measured) -> Figure | None:
-    """Fig. 5: loss map and class activation maps of one member, without a defense and under each."""
-    cells = [cell for cell in measured.there.values() if "maps" in measured.figures(cell)]
+def utility_points(measured: Measured, setting: str, method: str) -> dict[str, list[tuple[float, float]]]:
+    """Kind of defense -> (mIoU on non-members, AUC) in % at each of its strengths, of the first attacker seed."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for defense in dict.fromkeys(cell.defense for cell in measured.of_setting(setting)):
+        for cell in measured.seeds(setting, method, defense)[:1]:
+            results = measured.results(cell)
+            point = (100 * results["miou"]["out"], 100 * results["image"]["auc"])
+            points.setdefault(defense.partition("-")[0], []).append(point)
+    return points
+
+
+def activation_maps(measured: Measured) -> Figure | None:
+    """Fig. 5: loss map and class activation maps of one member, without a defense and under each defense."""
+    cells = [cell for cell in measured.cells.values() if "maps" in measured.results(cell)]
     if not cells:
         return None
     rows = {("loss", "loss"): "loss map", ("loss", "cam"): "CAM, Loss", ("concate", "cam"): "CAM, C+GT"}
@@ -190,19 +196,20 @@ def looks(measured: Measured) -> Figure | None:
     for axes, defense in zip(grid[0], columns, strict=True):
         axes.set_title(defense if defense != "none" else "no defense")
     for cell in cells:
-        found = measured.figures(cell)["maps"]
-        for row, (kind, what) in enumerate(rows):
-            if cell.method.startswith(kind):
-                shown = unpack(found[what]).reshape(found["shape"])
+        maps = measured.results(cell)["maps"]
+        for row, (attacker, kind) in enumerate(rows):
+            if cell.method.startswith(attacker):
+                values = unpack(maps[kind]).reshape(maps["shape"])
                 grid[row, columns.index(cell.defense)].imshow(
-                    shown, cmap="cividis", interpolation="nearest", vmax=np.nanquantile(shown, 0.99))
+                    values, cmap="cividis", interpolation="nearest", vmax=np.nanquantile(values, 0.99))
     return figure
 
 
-def _keyed(figure: Figure, panels: list[Axes]) -> Figure:
-    """One legend below, of what any panel has; hollow marks are the paper's."""
-    known = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+def _with_legend(figure: Figure, panels: list[Axes]) -> Figure:
+    """Add one legend for all panels below them, with a hollow mark for the paper's values."""
+    handles = {label: handle for axes in panels
+               for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     hollow = panels[0].plot([], [], "o", color="0.3", **PRINTED)[0]
-    figure.legend([*known.values(), hollow], [*known, "paper, where it prints a figure"], loc="outside lower center",
+    figure.legend([*handles.values(), hollow], [*handles, "value printed in the paper"], loc="outside lower center",
                   ncols=min(4, 2 * len(panels)), fontsize=6)
     return figure

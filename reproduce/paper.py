@@ -1,4 +1,4 @@
-"""Figures that the paper prints, to lay beside ours."""
+"""Numbers that the paper prints, and its names of settings and attacks."""
 
 # Table 2, max-F / AUC in %. The learned attack of Salem et al. fails with a DPC shadow.
 COLUMNS = ("psp-psp", "dlv3-psp", "dlv3-uper", "dpc-psp", "dpc-uper")
@@ -17,8 +17,8 @@ SETTINGS = {"psp-psp": "PSP→PSP, dependent", "dlv3-psp": "DLv3+→PSP", "dlv3-
             "dpc-psp": "DPC→PSP", "dpc-uper": "DPC→Uper"}
 RANDOM_F = {"dependent": 55.36, "independent": 63.13}
 ALL_MEMBER_F = {"dependent": 76.5, "independent": 92.2}
-# Section 3.2, PSP -> PSP: mIoU on non-members and AUC in %, without a defense and under Gauss of variance 0.4, where
-# the text says "over 0.75".
+# Section 3.2, PSP -> PSP: (mIoU on non-members, AUC) in %, without a defense and under Gauss of variance 0.4. For the
+# second point the text gives an AUC "over 0.75".
 GAUSS = {"loss": ((59.88, 84.6), (23.17, 75.0)), "concate": ((59.88, 82.7),)}
 METHODS = {"pixelwise": "learned, 1x1 (Salem)", "threshold-confidence": "confidence threshold (Salem)",
            "threshold-loss": "loss threshold (Sablayrolles)"}
@@ -26,7 +26,7 @@ INPUTS = {"concate": "C+GT", "loss": "Loss"}
 
 
 def title(method: str) -> str:
-    """How the paper's table calls an attack."""
+    """The name of an attack in the paper's table."""
     kind, _, select = method.partition("-")
     return METHODS.get(method) or f"{INPUTS[kind]}, {select}"
 

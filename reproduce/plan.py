@@ -1,43 +1,53 @@
-"""A scale of the reproduction as runs and cells, and the command line of each.
+"""A scale of the reproduction: its keys, its runs and cells, and the command line of each.
 
-A *model* is a victim or a shadow, an *attacker* is trained on a shadow, a *cell* is one attack on a victim: a figure
-of a table, a point of a curve. All are named by what they are, so that a name says which settings share a run.
+A *model* is a victim or a shadow. An *attacker* is trained on one or more shadows. A *cell* is one attack on a victim:
+one value of a table, or one point of a curve. Each name says how the run is made, so that two settings with the same
+name share the run.
 """
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import yaml
 
 from reproduce.paper import TABLE
+from utils.cli import UserError
 
-HERE = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent
 INPUTS = ("concate", "loss")
 
 
 @dataclass(frozen=True)
 class Attacker:
-    """A_P: its representation, the shadow it learns from, the defense it meets there, its seed and patch size."""
+    """A_P: the name of its shadow, its representation, the shadow's defense, its seed, patch size and shadow count."""
 
     shadow: str
     input: str
     defense: str
     seed: int
     size: int
+    shadow_count: int = 1
+
+    @property
+    def source(self) -> str:
+        """The shadow's name, with the number of shadows where it is not 1."""
+        return self.shadow if self.shadow_count == 1 else f"{self.shadow}-{self.shadow_count}shadows"
 
     @property
     def name(self) -> str:
-        return f"{self.shadow}-{self.input}-s{self.size}_{self.defense}_{self.seed}"
+        return f"{_variant(self.source, self.defense)}-{self.input}-s{self.size}_{self.defense}_{self.seed}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One attack: `method` is what is attacked with and where it looks, e.g. loss-random or threshold-loss.
+    """One attack. `method` names the attacker and its selection of patches, e.g. loss-random or threshold-loss.
 
-    `curve` asks for the figures at every patch count up to `count`, `patches` for the scores of single patches.
+    With `curve` the cell has metrics for each number of patches of `Selections.counts`. With `patches` it has the
+    scores of single patches.
     """
 
     setting: str
@@ -54,121 +64,184 @@ class Cell:
         return f"{self.setting}/{self.method}-n{self.count}-s{self.size}_{self.defense}_{self.seed}"
 
 
-class Scale:
-    """`reproduce/scales/NAME.yaml`, or another file of that form, with the runs and cells it asks for.
+@dataclass(frozen=True)
+class Setting:
+    """A victim and its shadow: one column of table 2."""
 
-    `again` 1, 2, ... is the same with other seeds for victims and shadows, to see what another training changes. Its
-    cells stay with its runs; only the figures of its claims go to `again_folder`.
+    victim: str
+    shadow: str
+    dependent: bool = False  # the shadow has the victim's architecture, and data of the same distribution
+    table_only: bool = False  # no smaller patches (fig. 1) and no defenses (figs. 3 and 4)
+    size: int | None = None  # patch size in positions; default: that of the scale
+    shadow_count: int | None = None  # default: that of the scale
+    title: str | None = None  # default: the paper's name of the setting
+
+
+@dataclass(frozen=True)
+class Selections:
+    """Fig. 2: settings, numbers of patches, the smallest number for sliding, and the number of attacker seeds."""
+
+    settings: list[str]
+    counts: list[int]
+    sliding_from: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Dpsgd:
+    """Flags of a private training, and the noise variances of each setting."""
+
+    flags: str
+    variances: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The keys of a scale file, and the runs and cells that follow from them. `read_scale` makes one.
+
+    `again` 1, 2, ... is another training of everything, with other seeds for victims and shadows. Its cells stay in
+    the folder of its runs; only the metrics of its claims go to `again_folder`, which is committed.
     """
 
-    def __init__(self, path: str | Path, again: int = 0):
-        path = Path(path) if str(path).endswith(".yaml") else HERE / "scales" / f"{path}.yaml"
-        self.name, self.config, self.again = path.stem, yaml.safe_load(path.read_text(encoding="utf-8")), again
-        self.runs = Path(self.config.get("runs", f"runs/reproduce/{self.name}"))
-        self.results = Path(self.config.get("results", f"reproduce/results/{self.name}"))
-        self.again_folder, self.data_marks = self.results / "again", self.runs / "data"
-        if again:
-            self.runs = self.runs.with_name(f"{self.runs.name}-again{again}")
-            self.results = self.runs / "results"
-        self.settings: dict[str, dict] = self.config["settings"]
+    name: str
+    again: int
+    runs: Path
+    results: Path
+    again_folder: Path
+    data_marks: Path  # folder of one empty file for each data set that is written
 
-    def __getattr__(self, name: str):
-        try:
-            return self.config[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    note: str
+    threads: int
+    data: dict[str, str]  # name -> arguments of `python -m datasets`
+    network: str  # flags of every victim and shadow
+    victims: dict[str, str]
+    shadows: dict[str, str]
+    target: dict[str, str]  # name of a victim -> flags of attack.py
+    settings: dict[str, Setting]
+    attacker: str  # flags of every attacker
+    attacker_epochs: dict  # representation -> epochs, or name of a shadow -> this
+    size: int  # patch size in positions
+    count: int  # patches of an image
+    seeds: int  # attackers of each row of table 2
+    minutes: dict[str, float]  # of one core: model, dpsgd, attack and each representation
+    shadow_count: int = 1  # shadows of each setting, see `shadow_names`
+    rows: list[str] = field(default_factory=lambda: list(TABLE))  # rows of table 2
+    sizes: dict[int, int] = field(default_factory=dict)  # fig. 1: patch size -> patches of an image
+    selections: Selections = Selections([], [], 0, 0)
+    gauss: list[float] = field(default_factory=list)  # variances
+    dropout: list[float] = field(default_factory=list)  # ratios
+    dpsgd: Dpsgd = Dpsgd("", {})
+    without_dropout: list[str] = field(default_factory=list)  # victims that have no dropout layer
+    activation: str = ""  # setting of the activation maps (fig. 5)
+    drawn_scenes: bool = False  # no photographs, so the maps may be committed
+    evidence: bool = True  # whether its verdicts say something about the paper
+    launch: str = ""  # arguments of Python in front of a script that trains a model, e.g. torchrun on several GPUs
 
     def again_files(self) -> list[Path]:
-        """The figures of other trainings that are there."""
+        """The committed metrics of other trainings."""
         return sorted(self.again_folder.glob("*.json"))
 
-    # What there is
+    # Cells
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
-        """Every cell by its name; one that two figures share keeps what either asks for."""
-        found = itertools.chain.from_iterable(
-            part(setting) for setting in self.settings
-            for part in (self._table, self._selections, self._sizes, self._defended))
+        """Every cell by its name. A cell that two figures share has the `curve` and `patches` of both."""
+        parts = (self._table, self._selections, self._sizes, self._defended)
         cells: dict[str, Cell] = {}
-        for cell in found:
+        for cell in itertools.chain.from_iterable(part(setting) for setting in self.settings for part in parts):
             same = cells.get(cell.name, cell)
             cells[cell.name] = replace(cell, curve=cell.curve or same.curve, patches=cell.patches or same.patches)
         return cells
 
-    def _cell(self, setting: str, method: str, defense: str = "none", seed: int = 0, **rest) -> Cell:
-        return Cell(setting, method, defense, seed, **{"count": self.count, "size": self.size_of(setting), **rest})
+    def _cell(self, setting: str, method: str, defense: str = "none", seed: int = 0, **changes) -> Cell:
+        return Cell(setting, method, defense, seed, **{"count": self.count, "size": self.size_of(setting), **changes})
 
     def size_of(self, setting: str) -> int:
         """The usual patch size of a setting, in positions."""
-        return self.settings[setting].get("size", self.size)
+        return self.settings[setting].size or self.size
 
-    def attacks(self, setting: str, defense: str, seeds: int) -> list[Cell]:
-        """The rows of table 2 under a defense."""
-        return [self._cell(setting, row, defense, seed) for row in self.config.get("rows", TABLE)
+    def table_rows(self, setting: str, defense: str, seeds: int) -> list[Cell]:
+        """The rows of table 2 under a defense. A threshold has no seed."""
+        return [self._cell(setting, row, defense, seed) for row in self.rows
                 for seed in range(1 if row.startswith("threshold") else seeds)]
 
     def _table(self, setting: str) -> list[Cell]:
-        return self.attacks(setting, "none", self.seeds)
+        return self.table_rows(setting, "none", self.seeds)
 
     def _selections(self, setting: str) -> list[Cell]:
-        """Fig. 2: random and rejection once with the most patches, of which fewer are the first; sliding each."""
-        if setting not in self.selections["settings"]:
+        """Fig. 2. Random and rejection run once, with the largest number of patches: a smaller number is the first of
+        these. Sliding has another grid for each number, so it runs for each."""
+        if setting not in self.selections.settings:
             return []
-        counts, seeds = self.selections["counts"], range(self.selections["seeds"])
+        counts, seeds = self.selections.counts, range(self.selections.seeds)
         walks = [self._cell(setting, f"{kind}-{select}", seed=seed, count=max(counts), curve=True)
                  for kind in INPUTS for select in ("random", "rejection") for seed in seeds]
         grids = [self._cell(setting, f"{kind}-sliding", seed=seed, count=count)
-                 for kind in INPUTS for count in counts if count >= self.selections["sliding_from"] for seed in seeds]
+                 for kind in INPUTS for count in counts if count >= self.selections.sliding_from for seed in seeds]
         return walks + grids
 
     def _sizes(self, setting: str) -> list[Cell]:
-        """Fig. 1: smaller patches, more of them."""
-        if not self.settings[setting].get("dependent") or self.settings[setting].get("table_only"):
+        """Fig. 1: smaller patches, and more of them."""
+        if not self.settings[setting].dependent or self.settings[setting].table_only:
             return []
         return [self._cell(setting, "loss-random", size=size, count=count, patches=True)
                 for size, count in self.sizes.items()]
 
     def _defended(self, setting: str) -> list[Cell]:
-        """Figs. 3 and 4: everything under Argmax, both attackers on random patches under the others."""
-        if self.settings[setting].get("table_only"):
+        """Figs. 3 and 4: every row of table 2 under Argmax, and both representations on random patches under each
+        other defense."""
+        if self.settings[setting].table_only:
             return []
-        cells = self.attacks(setting, "argmax", 1)
+        cells = self.table_rows(setting, "argmax", 1)
         for defense in self._defenses(setting):
             cells += [self._cell(setting, f"{kind}-random", defense) for kind in INPUTS]
         return cells
 
     def _defenses(self, setting: str) -> list[str]:
-        victim = self.settings[setting]["victim"]
-        kinds = [*(f"gauss-{variance:g}" for variance in self.gauss),
+        victim, private = self.settings[setting].victim, self.dpsgd.variances
+        names = [*(f"gauss-{variance:g}" for variance in self.gauss),
                  *(f"dropout-{ratio:g}" for ratio in self.dropout if victim not in self.without_dropout),
-                 *(f"dpsgd-{variance:g}" for variance in self.dpsgd["variances"].get(setting, ()))]
-        return [*kinds, *(["frozen", "clip"] if setting in self.dpsgd["variances"] else [])]
+                 *(f"dpsgd-{variance:g}" for variance in private.get(setting, ()))]
+        return [*names, *(["frozen", "clip"] if setting in private else [])]
 
-    # What a cell needs
+    # The models and the attacker of a cell
 
     def victim_of(self, cell: Cell) -> str:
-        return _variant(self.settings[cell.setting]["victim"], cell.defense)
+        return _variant(self.settings[cell.setting].victim, cell.defense)
 
     def attacker_of(self, cell: Cell) -> Attacker:
-        """Dependent attackers meet the same defense in the shadow, independent ones only Argmax, which they can do
-        to the shadow's posteriors themselves. A threshold takes its grid of patches from the loss attacker."""
+        """A dependent attacker is trained on a shadow under the same defense. An independent one knows only Argmax,
+        which it applies to the shadow's posteriors. A threshold takes its grid of patches from the loss attacker."""
         setting, kind = self.settings[cell.setting], cell.method.partition("-")[0]
-        known = cell.defense if setting.get("dependent") or cell.defense == "argmax" else "none"
+        defense = cell.defense if setting.dependent or cell.defense == "argmax" else "none"
         if kind == "threshold":
-            known = "none"
-        shadow = _variant(setting["shadow"], known)
-        return Attacker(shadow, "loss" if kind == "threshold" else kind, known, cell.seed, cell.size)
+            kind, defense = "loss", "none"
+        return Attacker(setting.shadow, kind, defense, cell.seed, cell.size, setting.shadow_count or self.shadow_count)
 
     @cached_property
     def attackers(self) -> dict[str, Attacker]:
-        return {a.name: a for a in map(self.attacker_of, self.cells.values())}
+        return {attacker.name: attacker for attacker in map(self.attacker_of, self.cells.values())}
+
+    def shadow_names(self, attacker: Attacker) -> list[str]:
+        """The shadows that an attacker learns from.
+
+        One shadow is trained as its flags say. Several shadows split D^S in different ways: first as --train and
+        --test say, then with these two swapped, then at random (seeds 1, 2, ...). Shadows whose flags have no --train
+        are all split at random.
+        """
+        name, count = attacker.shadow, attacker.shadow_count
+        names = [name]
+        if count > 1:
+            names = [name, f"{name}-swapped"] if "--train" in self.shadows[name].split() else []
+            names += [f"{name}-random{seed}" for seed in range(1, count - len(names) + 1)]
+        return [_variant(split, attacker.defense) for split in names]
 
     @cached_property
     def models(self) -> list[str]:
-        """`victim-NAME` and `shadow-NAME`, with the training defenses they appear under."""
+        """`victim-NAME` and `shadow-NAME`; a training defense is part of the name."""
         return sorted({f"victim-{self.victim_of(cell)}" for cell in self.cells.values()}
-                      | {f"shadow-{attacker.shadow}" for attacker in self.attackers.values()})
+                      | {f"shadow-{name}" for attacker in self.attackers.values()
+                         for name in self.shadow_names(attacker)})
 
     # Command lines, without the interpreter
 
@@ -178,81 +251,137 @@ class Scale:
     def model_command(self, model: str) -> list[str]:
         kind, _, variant = model.partition("-")
         name, _, defense = variant.partition("@")
-        own = {"victim": self.victims, "shadow": self.shadows}[kind][name]
-        flags = f"{self.network} {own}".format(runs=self.runs, under=f"@{defense}" if defense else "")
+        split, seed, table = "", self.again, {"victim": self.victims, "shadow": self.shadows}[kind]
+        if name not in table:
+            name, _, split = name.rpartition("-")
+        words = f"{self.network} {table[name]}".format(runs=self.runs, under=f"@{defense}" if defense else "").split()
+        if split:
+            words = _split_flags(words, split)
+            if split != "swapped":
+                seed = 1000 * self.again + int(split.removeprefix("random"))
         if defense:
-            how, _, variance = defense.partition("-")
-            extra = {"frozen": "--freeze-norms", "clip": "-dpsgd -noise-variance 0",
-                     "dpsgd": f"-dpsgd -noise-variance {variance}"}[how]
-            flags += f" {self.dpsgd['flags']} {extra}"
-        if self.again:
-            flags += f" --seed {self.again}"
-        return [f"train_{kind}.py", "--out", str(self.runs / model), *flags.split()]
+            training, _, variance = defense.partition("-")
+            flags = {"frozen": "--freeze-norms", "clip": "-dpsgd -noise-variance 0",
+                     "dpsgd": f"-dpsgd -noise-variance {variance}"}[training]
+            words += f"{self.dpsgd.flags} {flags}".split()
+        if seed:
+            words += ["--seed", str(seed)]
+        return [f"train_{kind}.py", "--out", str(self.runs / model), *words]
 
     def attacker_command(self, attacker: Attacker) -> list[str]:
         pixelwise = attacker.input == "pixelwise"
-        return ["train_attacker.py", "--out", str(self.runs / "attackers" / attacker.name), "--shadow",
-                str(self.runs / f"shadow-{attacker.shadow}"), "-input", "concate" if pixelwise else attacker.input,
-                "--patch-size", str(attacker.size), "--epochs", str(self.epochs_of(attacker)),
-                "--seed", str(attacker.seed), *self.attacker.split(), *(["--arch", "pixelwise"] if pixelwise else []),
-                *_flags(attacker.defense)]
+        shadows = [str(self.runs / f"shadow-{name}") for name in self.shadow_names(attacker)]
+        return ["train_attacker.py", "--out", str(self.runs / "attackers" / attacker.name), "--shadow", *shadows,
+                "-input", "concate" if pixelwise else attacker.input, "--patch-size", str(attacker.size), "--epochs",
+                str(self.epochs_of(attacker)), "--seed", str(attacker.seed), *self.attacker.split(),
+                *(["--arch", "pixelwise"] if pixelwise else []), *_defense_flags(attacker.defense)]
 
     def epochs_of(self, attacker: Attacker) -> int:
-        """Epochs by representation, and by shadow where their numbers of images differ much."""
-        own = self.attacker_epochs.get(attacker.shadow.partition("@")[0], self.attacker_epochs)
-        return own[attacker.input]
+        """Epochs of a representation: those of its shadows where the scale has them, else those of all attackers."""
+        epochs = self.attacker_epochs
+        return epochs.get(attacker.source, epochs.get(attacker.shadow, epochs))[attacker.input]
 
     def cell_command(self, cell: Cell) -> list[str]:
         kind, _, select = cell.method.partition("-")
         attacker, victim = self.attacker_of(cell), self.runs / f"victim-{self.victim_of(cell)}"
         tree = "posteriors" + (f"-{cell.defense}" if cell.defense.startswith("dropout") else "")
-        how = {"threshold": ["--threshold", select], "pixelwise": []}.get(kind, ["--select", select])
-        if self.looked_at(cell):
-            how += ["-cam", str(self.run_of(cell) / "cam"), "--cam-images", "1"]
+        flags = {"threshold": ["--threshold", select], "pixelwise": []}.get(kind, ["--select", select])
+        if self.has_maps(cell):
+            flags += ["-cam", str(self.run_of(cell) / "cam"), "--cam-images", "1"]
         return ["attack.py", "--out", str(self.run_of(cell)), "-resume",
                 str(self.runs / "attackers" / attacker.name / "best.pth.tar"), "--victim", str(victim / "last.pth.tar"),
-                "--keep", str(victim / tree), *self.target[self.settings[cell.setting]["victim"]].split(),
-                "-num-patch", str(cell.count), "--seed", str(cell.seed), *how, *_flags(cell.defense)]
+                "--keep", str(victim / tree), *self.target[self.settings[cell.setting].victim].split(),
+                "-num-patch", str(cell.count), "--seed", str(cell.seed), *flags, *_defense_flags(cell.defense)]
 
-    def looked_at(self, cell: Cell) -> bool:
-        """Fig. 5: whether activation maps are made of a cell, once for each defense of one setting."""
-        return (cell.setting == self.config.get("activation") and cell.method in ("loss-random", "concate-random")
+    def has_maps(self, cell: Cell) -> bool:
+        """Fig. 5: whether a cell has activation maps. One setting has them, once for each defense."""
+        return (cell.setting == self.activation and cell.method in ("loss-random", "concate-random")
                 and (cell.seed, cell.count, cell.size) == (0, self.count, self.size_of(cell.setting)))
 
     def run_of(self, cell: Cell) -> Path:
         return self.runs / "cells" / cell.name
 
-    # What comes before what
+    # Order and cost
 
     def needs_of_model(self, model: str) -> list[str]:
-        """The victim whose confidence splits a shadow's images, under the same defense, if one does."""
-        flags = self.model_command(model)
-        return [Path(flags[flags.index("--victim") + 1]).parent.name] if "--victim" in flags else []
+        """The victim whose confidence splits D^S of a shadow, under the same defense; empty for other models."""
+        words = self.model_command(model)
+        return [Path(words[words.index("--victim") + 1]).parent.name] if "--victim" in words else []
 
-    def budget(self, done) -> dict[str, tuple[int, float]]:
-        """Stage -> (runs that are left, hours on one core by the scale's `minutes`); `done` says whether a file is
-        there."""
-        minutes, left = self.minutes, [c for c in self.cells.values() if not done(self.results / f"{c.name}.json")]
-        attackers = {self.attacker_of(c).name: self.attacker_of(c) for c in left}
-        needed = {f"victim-{self.victim_of(c)}" for c in left} | {f"shadow-{a.shadow}" for a in attackers.values()}
-        needed |= {model for model in self.models if not done(self.results / "models" / f"{model}.json")}
-        models = {model for model in needed if not done(self.runs / model / "results.json")}
-        attackers = [a for a in attackers.values() if not done(self.runs / "attackers" / a.name / "results.json")]
+    def budget(self, exists: Callable[[Path], bool]) -> dict[str, tuple[int, float]]:
+        """Stage -> (number of missing runs, their hours on one core by `minutes`)."""
+        minutes = self.minutes
+        cells = [c for c in self.cells.values() if not exists(self.results / f"{c.name}.json")]
+        attackers = {self.attacker_of(c).name: self.attacker_of(c) for c in cells}
+        needed = {f"victim-{self.victim_of(c)}" for c in cells}
+        needed |= {f"shadow-{name}" for a in attackers.values() for name in self.shadow_names(a)}
+        needed |= {model for model in self.models if not exists(self.results / "models" / f"{model}.json")}
+        models = {model for model in needed if not exists(self.runs / model / "results.json")}
+        attackers = [a for a in attackers.values() if not exists(self.runs / "attackers" / a.name / "results.json")]
         private = [m for m in models if "@" in m]
         spent = {"models": [minutes["model"]] * (len(models) - len(private)),
                  "models with DPSGD and its controls": [minutes["dpsgd"]] * len(private),
-                 "attackers": [minutes[a.input] for a in attackers], "attacks": [minutes["attack"]] * len(left)}
+                 "attackers": [minutes[a.input] for a in attackers], "attacks": [minutes["attack"]] * len(cells)}
         return {stage: (len(each), sum(each) / 60) for stage, each in spent.items()}
 
 
+def read_scale(path: str | Path, again: int = 0) -> Scale:
+    """Read `reproduce/scales/NAME.yaml`, or another file of the same form.
+
+    Raises `UserError` when a key is unknown or missing, or when a setting has a number of shadows that its shadow's
+    flags do not allow.
+    """
+    path = Path(path) if str(path).endswith(".yaml") else FOLDER / "scales" / f"{path}.yaml"
+    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    runs = Path(keys.pop("runs", f"runs/reproduce/{path.stem}"))
+    results = Path(keys.pop("results", f"reproduce/results/{path.stem}"))
+    keys |= {"again_folder": results / "again", "data_marks": runs / "data"}
+    if again:
+        runs = runs.with_name(f"{runs.name}-again{again}")
+        results = runs / "results"
+    try:
+        keys["settings"] = {name: Setting(**setting) for name, setting in keys["settings"].items()}
+        keys |= {key: kind(**keys[key]) for key, kind in (("selections", Selections), ("dpsgd", Dpsgd)) if key in keys}
+        scale = Scale(name=path.stem, again=again, runs=runs, results=results, **keys)
+    except KeyError as error:
+        raise UserError(f"{path} has no key {error}") from None
+    except TypeError as error:
+        raise UserError(f"{path}: {error}; the keys are listed in reproduce/plan.py") from None
+    _check_shadows(path, scale)
+    return scale
+
+
+def _check_shadows(path: Path, scale: Scale) -> None:
+    """Raises `UserError` for a number of shadows that is no number, or that a shadow's flags do not allow."""
+    for name, setting in scale.settings.items():
+        count = scale.shadow_count if setting.shadow_count is None else setting.shadow_count
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"{path}: setting {name}: shadow_count must be a whole number of 1 or more, not {count!r}")
+        flags = scale.shadows[setting.shadow].split()
+        if count > (2 if "--train" in flags else 1) and "--split" not in flags:
+            raise UserError(f"{path}: setting {name} has {count} shadows, but shadow {setting.shadow} has no --split; "
+                            "add --split and a file that lists all of D^S")
+
+
+def _split_flags(words: list[str], split: str) -> list[str]:
+    """The flags of a shadow with D_in^S and D_out^S swapped, or with a random split of D^S."""
+    words = list(words)
+    values = {flag: words.pop(words.index(flag) + 1) for flag in ("--train", "--test", "--split", "--victim")
+              if flag in words}
+    words = [word for word in words if word not in values]
+    if split == "swapped":
+        return [*words, "--train", values["--test"], "--test", values["--train"]]
+    return [*words, "--split", values["--split"], "--partition", "random"]
+
+
 def _variant(name: str, defense: str) -> str:
-    """A model under a training defense, or as it is."""
+    """The name of a model under a training defense; other defenses leave the model as it is."""
     return f"{name}@{defense}" if defense.partition("-")[0] in ("dpsgd", "frozen", "clip") else name
 
 
-def _flags(defense: str) -> list[str]:
-    """What a script is told of a defense; those of training are in the model."""
+def _defense_flags(defense: str) -> list[str]:
+    """Flags of attack.py and train_attacker.py for a defense. A training defense has none: it is in the model."""
     name, _, value = defense.partition("-")
-    if name == "gauss":  # the paper quotes variances, the flag is a standard deviation
+    if name == "gauss":  # the paper gives variances, the flag is a standard deviation
         return ["-gauss", f"{math.sqrt(float(value)):.6g}", "--gauss-floor", "0"]
     return {"argmax": ["-argmax"], "dropout": ["-test-dropout", value]}.get(name, [])

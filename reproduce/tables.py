@@ -1,4 +1,4 @@
-"""Table 2 and the defenses, ours beside the paper's, as Markdown."""
+"""Table 2 and the defenses as Markdown, with the paper's values beside ours."""
 
 import math
 
@@ -14,8 +14,8 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def table_two(measured: Measured) -> str:
-    """Max-F / AUC in % of every attack in every setting: mean over seeds, range of the AUC, the paper's."""
-    settings = [name for name in measured.scale.settings if any(c.setting == name for c in measured.there.values())]
+    """Max-F / AUC in % of each attack in each setting: mean over seeds, range of the AUC, and the paper's values."""
+    settings = [name for name in measured.scale.settings if measured.of_setting(name)]
     rows = []
     for method, printed in paper.TABLE.items():
         row = [paper.title(method)]
@@ -24,14 +24,13 @@ def table_two(measured: Measured) -> str:
             if setting in paper.COLUMNS:
                 row.append(printed[paper.COLUMNS.index(setting)])
         rows.append(row)
-    for name, text in (("random_f", "F of a coin"), ("all_member_f", "F of calling all members")):
+    for name, text, printed_f in (("random_f", "F of a coin", paper.RANDOM_F),
+                                  ("all_member_f", "F of calling all images members", paper.ALL_MEMBER_F)):
         row = [text]
         for setting in settings:
-            any_cell = next(cell for cell in measured.there.values() if cell.setting == setting)
-            ours = measured.figures(any_cell)["chance"]["image"][name]
-            kind = "dependent" if measured.scale.settings[setting].get("dependent") else "independent"
-            printed = {"random_f": paper.RANDOM_F, "all_member_f": paper.ALL_MEMBER_F}[name][kind]
-            row += [f"{100 * ours:.1f}", *([f"{printed:.1f}"] if setting in paper.COLUMNS else [])]
+            ours = measured.results(measured.of_setting(setting)[0])["chance"]["image"][name]
+            kind = "dependent" if measured.scale.settings[setting].dependent else "independent"
+            row += [f"{100 * ours:.1f}", *([f"{printed_f[kind]:.1f}"] if setting in paper.COLUMNS else [])]
         rows.append(row)
     heads = [head for setting in settings for head in (measured.title(setting), "paper")
              if head != "paper" or setting in paper.COLUMNS]
@@ -48,48 +47,50 @@ def _ours(measured: Measured, setting: str, method: str) -> str:
 
 
 def models(measured: Measured) -> str:
-    """mIoU of every victim and shadow on what it was and was not trained on, and the epsilon of private ones."""
+    """mIoU of each victim and shadow on its training images and on others, and the epsilon of private ones."""
     rows = []
     for name in measured.scale.models:
-        if found := measured.model(name):
-            private = found.get("dpsgd") or {}
+        if results := measured.model(name):
+            private = results.get("dpsgd") or {}
             epsilon = private.get("epsilon")
-            rows.append([name, f"{100 * found['miou_in']:.1f}", f"{100 * found['miou_out']:.1f}", str(found["in"]),
-                         str(found["out"]), str(found["minutes"]),
+            rows.append([name, f"{100 * results['miou_in']:.1f}", f"{100 * results['miou_out']:.1f}",
+                         str(results["in"]), str(results["out"]), str(results["minutes"]),
                          DASH if not private else "infinite" if epsilon is None else f"{epsilon:.3g}"])
-    return markdown(["model", "mIoU in", "mIoU out", "in", "out", "minutes", "epsilon"], rows)
+    return markdown(["model", "mIoU on training images", "mIoU on other images", "training images", "other images",
+                     "minutes", "epsilon"], rows)
 
 
 def activation(measured: Measured) -> str:
-    """Fig. 5 in figures: correlation of activation map and loss map, and of the map with that before the defense."""
+    """Fig. 5 as numbers: correlation of activation map and loss map, and of the map with that before the defense."""
     rows = []
-    for cell in measured.there.values():
-        if found := measured.figures(cell).get("cam"):
+    for cell in measured.cells.values():
+        if results := measured.results(cell).get("cam"):
             same = measured.scale.attacker_of(cell).defense == "none"
             rows.append([measured.title(cell.setting), paper.title(cell.method), cell.defense,
-                         *(_interval(found, f"{figure}_{side}") if same or figure == "correlation" else DASH
-                           for figure in ("correlation", "cam_kept") for side in ("members", "non_members"))])
-    return markdown(["setting", "attacker", "defense", "CAM and loss map, members", "non-members",
-                     "CAM before and under the defense, members", "non-members"], rows)
+                         *(_interval(results, f"{metric}_{side}") if same or metric == "correlation" else DASH
+                           for metric in ("correlation", "cam_kept") for side in ("members", "non_members"))])
+    heads = [f"{maps}, {side}" for maps in ("CAM and loss map", "CAM before and under the defense")
+             for side in ("members", "non-members")]
+    return markdown(["setting", "attacker", "defense", *heads], rows)
 
 
-def _interval(found: dict, name: str) -> str:
-    if found.get(name) is None:
+def _interval(results: dict, name: str) -> str:
+    if results.get(name) is None:
         return DASH
-    low, high = found[f"{name}_interval"]
-    return f"{found[name]:+.2f} [{low:+.2f}, {high:+.2f}]"
+    low, high = results[f"{name}_interval"]
+    return f"{results[name]:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def defenses(measured: Measured) -> str:
-    """AUC of the attackers on random patches, and mIoU of what they met, under each defense of each setting, in %."""
+    """AUC of both attackers on random patches, and mIoU of the attacked posteriors, under each defense, in %."""
     rows = []
     for setting in measured.scale.settings:
-        for defense in dict.fromkeys(cell.defense for cell in measured.there.values() if cell.setting == setting):
+        for defense in dict.fromkeys(cell.defense for cell in measured.of_setting(setting)):
             aucs, miou = [], {}
             for method in ("loss-random", "concate-random"):
                 cells = [cell for cell in measured.seeds(setting, method, defense) if cell.seed == 0]
                 aucs.append(f"{100 * measured.mean(cells):.1f}" if cells else DASH)
-                miou = measured.figures(cells[0])["miou"] if cells else miou
+                miou = measured.results(cells[0])["miou"] if cells else miou
             rows.append([measured.title(setting), defense, *aucs,
                          *(f"{100 * miou.get(side, math.nan):.1f}" for side in ("in", "out"))])
-    return markdown(["setting", "defense", "AUC, Loss", "AUC, C+GT", "mIoU of members", "of non-members"], rows)
+    return markdown(["setting", "defense", "AUC, Loss", "AUC, C+GT", "mIoU on members", "mIoU on non-members"], rows)

@@ -6,7 +6,7 @@ from test_workflow import parser_of
 
 from datasets import find_dataset
 from models import build_segmenter
-from reproduce.plan import Scale
+from reproduce.plan import read_scale
 from training.options import SegmenterTraining
 from training.segmentation import learn, make_optimizer
 from utils.cli import pick
@@ -18,7 +18,7 @@ PARAMETERS = {"victim-psp": 68_072_166, "victim-uper": 83_147_219, "shadow-dlv3"
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_one_step_at_full_crop(name):
-    script, *flags = Scale("paper").model_command(name)
+    script, *flags = read_scale("paper").model_command(name)
     options = pick(parser_of(script).parse_args(flags), SegmenterTraining)
     spec = options.spec(len(find_dataset(options.dataset).CLASSES))
     torch.manual_seed(0)

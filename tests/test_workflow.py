@@ -1,56 +1,84 @@
-"""The reproduction as a workflow: its command lines, and a cut-down of it from data to report."""
+"""The reproduction as a workflow: its command lines, and a small scale from data to report."""
 
-import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from functools import cache
 
 import pytest
 import yaml
 from conftest import ROOT, SMALL
 
-from reproduce.plan import Scale
+from reproduce.paper import COLUMNS, TABLE
+from reproduce.plan import FOLDER, read_scale
+from utils.cli import UserError
 
-SCALES = ("tiny", "camvid", "paper")
+SCALES = ("tiny", "camvid", "camvid-shadows", "paper", "two-shadows")
 
 
+@cache
 def parser_of(script):
-    return importlib.import_module(script.removesuffix(".py").removeprefix("-m ")).parser()
+    """The parser of a script, or of a module given as `-m NAME`, without an import of it under its name."""
+    path = f"{script.removeprefix('-m ')}/__main__.py" if script.startswith("-m ") else script
+    return runpy.run_path(str(ROOT / path), run_name="x")["parser"]()
+
+
+@pytest.fixture
+def scale_of(tmp_path):
+    """Reads a scale by its name; two-shadows is tiny with two shadows in one setting and three in another."""
+    def read(name):
+        if name != "two-shadows":
+            return read_scale(name)
+        keys = yaml.safe_load((FOLDER / "scales" / "tiny.yaml").read_text())
+        keys["settings"]["psp-psp"]["shadow_count"], keys["settings"]["dpc-psp"]["shadow_count"] = 3, 2
+        (tmp_path / "two-shadows.yaml").write_text(yaml.safe_dump(keys))
+        return read_scale(tmp_path / "two-shadows.yaml")
+    return read
+
+
+def commands_of(scale):
+    """Every command of a scale that trains or attacks."""
+    return [*map(scale.model_command, scale.models), *map(scale.attacker_command, scale.attackers.values()),
+            *map(scale.cell_command, scale.cells.values())]
+
+
+def shadows_in(words):
+    """The folders behind --shadow in a command line."""
+    return parser_of(words[0]).parse_args(words[1:]).shadow
 
 
 @pytest.mark.parametrize("name", SCALES)
-def test_every_command_is_one_that_the_scripts_take(name):
-    scale = Scale(name)
-    commands = [scale.model_command(model) for model in scale.models]
-    commands += [scale.attacker_command(attacker) for attacker in scale.attackers.values()]
-    commands += [scale.cell_command(cell) for cell in scale.cells.values()]
-    for words in commands:
+def test_scripts_parse_every_command(name, scale_of):
+    scale = scale_of(name)
+    for words in commands_of(scale):
         args = parser_of(words[0]).parse_args(words[1:])
         assert args.out == words[2]
     for data in scale.data:
-        importlib.import_module("datasets.__main__").parser().parse_args(scale.data_command(data)[2:])
+        parser_of("-m datasets").parse_args(scale.data_command(data)[2:])
 
 
 @pytest.mark.parametrize("name", SCALES)
-def test_what_a_run_needs_another_makes(name):
-    scale = Scale(name)
-    made = {f"{scale.runs / model}/last.pth.tar" for model in scale.models}
-    made |= {f"{scale.runs / 'attackers' / attacker}/best.pth.tar" for attacker in scale.attackers}
+def test_every_input_is_the_output_of_another_run(name, scale_of):
+    scale = scale_of(name)
+    outputs = {f"{scale.runs / model}/last.pth.tar" for model in scale.models}
+    outputs |= {f"{scale.runs / 'attackers' / attacker}/best.pth.tar" for attacker in scale.attackers}
     for cell in scale.cells.values():
         words = scale.cell_command(cell)
-        assert {words[words.index(flag) + 1] for flag in ("-resume", "--victim")} <= made
+        assert {words[words.index(flag) + 1] for flag in ("-resume", "--victim")} <= outputs
+    for attacker in scale.attackers.values():
+        assert {f"{folder}/last.pth.tar" for folder in shadows_in(scale.attacker_command(attacker))} <= outputs
     for model in scale.models:
         assert set(scale.needs_of_model(model)) <= set(scale.models)
-    outs = [words[2] for words in (*map(scale.model_command, scale.models), *map(scale.cell_command,
-                                                                                 scale.cells.values()))]
-    assert len(set(outs)) == len(outs)
+    folders = [words[2] for words in commands_of(scale)]
+    assert len(set(folders)) == len(folders)
 
 
-def test_trained_again_is_the_same_with_other_seeds_elsewhere():
-    first, again = Scale("camvid"), Scale("camvid", again=2)
+def test_another_training_has_other_seeds_and_folders():
+    first, again = read_scale("camvid"), read_scale("camvid", again=2)
     assert again.again_folder == first.results / "again" and again.runs != first.runs and again.results != first.results
     for model in first.models:
         assert again.model_command(model) == [
@@ -58,39 +86,77 @@ def test_trained_again_is_the_same_with_other_seeds_elsewhere():
         parser_of(again.model_command(model)[0]).parse_args(again.model_command(model)[1:])
 
 
-def test_every_row_and_column_of_the_table_has_a_cell():
-    from reproduce.paper import COLUMNS, TABLE
+def test_several_shadows_are_several_splits_of_the_same_images(scale_of, tmp_path):
+    scale = scale_of("two-shadows")
 
-    for name in SCALES:
-        scale = Scale(name)
-        have = {(c.setting, c.method) for c in scale.cells.values() if c.defense == "none" and c.count == scale.count}
-        assert have >= {(setting, method) for setting in COLUMNS for method in TABLE}
+    def shadows(setting):
+        cell = next(c for c in scale.cells.values()
+                    if (c.setting, c.method, c.defense) == (setting, "loss-random", "none"))
+        return shadows_in(scale.attacker_command(scale.attacker_of(cell)))
+
+    def arguments(folder):
+        model = folder.rpartition("/")[2]
+        words = scale.model_command(model)
+        return parser_of(words[0]).parse_args(words[1:]), scale.needs_of_model(model)
+
+    random = [arguments(folder) for folder in shadows("psp-psp")]  # --split, by the victim's confidence when alone
+    for seed, (args, needs) in enumerate(random, 1):
+        assert (args.partition, args.seed, args.train, needs) == ("random", seed, None, [])
+        assert args.split == "splits/streets-64/shadow.txt"
+    assert len(random) == 3
+    (first, _), (swapped, _) = map(arguments, shadows("dpc-psp"))  # --train and --test
+    assert (first.train, first.test) == (swapped.test, swapped.train) and first.train != first.test
+    assert len(shadows("dlv3-psp")) == 1
+    private = scale.attackers["psp-3shadows@clip-loss-s16_clip_0"]
+    assert shadows_in(scale.attacker_command(private))[2].endswith("shadow-psp-random3@clip")
+    again = read_scale(tmp_path / "two-shadows.yaml", again=1)
+    seeds = [parser_of(words[0]).parse_args(words[1:]).seed for words in map(again.model_command, again.models)]
+    assert {1001, 1002, 1003} <= set(seeds) and min(seeds) == 1
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"shadow_cuont": 2}, "unexpected keyword argument 'shadow_cuont'"), ({"shadow_count": 0}, "1 or more, not 0"),
+    ({"settings": {"dlv3-psp": {"victim": "psp", "shadow": "dlv3", "shadow_count": 3}}}, "shadow dlv3 has no --split"),
+    ({"settings": {"dlv3-psp": {"victim": "psp"}}}, "missing 1 required positional argument: 'shadow'")])
+def test_a_wrong_key_of_a_scale_is_an_error(change, message, tmp_path):
+    keys = yaml.safe_load((FOLDER / "scales" / "tiny.yaml").read_text())
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(keys | change))
+    with pytest.raises(UserError, match=message):
+        read_scale(tmp_path / "wrong.yaml")
+
+
+def test_table_two_is_complete():
+    for name in ("tiny", "camvid", "paper"):
+        scale = read_scale(name)
+        planned = {(c.setting, c.method) for c in scale.cells.values()
+                   if c.defense == "none" and c.count == scale.count}
+        assert planned >= {(setting, method) for setting in COLUMNS for method in TABLE}
     for setting in ("psp-psp", "dlv3-psp"):
         for defense in ("gauss", "dpsgd"):
-            found = {c.defense for c in Scale("camvid").cells.values()
-                     if c.setting == setting and c.defense.startswith(defense)}
-            assert len(found) >= 4
+            strengths = {c.defense for c in read_scale("camvid").cells.values()
+                         if c.setting == setting and c.defense.startswith(defense)}
+            assert len(strengths) >= 4
 
 
-def test_dependent_attackers_meet_the_defense_and_independent_ones_do_not():
-    scale = Scale("camvid")
+def test_only_dependent_attackers_are_trained_under_the_defense():
+    scale = read_scale("camvid")
     for cell in scale.cells.values():
-        attacker, dependent = scale.attacker_of(cell), scale.settings[cell.setting].get("dependent")
+        attacker, dependent = scale.attacker_of(cell), scale.settings[cell.setting].dependent
         if cell.method.startswith("threshold"):
             continue
         assert attacker.defense == (cell.defense if dependent or cell.defense == "argmax" else "none")
         if cell.defense.startswith("dpsgd"):
             assert scale.victim_of(cell).endswith(f"@{cell.defense}")
-            assert ("@" in attacker.shadow) == bool(dependent)
+            assert all(("@" in shadow) == dependent for shadow in scale.shadow_names(attacker))
 
 
 @pytest.fixture
-def cut(world, tmp_path):
-    """A scale of one setting, two rows and Argmax, on the small world."""
+def small_scale(world, tmp_path):
+    """A scale file with one setting, two rows and Argmax, on the small world."""
     small = " ".join(SMALL)
     data = f"--root {world / 'data'}"
-    config = {
-        "note": "a cut-down", "threads": 1, "data": {}, "network": f"{data} {small}", "settings": {
+    keys = {
+        "note": "a small scale", "threads": 1, "data": {}, "network": f"{data} {small}", "settings": {
             "psp-psp": {"victim": "psp", "shadow": "psp", "dependent": True}},
         "victims": {"psp": f"--train {world / 'victim_in.txt'} --test {world / 'victim_out.txt'}"},
         "shadows": {"psp": f"--split {world / 'shadow.txt'} --victim {{runs}}/victim-psp{{under}}/last.pth.tar"},
@@ -98,11 +164,10 @@ def cut(world, tmp_path):
                           "--precision fp32"},
         "attacker": "--stride 4 --width 0.125 --precision fp32", "attacker_epochs": {"loss": 1}, "size": 12, "count": 4,
         "seeds": 1, "rows": ["loss-random", "threshold-loss"], "sizes": {}, "gauss": [], "dropout": [],
-        "without_dropout": [], "selections": {"settings": []}, "dpsgd": {"flags": "", "variances": {}},
         "minutes": {"model": 0.1, "dpsgd": 0, "loss": 0.1, "attack": 0.1}, "runs": str(tmp_path / "runs"),
         "results": str(tmp_path / "results")}
-    (tmp_path / "cut.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path / "cut.yaml"
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(keys))
+    return tmp_path / "small.yaml"
 
 
 def reproduce(scale, *flags):
@@ -117,14 +182,17 @@ def finished(process):
     return out
 
 
-def figures(results):
+def cells_of(results):
     return {path.name: {key: value for key, value in json.loads(path.read_text()).items() if key != "commit"}
             for path in sorted(results.rglob("*_0.json"))}
 
 
-def test_killed_and_called_again(cut):
-    runs, results = cut.parent / "runs", cut.parent / "results"
-    process = reproduce(cut)
+def test_a_killed_run_resumes(small_scale):
+    keys = yaml.safe_load(small_scale.read_text())
+    keys["settings"]["two"] = {"victim": "psp", "shadow": "psp", "shadow_count": 2, "table_only": True, "title": "Two"}
+    small_scale.write_text(yaml.safe_dump(keys))
+    runs, results = small_scale.parent / "runs", small_scale.parent / "results"
+    process = reproduce(small_scale)
     for _ in range(600):
         if (runs / "shadow-psp" / "last.pth.tar").exists():
             break
@@ -133,30 +201,32 @@ def test_killed_and_called_again(cut):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (results / "report.md").exists()
-    again = finished(reproduce(cut))
+    again = finished(reproduce(small_scale))
     assert "one core" in again and f"--continue {runs / 'shadow-psp'}" in again
     text = (results / "report.md").read_text()
-    assert "Loss, random" in text and "cells are not there" not in text
-    made = figures(results)
-    assert len(made) == 4
-    for checkpoint in runs.rglob("*.pth.tar"):  # what is finished is not run again for a checkpoint that is gone
+    assert "Loss, random" in text and "cells are missing" not in text and "shadow-psp-random2" in text
+    splits = [(runs / f"shadow-psp-random{n}" / "in.txt").read_text().splitlines()[1:] for n in (1, 2)]
+    assert splits[0] != splits[1]
+    cells = cells_of(results)
+    assert len(cells) == 4 and len(cells_of(results / "two")) == 2
+    for checkpoint in runs.rglob("*.pth.tar"):  # a finished cell does not run again when a checkpoint is deleted
         checkpoint.unlink()
-    for gone in runs.rglob("results.json"):
-        gone.unlink()
-    assert "Nothing to be done" in finished(reproduce(cut))
-    assert figures(results) == made
-    (results / "psp-psp" / "loss-random-n4-s12_argmax_0.json").unlink()  # it needs its models, the others stay
-    planned = finished(reproduce(cut, "--dry-run"))
+    for path in runs.rglob("results.json"):
+        path.unlink()
+    assert "Nothing to be done" in finished(reproduce(small_scale))
+    assert cells_of(results) == cells
+    (results / "psp-psp" / "loss-random-n4-s12_argmax_0.json").unlink()  # a missing cell is planned, the others are not
+    planned = finished(reproduce(small_scale, "--dry-run"))
     for cell, wanted in (("loss-random-n4-s12_argmax_0", True), ("loss-random-n4-s12_none_0", False)):
         assert (f"attack.py --out {runs}/cells/psp-psp/{cell}" in planned) == wanted
 
 
-def test_trained_again_stands_beside_the_first(cut):
-    results = cut.parent / "results"
-    finished(reproduce(cut))
-    finished(reproduce(cut, "again=1"))
-    kept = json.loads((results / "again" / "1.json").read_text())
-    assert kept["cells"] == 4 and (cut.parent / "runs-again1" / "victim-psp" / "last.pth.tar").exists()
+def test_another_training_stands_beside_the_first(small_scale):
+    results = small_scale.parent / "results"
+    finished(reproduce(small_scale))
+    finished(reproduce(small_scale, "again=1"))
+    records = json.loads((results / "again" / "1.json").read_text())
+    assert records["cells"] == 4 and (small_scale.parent / "runs-again1" / "victim-psp" / "last.pth.tar").exists()
     assert "Other trainings" not in (results / "report.md").read_text()
-    finished(reproduce(cut))
+    finished(reproduce(small_scale))
     assert "*1*, 4 cells" in (results / "report.md").read_text()
