@@ -4,11 +4,11 @@ The comparisons are in float32, since `--precision auto` means bf16 on some proc
 """
 
 import pytest
-import torch
 from conftest import must, script
 
 from tools.benchmarks.planned import measure
 from tools.benchmarks.stages import attack, dpsgd_training, prepare_stage, querying
+from utils.device import CPU_FP32
 
 
 @pytest.mark.parametrize("name", ["loss map", "concatenation"])
@@ -45,5 +45,5 @@ def test_growth_prints_a_row_per_count(tmp_path):
     "train_victim.py --backbone resnet10t --stages 2 --width 16 --crop 64 64 --batch 2",
     "train_attacker.py --arch resnet18 --width 0.25 --patch-size 24 --batch 4 -input concate --classes 5"])
 def test_planned_steps_run(line):
-    row = measure(line, torch.device("cpu"), bf16=False, steps=1)
+    row = measure(line, CPU_FP32, steps=1)
     assert row["seconds"] > 0 and row["flops"] > 1e6 and row["planned_gib"] > 0 and row["gib"] is None

@@ -11,13 +11,12 @@ import json
 import subprocess
 import sys
 
-from utils.cli import positive, run
+from utils.cli import new_parser, positive, run
 from utils.files import ROOT
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="tools.benchmarks.growth", description=__doc__,
-                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = new_parser(__doc__, "tools.benchmarks.growth")
     flags.add_argument("--counts", nargs="+", type=positive, default=[100, 1000, 10000],
                        help="numbers of images (default: 100 1000 10000)")
     flags.add_argument("--out", default="runs/growth.json",
@@ -55,26 +54,27 @@ def measure_attack(count: int) -> dict:
     from dataclasses import replace
     from itertools import cycle, islice
 
-    import torch
-
-    from attacks.scoring import Selection, View, attack_patches, meet
-    from datasets.posteriors import list_tree
-    from defenses.apply import Defense
+    from attacks import build_attack
+    from attacks.sample import AttackSettings
     from evaluation.metrics import compute_metrics
-    from models.attacker import build_attacker
+    from models import load_attacker
+    from predictors.samples import tree_source
+    from predictors.stored import StoredPredictor
     from tools.benchmarks.limits import peak_mib
-    from utils.checkpoints import load_checkpoint, load_weights
+    from utils.device import choose_compute
 
-    checkpoint = load_checkpoint("weights/loss.pth.tar")
-    model = build_attacker(**checkpoint["model"]["arguments"])
-    load_weights(model, checkpoint["state_dict"], "weights/loss.pth.tar")
-    stored = list_tree("examples")
-    members, non_members = ([item for item in stored if item.member == side] for side in (True, False))
-    alternating = cycle(item for pair in zip(members, non_members, strict=True) for item in pair)
-    items = [replace(item, name=f"{item.name}-{index}") for index, item in enumerate(islice(alternating, count))]
+    source, paths = tree_source("examples"), {}
+    members, non_members = ([record for record in source.records if record.member == side] for side in (True, False))
+    alternating = cycle(record for pair in zip(members, non_members, strict=True) for record in pair)
+    records = []
+    for index, record in enumerate(islice(alternating, count)):
+        records.append(replace(record, name=f"{record.name}-{index}"))
+        paths[records[-1].name] = source.predictor.paths[record.name]
+    source = replace(source, records=records, predictor=StoredPredictor("examples", paths=paths))
+    attacker = load_attacker("weights/loss.pth.tar")
+    attack = build_attack("learned", AttackSettings(attacker=attacker, compute=choose_compute(None)))
     started = time.perf_counter()
-    scored = list(attack_patches(meet(items, Defense()), model.fold_norms(), View(**checkpoint["view"]),
-                                 Selection("random", 6), torch.device("cpu")))
+    scored = list(attack.score(source.samples()))
     compute_metrics([image.score for image in scored], [image.member for image in scored])
     return {"images": count, "seconds": time.perf_counter() - started, "mib_peak": peak_mib()}
 

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import torch
 
-from utils.device import autocast
-
-CPU = torch.device("cpu")
+from utils.device import CPU, resolve_precision
 
 
 def time_calls(work: Callable[[], object], device: torch.device = CPU, rounds: int = 5) -> list[float]:
@@ -49,8 +47,7 @@ def measure_limits(device: torch.device = CPU) -> dict[str, float]:
 
 def uses_bf16(device: torch.device = CPU) -> bool:
     """Whether `--precision auto` means bf16 on this device."""
-    with autocast(device):
-        return torch.is_autocast_enabled(device.type)
+    return resolve_precision("auto", device) == "bf16"
 
 
 def peak_mib() -> int:

@@ -9,8 +9,16 @@ other settings are predicted with it. The data are random, and loading data is n
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from utils.cli import add_run_flags, flag, positive, run
+import datasets
+import models
+import training
+from training.options import AttackerTraining, SegmenterTraining
+from utils.cli import new_parser, pick, positive, run
+
+if TYPE_CHECKING:
+    from utils.device import Compute
 
 PSPNET = "train_victim.py --backbone resnet101s --stages 4 --width 512 --crop 713 713 --dataset cityscapes --batch 8"
 XCEPTION = "--backbone xception71 --stages 4 --output-stride 16 --width 256 --crop 769 769 --aux-weight 0"
@@ -29,8 +37,7 @@ SCALES = {
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="tools.benchmarks.planned", description=__doc__,
-                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = new_parser(__doc__, "tools.benchmarks.planned")
     flags.add_argument("--scale", choices=SCALES, default="small", help="the settings to measure (default: small)")
     flags.add_argument("--steps", type=positive, default=10, help="measured steps per setting (default: 10)")
     flags.add_argument("--out", default="runs/planned.json",
@@ -39,15 +46,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from tools.benchmarks.limits import measure_limits, uses_bf16
-    from utils.device import choose_device
+    from tools.benchmarks.limits import measure_limits
+    from utils.device import choose_compute
     from utils.files import write_json
     from utils.log import progress
 
-    device = choose_device(None)
-    limits, bf16 = measure_limits(device), uses_bf16(device)
+    compute = choose_compute(None)
+    limits, bf16 = measure_limits(compute.device), compute.precision == "bf16"
     rate = limits["convolution_bf16" if bf16 else "convolution_fp32"]
-    rows = [measure(line, device, bf16, args.steps) for line in progress(SCALES[args.scale], "settings")]
+    rows = [measure(line, compute, args.steps) for line in progress(SCALES[args.scale], "settings")]
     for row in rows:
         row["limit_s"] = row.pop("cost").seconds(rate, limits["copy"], 1)
     utilisation = rows[0]["limit_s"] / rows[0]["seconds"]
@@ -65,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"measurements: {args.out}")
 
 
-def measure(line: str, device: object, bf16: bool, steps: int) -> dict:
+def measure(line: str, compute: "Compute", steps: int) -> dict:
     """Planned cost and measured median time of one step of a training script's command line.
 
     The dict has the peak memory in GiB (`gib`) on a GPU, and None there on a CPU.
@@ -75,92 +82,64 @@ def measure(line: str, device: object, bf16: bool, steps: int) -> dict:
     import torch
 
     from tools.benchmarks.limits import time_calls
-    from training.plan import GIB, attacker_step, segmenter_step
+    from training.plan import GIB, PlanOptions, attacker_step, segmenter_step
 
     script, *words = line.split()
-    words += ["--precision", "bf16" if bf16 else "fp32"]
+    plan = PlanOptions(bf16=compute.precision == "bf16")
+    args = flags_of(script).parse_args(words)
     if script == "train_attacker.py":
-        args = attacker_flags().parse_args(words)
-        spec = attacker_spec(args)
-        cost, step, optimizer = attacker_step(args, spec), make_attacker_step(args, spec, device), "AdamW"
+        options = pick(args, AttackerTraining)
+        cost, step = attacker_step(options, plan, args.classes), make_attacker_step(options, args.classes, compute)
     else:
-        args = segmenter_flags().parse_args(words)
-        cost, step, optimizer = segmenter_step(args), make_segmenter_step(args, device), "SGD"
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = statistics.median(time_calls(step, device, steps))
+        options = pick(args, SegmenterTraining)
+        cost, step = segmenter_step(options, plan), make_segmenter_step(options, compute)
+    if compute.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(compute.device)
+    seconds = statistics.median(time_calls(step, compute.device, steps))
+    memory = cost.memory("AdamW" if script == "train_attacker.py" else "SGD")
     return {"setting": line, "cost": cost, "flops": cost.flops, "traffic": cost.traffic, "seconds": seconds,
-            "planned_gib": sum(cost.memory(optimizer).values()) / GIB,
-            "gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None}
+            "planned_gib": sum(memory.values()) / GIB,
+            "gib": torch.cuda.max_memory_allocated(compute.device) / GIB if compute.device.type == "cuda" else None}
 
 
-def segmenter_flags() -> argparse.ArgumentParser:
-    """The flags of train_victim.py that decide the cost of a step."""
-    import datasets
-    import models
-    import training
-
+def flags_of(script: str) -> argparse.ArgumentParser:
+    """The flags of a training script that decide the cost of a step."""
     flags = argparse.ArgumentParser()
-    for package in (datasets, models, training):
-        package.add_flags(flags)
-    add_run_flags(flags, "victim")
+    if script == "train_attacker.py":
+        training.add_attacker_flags(flags)
+    else:
+        for package in (datasets, models, training):
+            package.add_flags(flags)
     return flags
 
 
-def attacker_flags() -> argparse.ArgumentParser:
-    """The flags of train_attacker.py that decide the cost of a step."""
-    import training
-
-    flags = argparse.ArgumentParser()
-    flag(flags, "input", default="loss")
-    flags.add_argument("--arch", default="resnet18")
-    flags.add_argument("--width", type=float, default=0.25)
-    flags.add_argument("--patch-size", type=positive, default=24)
-    flags.add_argument("--batch", type=positive, default=32)
-    flags.set_defaults(void="zero", dropout=0.0, lr=1e-3, weight_decay=1e-2)
-    training.add_plan_flags(flags).add_argument("--classes", type=positive, default=19)
-    add_run_flags(flags, "attacker")
-    return flags
-
-
-def attacker_spec(args: argparse.Namespace) -> dict:
-    """The `spec` of a patch attacker with these flags."""
-    from attacks.representation import channels
-    from models.attacker import halvings_for
-
-    return {"name": "attacker", "classes": args.classes,
-            "arguments": {"arch": args.arch, "channels": channels(args.input, args.classes, args.void),
-                          "width": args.width, "dropout": args.dropout, "halvings": halvings_for(args.patch_size)}}
-
-
-def make_segmenter_step(args: argparse.Namespace, device: object) -> Callable[[], object]:
+def make_segmenter_step(options: SegmenterTraining, compute: "Compute") -> Callable[[], object]:
     """A function that runs one training step of a segmentation model on random images."""
     import torch
 
-    from datasets import find_dataset
-    from models import build_segmenter
-    from training.segmentation import learn, optimizer_of, spec_of
+    from training.segmentation import learn, make_optimizer
 
-    classes = len(find_dataset(args.dataset).CLASSES)
-    model = build_segmenter(spec_of(args, classes)).to(device, memory_format=torch.channels_last).train()
-    optimizer = optimizer_of(model, args)
-    images = torch.rand(args.batch, 3, *args.crop, device=device)
-    labels = torch.randint(0, classes, (args.batch, *args.crop), device=device)
-    return lambda: learn(model, optimizer, images, labels, args.aux_weight, device, args.precision)
+    classes, device = len(datasets.find_dataset(options.dataset).CLASSES), compute.device
+    model = models.build_segmenter(options.spec(classes)).to(device, memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(model, options)
+    images = torch.rand(options.batch, 3, *options.crop, device=device)
+    labels = torch.randint(0, classes, (options.batch, *options.crop), device=device)
+    return lambda: learn(model, optimizer, images, labels, options.aux_weight, compute)
 
 
-def make_attacker_step(args: argparse.Namespace, spec: dict, device: object) -> Callable[[], object]:
+def make_attacker_step(options: AttackerTraining, classes: int, compute: "Compute") -> Callable[[], object]:
     """A function that runs one training step of an attacker on random maps."""
     import torch
 
     from models.attacker import build_attacker
     from training.attacker import learn
 
-    model = build_attacker(**spec["arguments"]).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    shape = (args.batch, spec["arguments"]["channels"], args.patch_size, args.patch_size)
-    maps, member = torch.rand(shape, device=device), torch.randint(0, 2, (args.batch,), device=device)
-    return lambda: learn(model, optimizer, maps, member, args.batch, device, args.precision)
+    arguments, device = options.spec(classes)["arguments"], compute.device
+    model = build_attacker(**arguments).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    shape = (options.batch, arguments["channels"], options.patch_size, options.patch_size)
+    maps, member = torch.rand(shape, device=device), torch.randint(0, 2, (options.batch,), device=device)
+    return lambda: learn(model, optimizer, maps, member, options.batch, compute)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ def concatenation(posterior, label):
 
 
 @torch.no_grad()
-def attack(examples, model, kind, size, count):
-    """Mean member probability of each image, one patch at a time; `examples` holds pairs (example, corners)."""
+def attack(samples, model, kind, size, count):
+    """Mean member probability of each image, one patch at a time; `samples` holds pairs (sample, corners)."""
     represent = {"loss": loss_map, "concate": concatenation}[kind]
     scores = []
-    for example, corners in examples:
-        maps = represent(example.posterior, example.label)
+    for sample, corners in samples:
+        maps = represent(sample.output, sample.truth)
         total = 0.0
         for y, x in corners[:count]:
             logits, _ = model(maps[None, :, y : y + size, x : x + size].contiguous())

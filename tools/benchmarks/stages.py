@@ -4,7 +4,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +13,22 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from attacks.learned import LearnedAttack
+from attacks.patches import Selection
 from attacks.representation import concatenation, loss_map, represent
-from attacks.scoring import Example, Selection, View, attack_patches
+from attacks.sample import AttackSettings, Sample
 from datasets import streets
 from datasets.pairs import Pair
-from datasets.posteriors import list_tree, write_posterior
 from datasets.transforms import Augmented
-from defenses.apply import Defense
-from models import build_segmenter
-from models.attacker import Attacker
-from models.query import query
+from models import LoadedAttacker, build_segmenter
+from models.attacker import Attacker, InputSpec
+from predictors.base import PredictorOptions, Query, Record
+from predictors.checkpoint import ModelPredictor
 from tools.benchmarks import simple
 from training import attacker, segmentation
 from training.attacker import Patches
+from utils.device import CPU, Compute, resolve_precision
 
-CPU = torch.device("cpu")
 CROP, FILL, SCALE = (200, 264), (124, 116, 104), (0.85, 1.4)  # of the training images
 SEGMENTER = {"name": "pspnet", "backbone": "resnet18", "classes": 19, "output_stride": 8, "stages": 3, "width": 128,
              "dropout": 0.1, "auxiliary": True}
@@ -50,15 +51,20 @@ class Stage:
     difference: Callable[[object, object], float] | None = None
 
 
-def random_examples(count: int, classes: int = 19, shape: tuple[int, int] = (128, 256)) -> list[Example]:
+def random_samples(count: int, classes: int = 19, shape: tuple[int, int] = (128, 256)) -> list[Sample]:
     """Random posteriors and labels; the default shape is that of the authors' examples."""
     rng = torch.Generator().manual_seed(0)
-    examples = []
+    samples = []
     for index in range(count):
         label = torch.randint(0, classes, shape, generator=rng, dtype=torch.uint8)
         posterior = torch.randn(classes, *shape, generator=rng).softmax(0)
-        examples.append(Example(f"{index}", f"{index}", index % 2 == 0, f"{index}", posterior, label))
-    return examples
+        samples.append(Sample(f"{index}", f"{index}", f"{index}", index % 2 == 0, posterior, label))
+    return samples
+
+
+def on_cpu(precision: str) -> Compute:
+    """The CPU with a precision of `--precision`."""
+    return Compute(CPU, resolve_precision(precision, CPU))
 
 
 def largest_difference(first: object, second: object) -> float:
@@ -66,19 +72,19 @@ def largest_difference(first: object, second: object) -> float:
 
 
 def representation(kind: str) -> Stage:
-    examples = random_examples(8)
+    samples = random_samples(8)
     slow = {"loss": simple.loss_map, "concate": simple.concatenation}[kind]
     fast = {"loss": loss_map, "concate": concatenation}[kind]
-    size = sum(e.posterior.numel() * 4 + e.label.numel() for e in examples)
-    return Stage("positions", sum(e.label.numel() for e in examples),
-                 lambda: [slow(e.posterior, e.label) for e in examples],
-                 lambda: [fast(e.posterior, e.label) for e in examples], bytes_read=size,
+    size = sum(s.output.numel() * 4 + s.truth.numel() for s in samples)
+    return Stage("positions", sum(s.truth.numel() for s in samples),
+                 lambda: [slow(s.output, s.truth) for s in samples],
+                 lambda: [fast(s.output, s.truth) for s in samples], bytes_read=size,
                  difference=largest_difference)
 
 
 def attack(kind: str, count: int, images: int, precision: str = "auto") -> Stage:
     """Score `count` patches of each of `images` images with a random ResNet-50 attacker."""
-    examples, size = random_examples(images), 90
+    samples, size = random_samples(images), 90
     torch.manual_seed(0)
     channels = {"loss": 1, "concate": 38}[kind]
     model = Attacker("resnet50", channels).eval()
@@ -87,12 +93,12 @@ def attack(kind: str, count: int, images: int, precision: str = "auto") -> Stage
     model.fc.weight.data /= logits.abs().max()  # keeps the probabilities away from 0 and 1
     folded = Attacker("resnet50", channels)
     folded.load_state_dict(model.state_dict())
-    folded = folded.fold_norms().to(memory_format=torch.channels_last)
-    view, selection = View(kind, size, 1e-30), Selection("random", count)
-    corners = [selection.corners(e.posterior, e.label, size, e.key).tolist() for e in examples]
+    attacker = LoadedAttacker(folded.fold_norms(), InputSpec(kind, size, 1e-30), None, "")
+    fast = LearnedAttack(AttackSettings(Selection("random", count), attacker=attacker, compute=on_cpu(precision)))
+    corners = [fast.patches_of(sample)[0].tolist() for sample in samples]
     return Stage("patches", count * images,
-                 lambda: simple.attack(list(zip(examples, corners, strict=True)), model, kind, size, count),
-                 lambda: [s.score for s in attack_patches(examples, folded, view, selection, CPU, precision)],
+                 lambda: simple.attack(list(zip(samples, corners, strict=True)), model, kind, size, count),
+                 lambda: [scored.score for scored in fast.score(samples)],
                  flops=counter.get_total_flops() * count * images,
                  difference=lambda a, b: float(np.abs(np.subtract(a, b)).max()))
 
@@ -102,11 +108,13 @@ def querying(precision: str = "auto") -> Stage:
     model = build_segmenter(SEGMENTER).eval()
     fast = build_segmenter(SEGMENTER).eval().to(memory_format=torch.channels_last)
     fast.load_state_dict(model.state_dict())
+    predictor = ModelPredictor(fast, SEGMENTER["classes"], PredictorOptions(on_cpu(precision), stride=2))
+    record = Record("", "", "", None, Path(), Path())
     images = [np.random.default_rng(i).integers(0, 256, (180, 240, 3), np.uint8) for i in range(8)]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         simple.query(model, images[0], 2)
     return Stage("images", len(images), lambda: [simple.query(model, image, 2) for image in images],
-                 lambda: [query(fast, image, CPU, 2, precision) for image in images],
+                 lambda: predictor.predict([Query(record, image) for image in images]),
                  flops=counter.get_total_flops() * len(images), difference=largest_difference)
 
 
@@ -154,7 +162,7 @@ def victim_training(folder: Path, count: int = 16, batch: int = 8, precision: st
 
     def fast() -> None:
         for images, labels in itertools.islice(loader, count // batch):
-            segmentation.learn(models[1], optimizers[1], images, labels, 0.4, CPU, precision)
+            segmentation.learn(models[1], optimizers[1], images, labels, 0.4, on_cpu(precision))
 
     with FlopCounterMode(display=False) as counter:
         simple.train_step(models[0], optimizers[0], torch.zeros(2, 3, *CROP), torch.zeros(2, *CROP).long())
@@ -176,13 +184,13 @@ def dpsgd_training(compared_with: str, count: int = 8, precision: str = "auto") 
 
     def slow() -> list[torch.Tensor]:
         if compared_with == "SGD":
-            segmentation.learn(models[0], optimizers[0], images, labels, 0.4, CPU, precision)
+            segmentation.learn(models[0], optimizers[0], images, labels, 0.4, on_cpu(precision))
         else:
             simple.private_step(models[0], optimizers[0], images, labels, 1.0)
         return [p.grad for p in models[0].parameters()]
 
     def fast() -> list[torch.Tensor]:
-        segmentation.learn_privately(net, private, images, labels, 0.4, CPU, precision)
+        segmentation.learn_privately(net, private, images, labels, 0.4, on_cpu(precision))
         return [p.grad for p in models[1].parameters()]
 
     with FlopCounterMode(display=False) as counter:
@@ -191,13 +199,10 @@ def dpsgd_training(compared_with: str, count: int = 8, precision: str = "auto") 
                  difference=None if compared_with == "SGD" else largest_difference)
 
 
-def attacker_training(folder: Path, images: int = 16, repeat: int = 8, batch: int = 32,
-                      precision: str = "auto") -> Stage:
+def attacker_training(images: int = 16, repeat: int = 8, batch: int = 32, precision: str = "auto") -> Stage:
     """Train an attacker on loss maps of patches."""
-    for index, example in enumerate(random_examples(images, 11, (90, 120))):
-        write_posterior(folder, "train" if example.member else "val", f"{index}", example.posterior.numpy(),
-                        example.label.numpy())
-    data = Patches(list_tree(folder), 45, 0, repeat, Defense())
+    samples = [replace(sample, output=sample.output.half()) for sample in random_samples(images, 11, (90, 120))]
+    data = Patches(samples, 45, 0, repeat)
     models = [Attacker("resnet18", 1, 0.25).train() for _ in range(2)]
     models[1] = models[1].to(memory_format=torch.channels_last)
     optimizers = [torch.optim.AdamW(model.parameters()) for model in models]
@@ -209,7 +214,7 @@ def attacker_training(folder: Path, images: int = 16, repeat: int = 8, batch: in
     def fast() -> None:
         for posterior, label, member in DataLoader(data, batch):
             maps = represent("loss", posterior, label)
-            attacker.learn(models[1], optimizers[1], maps, member, batch, CPU, precision)
+            attacker.learn(models[1], optimizers[1], maps, member, batch, on_cpu(precision))
 
     with FlopCounterMode(display=False) as counter:
         logits, _ = models[0](torch.zeros(2, 1, 45, 45))
@@ -229,7 +234,7 @@ STAGES = {
     "training the victim": victim_training,
     "training with DPSGD": lambda folder: dpsgd_training("one image at a time"),
     "DPSGD compared with SGD": lambda folder: dpsgd_training("SGD"),
-    "training the attacker": attacker_training,
+    "training the attacker": lambda folder: attacker_training(),
 }
 
 

@@ -4,7 +4,6 @@ A reader takes the path of a file and an empty folder that it may fill. It reads
 """
 
 import contextlib
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,17 @@ from PIL import Image
 from datasets import DATASETS, find_dataset
 from datasets.images import load_image
 from datasets.pairs import load_label, read_split
-from datasets.posteriors import Stored, list_tree
-from models import load_segmenter
+from models import load_attacker, load_segmenter
+from predictors.base import PredictorOptions, Record
+from predictors.samples import Source
+from predictors.stored import StoredPredictor, list_records
 from utils import VOID
 from utils.cli import UserError
 from utils.download import unpack
 
 
 def read_attacker(path: Path, _: Path) -> None:
-    script = importlib.import_module("attack")
-    script.load_attacker(script.parser().parse_args(["-resume", str(path)]))
+    load_attacker(str(path))
 
 
 def read_checkpoint(path: Path, folder: Path) -> None:
@@ -43,15 +43,17 @@ def read_groups(path: Path, _: Path) -> None:
     for side in ("train", "val"):
         (path.parent / side / "pred_sgd").mkdir(parents=True, exist_ok=True)
         (path.parent / side / "pred_sgd" / "a.npy").touch()
-    list_tree(path.parent)
+    list_records(path.parent)
 
 
 def read_posterior(path: Path, _: Path) -> None:
     label_path = path.with_name("label.png")
     if not label_path.exists():
         Image.new("L", (16, 8)).save(label_path)
-    array, label = Stored("train/a", True, "a", path, label_path).load()
-    assert array.dtype == np.float32 and array.ndim == 3 and np.isfinite(array).all() and label.shape == array.shape[1:]
+    record = Record("train/a", "a", "a", True, path, label_path)
+    source = Source([record], StoredPredictor(path.parent, PredictorOptions(), paths={"train/a": path}))
+    sample = next(source.samples())
+    assert sample.output.isfinite().all() and sample.truth.shape == sample.output.shape[1:]
 
 
 def read_image(path: Path, _: Path) -> None:
@@ -61,7 +63,7 @@ def read_image(path: Path, _: Path) -> None:
 
 def read_label(path: Path, _: Path) -> None:
     """Read a label file of a data set that depends on the size of the file."""
-    dataset = find_dataset(DATASETS[path.stat().st_size % len(DATASETS)])
+    dataset = find_dataset(list(DATASETS)[path.stat().st_size % len(DATASETS)])
     array = load_label(path, dataset)
     assert array.dtype == np.uint8 and array.ndim == 2
     assert set(np.unique(array)) <= {*range(len(dataset.CLASSES)), VOID}

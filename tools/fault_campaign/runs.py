@@ -34,8 +34,8 @@ NOBODY = 65534  # a user id that owns none of the files
 
 def preload() -> None:
     """Import the modules that the scripts import, once, before any fork."""
-    for name in ("defenses.dpsgd", "defenses.victim", "evaluation.report", "evaluation.utility", "models.pspnet",
-                 "multiprocessing.popen_fork", "torch.utils.tensorboard", "training.attacker", "training.segmentation"):
+    for name in ("defenses.dpsgd", "defenses.dropout", "evaluation.attack_setup", "models.pspnet",
+                 "multiprocessing.popen_fork", "torch.utils.tensorboard", "training.setup"):
         importlib.import_module(name)
     torch.set_num_threads(1)
     Image.init()
