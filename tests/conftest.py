@@ -19,6 +19,8 @@ from models.attacker import Attacker
 from utils.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
+FILES = [*ROOT.glob("*.py"), *(file for init in ROOT.glob("*/__init__.py") for file in init.parent.rglob("*.py"))]
+SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(FILES)}  # of all files except tests
 SMALL = ["--width", "16", "--stages", "2", "--epochs", "2", "--batch", "4", "--workers", "0", "--crop", "64", "128",
          "--precision", "fp32"]
 VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4, "argmax": False, "tau": 0.9}
