@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
     population = setup.stored_source(args.population, attack, defense, compute) if args.population else None
-    used = pick(args, setup.AttackRun, name=name, arguments=vars(args), compute=compute,
+    used = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume}, compute=compute,
                 files=setup.existing_files([resume, args.victim, *args.references]))
     setup.run_attack(attack, source, used, population)
 
