@@ -15,6 +15,7 @@ results.json, scores.csv, patches.npz and the curves into the run's folder.
 """
 
 import argparse
+import time
 from pathlib import Path
 
 import datasets
@@ -83,9 +84,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    started = time.monotonic()
+    check(args)
     from evaluation import attack_setup as setup
 
-    check(args)
     compute, defense = setup.choose_compute(args.gpu, args.precision), defenses.chosen(args).build()
     name, resume = args.threshold or args.attack, attacker_path(args)
     attacker = resume and setup.load_attacker(resume, args.arch, args.dilation, args.patch_size)
@@ -96,9 +98,9 @@ def main(args: argparse.Namespace) -> None:
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
     population = setup.stored_source(args.population, attack, defense, compute) if args.population else None
-    used = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume}, compute=compute,
-                files=setup.existing_files([resume, args.victim, *args.references]))
-    setup.run_attack(attack, source, used, population)
+    call = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume}, compute=compute,
+                files=setup.existing_files([resume, args.victim, *args.references]), started=started)
+    setup.run_attack(attack, source, call, population)
 
 
 def attacker_path(args: argparse.Namespace) -> str | None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.intervals import group_weights, bootstrap, intervals, paired_difference
+from evaluation.intervals import bootstrap, group_weights, intervals, paired_difference
 from evaluation.metrics import METRICS, Curves, compute_metrics
 
 
