@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--threshold", choices=("confidence", "loss"), help="the same as --attack confidence or loss, "
                        "with the patches of -resume")
     flag(flags, "resume", metavar="CHECKPOINT", help="the attacker, of this project or of the release (default: "
-         f"{ATTACKER}); for other attacks, whose patch size, floor and tau are used")
+         f"{ATTACKER}); --attack loss, confidence and calibrated take its patch size, floor and tau, if it is given")
     flag(flags, "input", choices=REPRESENTATIONS, help=f"{REPRESENTATIONS.help()} (default: the attacker's own)")
     flags.add_argument("--score", choices=("paper", "release"), default="paper", help="score of an image: mean member "
                        "probability, or sum of member logits (default: paper)")
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
                          "90 for the release's, 24 without an attacker)")
     where = flags.add_argument_group("posteriors on disk")
     where.add_argument("--examples", metavar="TREE", default="examples",
-                       help="{train,val}/{label,pred_sgd}, as in the release (default: examples)")
+                       help="folder with {train,val}/{label,pred_sgd}, as in the release (default: examples)")
     live = flags.add_argument_group("a target model that is queried")
     live.add_argument("--victim", metavar="[KIND:]WHERE", help="V; then --members and --non-members name the images. "
                       f"KIND: {PREDICTORS.help()} (default: checkpoint)")
