@@ -15,6 +15,7 @@ results.json, scores.csv, patches.npz and the curves into the run's folder.
 """
 
 import argparse
+import time
 from pathlib import Path
 
 import datasets
@@ -32,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--threshold", choices=("confidence", "loss"), help="the same as --attack confidence or loss, "
                        "with the patches of -resume")
     flag(flags, "resume", metavar="CHECKPOINT", help="the attacker, of this project or of the release (default: "
-         f"{ATTACKER}); for other attacks, whose patch size, floor and tau are used")
+         f"{ATTACKER}); --attack loss, confidence and calibrated take its patch size, floor and tau, if it is given")
     flag(flags, "input", choices=REPRESENTATIONS, help=f"{REPRESENTATIONS.help()} (default: the attacker's own)")
     flags.add_argument("--score", choices=("paper", "release"), default="paper", help="score of an image: mean member "
                        "probability, or sum of member logits (default: paper)")
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
                          "90 for the release's, 24 without an attacker)")
     where = flags.add_argument_group("posteriors on disk")
     where.add_argument("--examples", metavar="TREE", default="examples",
-                       help="{train,val}/{label,pred_sgd}, as in the release (default: examples)")
+                       help="folder with {train,val}/{label,pred_sgd}, as in the release (default: examples)")
     live = flags.add_argument_group("a target model that is queried")
     live.add_argument("--victim", metavar="[KIND:]WHERE", help="V; then --members and --non-members name the images. "
                       f"KIND: {PREDICTORS.help()} (default: checkpoint)")
@@ -83,9 +84,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    started = time.monotonic()
+    check(args)
     from evaluation import attack_setup as setup
 
-    check(args)
     compute, defense = setup.choose_compute(args.gpu, args.precision), defenses.chosen(args).build()
     name, resume = args.threshold or args.attack, attacker_path(args)
     attacker = resume and setup.load_attacker(resume, args.arch, args.dilation, args.patch_size)
@@ -96,9 +98,9 @@ def main(args: argparse.Namespace) -> None:
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
     population = setup.stored_source(args.population, attack, defense, compute) if args.population else None
-    used = pick(args, setup.AttackRun, name=name, arguments=vars(args), compute=compute,
-                files=setup.existing_files([resume, args.victim, *args.references]))
-    setup.run_attack(attack, source, used, population)
+    call = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume}, compute=compute,
+                files=setup.existing_files([resume, args.victim, *args.references]), started=started)
+    setup.run_attack(attack, source, call, population)
 
 
 def attacker_path(args: argparse.Namespace) -> str | None:

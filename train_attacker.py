@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     options, defense = pick(args, AttackerTraining), defenses.chosen(args).build()
     trees = [args.posteriors] if args.posteriors else setup.cache_shadows(args.shadow, options.stride, defense, compute)
     data = setup.prepare(setup.join_trees(trees), options, defense)
-    folder = folder or setup.start_run_on_main("attacker", vars(args), args.out)
+    folder = folder or setup.start_run_on_main("attacker", vars(args), args.out, compute)
     setup.train_attacker_and_report(options, data, defense, folder, compute, vars(args))
 
 

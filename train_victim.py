@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
         return print(setup.plan_segmenter(options, setup.plan_of(args), args.images or setup.count(args.train)))
     args, folder, compute = setup.begin(args, parser())
     sides = [setup.read_split(path, args.root, args.strip_prefix) for path in (args.train, args.test)]
-    folder = folder or setup.start_run_on_main("victim", vars(args), args.out)
+    folder = folder or setup.start_run_on_main("victim", vars(args), args.out, compute)
     setup.train_and_report(pick(args, SegmenterTraining), *sides, folder, compute, vars(args))
 
 

@@ -30,7 +30,8 @@ class AttackRun:
 
     `name`: the attack, for the report; `arguments`: of the call, stored in args.json, which together with the contents
     of `files` identify it; `out`: the folder (None: the next free runs/attack-N); `hash_names`: key file for names;
-    `cam`: folder for activation maps, `cam_images`: how many of each side are drawn.
+    `cam`: folder for activation maps, `cam_images`: how many of each side are drawn; `started`: when the call began, by
+    `time.monotonic`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class AttackRun:
     cam_images: int = 4
     save_every: float = 10.0
     compute: Compute = CPU_FP32
+    started: float | None = None
 
     def stamp(self, records: Sequence[Record]) -> str:
         """Identifies the call: a later call with the same stamp resumes it."""
@@ -56,7 +58,7 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
 
     `population`: samples of known membership for an attack that has "population" in `needs`.
     """
-    timings, write_name = Timings(), name_writer(run.hash_names)
+    timings, write_name = Timings(run.started), name_writer(run.hash_names)
     check_needs(attack, source, run, population)
     if population:
         attack.fit(population.samples(attack.needs))
@@ -66,7 +68,7 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     place = RunPlace(run.out, run.stamp(records), source.files, run.save_every, drawn)
     timings.lap("starting")
     done, journal = score_parts(parts, make_scorer(attack, source, run, drawn),
-                                lambda: start_run("attack", run.arguments, run.out), place)
+                                lambda: start_run("attack", run.arguments, run.out, run.compute), place)
     timings.lap("attacking")
     if not is_main():
         return {}

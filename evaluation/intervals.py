@@ -1,4 +1,4 @@
-"""Bootstrap intervals: over images, or over the blocks that they come in."""
+"""Bootstrap intervals, over images or over groups of images."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,20 +8,20 @@ from evaluation.metrics import METRICS, Curves
 from utils.randomness import stream
 
 RESAMPLES = 2000
-CHUNK = 4_000_000  # weights held at a time
+CHUNK = 4_000_000  # weights in memory
 
 
-def block_weights(group: Sequence[str], member: np.ndarray, resamples: int, seed: int) -> Callable[[], np.ndarray]:
-    """A function that gives the next chunk of weights (b, n): how often each item was drawn.
+def group_weights(group: Sequence[str], member: np.ndarray, resamples: int, seed: int) -> Callable[[], np.ndarray]:
+    """A function that returns the next chunk of weights (b, n): how often each item was drawn.
 
-    Blocks are drawn with replacement, those of members, of non-members and of both apart, so that no resample lacks a
-    side. Items that are a block of their own give the ordinary stratified bootstrap.
+    Groups are drawn with replacement. Groups of members, of non-members and of both are drawn separately, so that every
+    resample has both sides. Where each item is its own group, this is the ordinary stratified bootstrap.
     """
-    names, block = np.unique(np.asarray(group), return_inverse=True)
-    share = np.bincount(block, weights=np.asarray(member, float)) / np.bincount(block)
+    names, index = np.unique(np.asarray(group), return_inverse=True)
+    share = np.bincount(index, weights=np.asarray(member, float)) / np.bincount(index)
     kind = np.where(share == 1, 0, np.where(share == 0, 1, 2))
     rng = stream(seed, "bootstrap")
-    rows = max(1, min(resamples, CHUNK // len(block)))
+    rows = max(1, min(resamples, CHUNK // len(index)))
 
     def draw() -> np.ndarray:
         weights = np.zeros((rows, len(names)))
@@ -29,19 +29,19 @@ def block_weights(group: Sequence[str], member: np.ndarray, resamples: int, seed
             own = np.flatnonzero(kind == stratum)
             if own.size:
                 weights[:, own] = rng.multinomial(own.size, np.full(own.size, 1 / own.size), size=rows)
-        return weights[:, block]
+        return weights[:, index]
 
     return draw
 
 
 def bootstrap(scores: Sequence[np.ndarray], member: np.ndarray, group: Sequence[str], seed: int = 0,
               resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Resampled figures: name -> (resamples, len(scores)).
+    """Resampled metrics: name -> (resamples, len(scores)).
 
-    scores: arrays (n,) of one or more attacks on the same items; one resample weighs all of them alike, so their
-    differences are paired. Resamples that lack a side are dropped.
+    scores: arrays (n,) of one or more attacks on the same items. A resample has the same weights for all of them, so
+    that their differences are paired. Resamples without members or without non-members are dropped.
     """
-    draw = block_weights(group, member, resamples, seed)
+    draw = group_weights(group, member, resamples, seed)
     curves = [Curves(score, member) for score in scores]
     rows: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
     done = 0
@@ -51,22 +51,22 @@ def bootstrap(scores: Sequence[np.ndarray], member: np.ndarray, group: Sequence[
         sides = weights @ np.stack([member, ~np.asarray(member, bool)], axis=1).astype(float)
         weights = weights[(sides > 0).all(axis=1)]
         counts = [curve.counts(weights) for curve in curves]
-        for name, figure in METRICS.items():
-            rows[name].append(np.stack([figure(*count) for count in counts], axis=1))
+        for name, metric in METRICS.items():
+            rows[name].append(np.stack([metric(*count) for count in counts], axis=1))
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
 def intervals(score: np.ndarray, member: np.ndarray, group: Sequence[str], seed: int = 0,
               resamples: int = RESAMPLES) -> dict[str, list[float]]:
-    """95 % percentile intervals [low, high] of each figure of one attack."""
+    """95 % percentile intervals [low, high] of each metric of one attack."""
     drawn = bootstrap([score], np.asarray(member, bool), group, seed, resamples)
     return {name: [float(q) for q in np.quantile(values[:, 0], [0.025, 0.975])] for name, values in drawn.items()}
 
 
 def mean_interval(values: np.ndarray, group: Sequence[str], seed: int = 0, resamples: int = RESAMPLES) -> list[float]:
-    """95 % percentile interval [low, high] of the mean of `values` (n,), over their blocks."""
+    """95 % percentile interval [low, high] of the mean of `values` (n,), over their groups."""
     values = np.asarray(values, float)
-    draw, means = block_weights(group, np.ones(len(values)), resamples, seed), np.empty(0)
+    draw, means = group_weights(group, np.ones(len(values)), resamples, seed), np.empty(0)
     while len(means) < resamples:
         weights = draw()[: resamples - len(means)]
         means = np.append(means, weights @ values / weights.sum(axis=1))
@@ -74,13 +74,13 @@ def mean_interval(values: np.ndarray, group: Sequence[str], seed: int = 0, resam
 
 
 def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray], member: np.ndarray,
-                      group: Sequence[str], figure: str = "auc", seed: int = 0) -> dict[str, object]:
-    """Figure of `first` minus that of `second` on the same items: {"difference", "interval": [low, high]}.
+                      group: Sequence[str], metric: str = "auc", seed: int = 0) -> dict[str, object]:
+    """Metric of `first` minus that of `second` on the same items: {"difference", "interval": [low, high]}.
 
-    Each side is one array (n,) of scores or several, of which the mean figure counts (one for each attacker seed).
+    Each side is one array (n,) of scores or several (one for each attacker seed), whose metrics are averaged.
     """
     member, columns = np.asarray(member, bool), [*first, *second]
     sign = np.array([1 / len(first)] * len(first) + [-1 / len(second)] * len(second))
-    own = np.array([float(METRICS[figure](*Curves(score, member).counts())[0]) for score in columns])
-    low, high = np.quantile(bootstrap(columns, member, group, seed)[figure] @ sign, [0.025, 0.975])
+    own = np.array([float(METRICS[metric](*Curves(score, member).counts())[0]) for score in columns])
+    low, high = np.quantile(bootstrap(columns, member, group, seed)[metric] @ sign, [0.025, 0.975])
     return {"difference": float(own @ sign), "interval": [float(low), float(high)]}

@@ -1,4 +1,4 @@
-"""Membership figures (section 2.3) and segmentation utility."""
+"""Membership metrics (section 2.3) and segmentation utility."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from utils import VOID
 
 
 class Curves:
-    """All thresholds of a scoring at once, for one weighting of its items or many.
+    """True and false positives at every threshold, for one weighting of the items or for many.
 
-    score (n,), member bool (n,). `counts(weights)`, weights (B, n), gives true and false positives (B, T) for
-    "score >= t" at each of the T distinct scores, highest first; tied scores fall together, never apart.
+    score (n,), member bool (n,). `counts(weights)`, weights (B, n), returns true and false positives (B, T) of
+    "score >= t" at each of the T distinct scores, highest first. Items with equal scores are counted together.
     """
 
     def __init__(self, score: np.ndarray, member: np.ndarray):
@@ -55,21 +55,21 @@ def compute_metrics(score: np.ndarray, member: np.ndarray) -> dict[str, float]:
     """
     score, member = np.asarray(score, float), np.asarray(member, bool)
     if not member.any() or member.all():
-        raise ValueError("figures need members and non-members")
+        raise ValueError("metrics need members and non-members")
     if not np.isfinite(score).all():
         raise ValueError("a score is not finite")
     counts = Curves(score, member).counts()
-    return {name: float(figure(*counts)[0]) for name, figure in METRICS.items()}
+    return {name: float(metric(*counts)[0]) for name, metric in METRICS.items()}
 
 
 def chance(members: int, non_members: int) -> dict[str, float]:
-    """F of guessing with probability 0.5, and of calling every item a member (section 2.3)."""
+    """F of guessing "member" with probability 0.5, and of calling every item a member (section 2.3)."""
     precision = members / (members + non_members)
     return {"random_f": precision / (precision + 0.5), "all_member_f": 2 * precision / (precision + 1)}
 
 
 def confusion(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix (classes, classes), rows = label, of integer arrays of one shape; void (255) is left out."""
+    """Confusion matrix (classes, classes), rows = label, of integer arrays of one shape; void (255) is excluded."""
     known = label != VOID
     index = label[known].astype(np.int64) * classes + predicted[known]
     return np.bincount(index, minlength=classes**2).reshape(classes, classes)

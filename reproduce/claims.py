@@ -9,7 +9,7 @@ import numpy as np
 from evaluation.intervals import intervals, paired_difference
 from evaluation.metrics import chance, compute_metrics
 from reproduce import paper
-from reproduce.collect import unpack
+from reproduce.cells import unpack
 from reproduce.measured import Measured
 from reproduce.plan import Cell, Setting
 from utils.randomness import stream

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from evaluation.metrics import Curves
 from reproduce import paper
-from reproduce.collect import unpack
+from reproduce.cells import unpack
 from reproduce.measured import Measured
 from utils.files import atomic_open
 

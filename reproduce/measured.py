@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.intervals import paired_difference
-from reproduce.collect import unpack
+from reproduce.cells import unpack
 from reproduce.paper import SETTINGS
 from reproduce.plan import Cell, Scale
 from utils.cli import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reproduce import paper
 from reproduce.tables import DASH, markdown
-from utils.cli import UserError, run
+from utils.cli import UserError, new_parser, run
 
 RESULTS = Path(__file__).resolve().parent / "results" / "shadows"
 METHODS = ("threshold-confidence", "threshold-loss", "concate-full", "loss-full", "concate-sliding", "loss-sliding",
@@ -46,8 +46,7 @@ patches of 45 x 45 at stride 2. *cpu*: trained in float32 on a CPU.
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="reproduce.shadows", description=__doc__,
-                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = new_parser(__doc__, "reproduce.shadows")
     flags.add_argument("--results", metavar="DIR", type=Path, default=RESULTS,
                        help="folder of the JSON files, and of the page (default: reproduce/results/shadows)")
     return flags

@@ -13,7 +13,7 @@ from attacks.activation import activation_map, compute_maps, correlation, resize
 from attacks.learned import member_logits
 from evaluation.intervals import mean_interval
 from models.attacker import Attacker, InputSpec
-from reproduce.collect import unpack
+from reproduce.cells import unpack
 from utils.device import CPU_FP32
 
 

@@ -13,12 +13,12 @@ from sklearn.metrics import roc_auc_score
 
 from attacks.sample import Scored
 from evaluation.report import summarise, write_scores
+from reproduce.cells import pack, unpack
 from reproduce.claims import CLAIMS, FAILS, HOLDS, OPEN, _excess, _shuffled, measure, overall
-from reproduce.collect import pack, unpack
 from reproduce.figures import activation_maps
 from reproduce.measured import Measured
+from reproduce.pages import findings, report, write_again
 from reproduce.plan import Dpsgd, Selections, read_scale
-from reproduce.report import findings, report, write_again
 from reproduce.tables import table_two
 from utils.checkpoints import save_checkpoint
 from utils.cli import UserError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.intervals import block_weights, bootstrap, intervals, paired_difference
+from evaluation.intervals import bootstrap, group_weights, intervals, paired_difference
 from evaluation.metrics import METRICS, Curves, compute_metrics
 
 
@@ -70,7 +70,7 @@ def test_paired_difference_averages_seeds():
 def test_group_of_members_and_non_members_is_drawn_together():
     member = np.arange(40) % 3 == 0
     group = np.array([f"g{i % 4}" for i in range(40)])
-    weights = block_weights(group, member, 50, seed=0)()
+    weights = group_weights(group, member, 50, seed=0)()
     assert weights.shape == (50, 40) and (weights.sum(axis=1) == 40).all() and len(np.unique(weights)) > 2
     for name in np.unique(group):
         of_group = weights[:, group == name]

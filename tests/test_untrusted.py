@@ -19,9 +19,9 @@ from datasets import camvid, cityscapes, images, labelmefacade, mapillary, stree
 from datasets.images import load_ids, load_image
 from datasets.pairs import Pair, load_label, load_pair, read_split, write_split
 from evaluation.activation import draw, file_name, write_cams
-from evaluation.compare import read_paired
+from evaluation.stored_scores import read_paired
 from predictors.stored import list_records, read_posterior
-from reproduce.collect import maps_of
+from reproduce.cells import maps_of
 from utils import arrays, untrusted
 from utils.arrays import read_npy, read_npz
 from utils.cli import UserError

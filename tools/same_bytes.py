@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from utils.cli import UserError, run
+from utils.cli import UserError, new_parser, run
 
 CONCATE = "-resume weights/concate.pth.tar -input concate"
 TINY = "--width 16 --stages 2 --epochs 2 --batch 4 --workers 0 --crop 64 128 --lr 0.001 --root {data}"
@@ -63,8 +63,7 @@ def trainings() -> dict[str, str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="tools.same_bytes", description=__doc__,
-                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = new_parser(__doc__, "tools.same_bytes")
     flags.add_argument("checkout", nargs="+", metavar="CHECKOUT", help="the other version's folder")
     flags.add_argument("--only", metavar="TEXT", default="", help="only what has TEXT in its name")
     flags.add_argument("--out", metavar="JSON", help="write the hashes there")

@@ -62,9 +62,9 @@ def begin(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[ar
     return args, folder, Compute(device, resolve_precision(args.precision, device))
 
 
-def start_run_on_main(stage: str, arguments: dict, out: str | None) -> Path:
+def start_run_on_main(stage: str, arguments: dict, out: str | None, compute: Compute) -> Path:
     """The folder of a new run, made by the main process."""
-    return run_on_main(lambda: start_run(stage, arguments, out))
+    return run_on_main(lambda: start_run(stage, arguments, out, compute))
 
 
 def partition(pairs: Sequence[Pair], split: str, victim: str | None, dataset: str, seed: int,

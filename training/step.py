@@ -1,4 +1,4 @@
-"""What both loops do at every step, on one process or on several."""
+"""One step of both training loops, in one process or in several."""
 
 import math
 
@@ -12,10 +12,10 @@ from utils.distributed import sum_over_processes, world_size
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` as it is called in training: under torchrun its gradients are averaged over the processes.
+    """`model` as the training loop calls it: under torchrun its gradients are averaged over the processes.
 
-    On GPUs its BatchNorm sees the whole batch; on CPUs, where PyTorch has no such layer, each process normalises its
-    own share.
+    On GPUs BatchNorm uses the statistics of the complete batch. On CPUs PyTorch has no such layer, and each process
+    normalises its own share.
     """
     if world_size() == 1:
         return model
@@ -25,42 +25,42 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def agree_on_buffers(model: nn.Module) -> None:
-    """Give all processes the main one's statistics, which are those that a checkpoint holds."""
+    """Copy the buffers of the main process, which a checkpoint stores, to all processes."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def freeze_norms(model: nn.Module) -> None:
-    """Keep BatchNorm as it is, statistics and scales; to be called after every `model.train()`."""
+    """Freeze the statistics and scales of BatchNorm. Call it after every `model.train()`."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval().requires_grad_(False)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, epoch: int) -> float:
-    """One step down the gradient of the loss of the whole batch, which is returned.
+    """One step of gradient descent on the loss of the complete batch. Returns that loss.
 
-    `loss` is this process's part of it, a scalar. Raises `UserError` when the sum is no number.
+    `loss` is this process's part of it, a scalar. Raises `UserError` when the sum is not finite.
     """
     value = _finite(loss, epoch)
     optimizer.zero_grad(set_to_none=True)
-    (loss * world_size()).backward()  # since gradients are averaged, not summed
+    (loss * world_size()).backward()  # gradients are averaged over processes, not summed
     optimizer.step()
     return value
 
 
 def descend_privately(optimizer: torch.optim.Optimizer, losses: torch.Tensor, epoch: int) -> float:
-    """One step of DPSGD, whose mean loss is returned; `losses` (n,) are those of this process's images.
+    """One step of DPSGD. Returns the mean loss; `losses` (n,) are those of this process's images.
 
-    Raises `UserError` when it is no number.
+    Raises `UserError` when the mean is not finite.
     """
     drawn = sum_over_processes(torch.tensor(len(losses), device=losses.device)).clamp_min(1)
     value = _finite(losses.sum() / drawn, epoch)
     optimizer.zero_grad(set_to_none=True)
     if len(losses):
-        losses.sum().backward()  # each image's own gradient; Opacus averages them
-    else:  # Poisson sampling drew none: the step is noise alone
+        losses.sum().backward()  # Opacus averages the gradients of the images
+    else:  # Poisson sampling drew no image: the step is noise alone
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
     optimizer.step()

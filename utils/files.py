@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.cli import UserError
 from utils.untrusted import reading
+
+if TYPE_CHECKING:
+    from utils.device import Compute
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,10 +66,11 @@ def fingerprint(paths: list[Path], *values: object) -> str:
     return digest.hexdigest()
 
 
-def start_run(stage: str, args: dict, out: str | None = None) -> Path:
+def start_run(stage: str, args: dict, out: str | None, compute: "Compute") -> Path:
     """Create and lock the folder of a run, and write its args.json: effective arguments, versions and commit.
 
-    The folder is `out`, by default `runs/STAGE-N` with the next free N. Raises `UserError` if it is a file, contains
+    The folder is `out`, by default `runs/STAGE-N` with the next free N. `compute` is the device and the precision;
+    `--precision auto` leaves the latter to the processor. Raises `UserError` if it is a file, contains
     the checkpoint of a run, or is locked by another process.
     """
     folder = Path(out) if out else _next_free(Path("runs"), stage)
@@ -78,6 +83,8 @@ def start_run(stage: str, args: dict, out: str | None = None) -> Path:
     write_json(folder / "args.json", {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "args": args,
+        "device": compute.device.type,
+        "precision": compute.precision,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "commit": commit(),
     })

@@ -17,8 +17,8 @@ from utils.files import atomic_open
 class Timings:
     """Measure how long each stage of a run takes. Prints as `5.1 s: starting 2.9, ...`."""
 
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
+    def __init__(self, started: float | None = None) -> None:
+        self._start = self._last = time.monotonic() if started is None else started
         self._laps: list[str] = []
 
     def lap(self, name: str) -> None:

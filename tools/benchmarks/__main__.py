@@ -13,13 +13,12 @@ import subprocess
 import sys
 import time
 
-from utils.cli import positive, run
+from utils.cli import new_parser, positive, run
 from utils.files import ROOT
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="tools.benchmarks", description=__doc__,
-                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = new_parser(__doc__, "tools.benchmarks")
     flags.add_argument("--stage", nargs="+", metavar="NAME", help="stages to measure (default: all)")
     flags.add_argument("--rounds", type=positive, default=5, help="rounds per stage (default: 5)")
     flags.add_argument("--out", default="runs/benchmark.json",

@@ -21,15 +21,14 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from utils.cli import UserError, positive, run
+from utils.cli import UserError, new_parser, positive, run
 from utils.files import ROOT, write_json
 
 PARTS = {"kills": 300, "writes": 150, "fuzz": 20000}  # default counts
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="tools.fault_campaign", description=__doc__,
-                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = new_parser(__doc__, "tools.fault_campaign")
     flags.add_argument("part", choices=(*PARTS, "all"), nargs="?", default="all", help="part to run (default: all)")
     flags.add_argument("--out", metavar="DIR", default="runs/fault-campaign",
                        help="folder for the results (default: runs/fault-campaign)")

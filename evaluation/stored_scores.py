@@ -1,0 +1,57 @@
+"""Read the scores that runs of attack.py have stored, and pair those of several runs."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.arrays import read_npz
+from utils.cli import UserError
+from utils.untrusted import reading
+
+
+def read_paired(folders: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray, list[str]]:
+    """Scores (n,) of each run, and membership (n,) and group of the images, which all runs have scored.
+
+    Raises `UserError` where they scored different images.
+    """
+    tables = [read_scores(folder) for folder in folders]
+    first = {name: row[:2] for name, row in tables[0].items()}
+    for folder, scores in zip(folders, tables, strict=True):
+        if {name: row[:2] for name, row in scores.items()} != first:
+            raise UserError(f"{folder} scored other images than {folders[0]}; only runs on the same images can be "
+                            "compared")
+    names = sorted(first)
+    columns = [np.array([scores[name][2] for name in names]) for scores in tables]
+    return columns, np.array([first[name][0] for name in names]), [first[name][1] for name in names]
+
+
+def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:
+    """Image -> (member, group, score), from scores.csv and patches.npz of a run; `UserError` where they are broken."""
+    path, advice = folder / "scores.csv", "give folders that attack.py wrote"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no scores.csv; {advice}")
+    with reading(path, "table of scores", broken=advice), open(path, encoding="utf-8", newline="") as file:
+        rows = [(row["image"], ("0", "1").index(row["member"]) == 1, float(row["score"]))
+                for row in csv.DictReader(file)]
+    names, groups = read_patches(folder, "image", "group")
+    group = dict(zip(names.tolist(), groups.tolist(), strict=True))
+    if len(rows) != len(group) or {name for name, _, _ in rows} != group.keys():
+        raise UserError(f"{path} does not name each image of patches.npz once; {advice}")
+    if not all(math.isfinite(score) for _, _, score in rows) or len({member for _, member, _ in rows}) < 2:
+        raise UserError(f"{path} lacks a finite score of some image, or one of the two sides; {advice}")
+    return {name: (member, group[name], score) for name, member, score in rows}
+
+
+def read_patches(folder: Path, *columns: str) -> list[np.ndarray]:
+    """Columns of patches.npz of a run, each (patches,): `image` and `group` text, `score` finite numbers."""
+    path = folder / "patches.npz"
+    arrays = read_npz(path, columns)
+    complete = all(name in arrays and arrays[name].ndim == 1
+                   and arrays[name].dtype.kind == ("f" if name == "score" else "U") for name in columns)
+    if (not complete or len({len(column) for column in arrays.values()}) > 1
+            or not np.isfinite(arrays.get("score", 0)).all()):
+        raise UserError(f"{path} lacks {', '.join(columns)} of some patch; write it again with attack.py")
+    return [arrays[name] for name in columns]

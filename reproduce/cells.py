@@ -1,0 +1,95 @@
+"""A cell: the small JSON file of one run of attack.py, from which tables and figures are made.
+
+A cell has the metrics of the run, the hashes of its victim and attacker, and one score for each image, sorted by the
+name of the image. So any two attacks on the same victim can be compared, paired, without the runs.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.metrics import compute_metrics
+from evaluation.stored_scores import read_paired, read_patches, read_scores
+from utils.arrays import read_npz
+from utils.checkpoints import load_checkpoint
+from utils.cli import UserError
+from utils.files import read_json, write_json
+
+KEPT = ("image", "patch", "chance", "members", "non_members", "blocks", "tau", "miou", "defense", "cam")
+
+
+def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = (), patches: bool = False,
+               maps: bool = False) -> None:
+    """Write the cell of a run to `into`.
+
+    `images`: the file that lists the images of the setting, once for all its cells; `curve`: numbers of patches whose
+    metrics are added; `patches`: add the scores of single patches; `maps`: add the maps of the first drawn member.
+    """
+    results, arguments = read_json(folder / "results.json"), read_json(folder / "args.json")
+    (scores,), member, group = read_paired([folder])
+    write_or_check_images(images, folder, member, group)
+    cell = {key: results[key] for key in KEPT if key in results}
+    cell |= {"commit": arguments["commit"], "scores": pack(scores)}
+    cell |= {name: identity(Path(arguments["args"][flag]))
+             for name, flag in (("victim", "victim"), ("attacker", "resume"))}
+    if curve or patches:
+        names, patch_scores = read_patches(folder, "image", "score")
+        by_image = [patch_scores[names == name] for name in np.unique(names)]
+        if patches:
+            cell["patch_scores"] = [pack(own) for own in by_image]
+        means = {count: np.array([own[:count].mean() for own in by_image]) for count in curve}
+        cell["curve"] = {str(count): compute_metrics(mean, member) | {"scores": pack(mean)}
+                         for count, mean in means.items()}
+    if maps:
+        cell["maps"] = maps_of(folder, member)
+    write_json(into, cell)
+
+
+def maps_of(folder: Path, member: np.ndarray) -> dict:
+    """Loss map and class activation map (h, w) of the first member that a run has drawn, as text; NaN where void.
+
+    member: bool (n,), in the order of the names. Raises `UserError` when the run has drawn no member.
+    """
+    members = [name for name, inside in zip(sorted(read_scores(folder)), member, strict=True) if inside]
+    for name in members:
+        maps = read_npz(folder / "cam" / "maps.npz", (f"{name}:loss", f"{name}:cam"))
+        if [array.dtype.kind for array in maps.values()] == ["f", "f"]:
+            break
+    else:
+        raise UserError(f"{folder} has drawn no member: give attack.py -cam {folder}/cam and --cam-images 1")
+    loss, cam = maps[f"{name}:loss"], maps[f"{name}:cam"]
+    return {"image": name, "shape": cam.shape} | {
+        kind: " ".join(f"{value:.4g}" for value in array.ravel()) for kind, array in (("loss", loss), ("cam", cam))}
+
+
+def identity(checkpoint: Path) -> dict:
+    """The first 16 hex digits of the SHA-256 of a model's weights, and the commit of its training."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_checkpoint(checkpoint)["state_dict"].items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return {"sha256": digest.hexdigest()[:16], "commit": read_json(checkpoint.parent / "args.json")["commit"]}
+
+
+def write_or_check_images(path: Path, folder: Path, member: np.ndarray, group: Sequence[str]) -> None:
+    """Write the images of a setting, or check that a run has the same images as the earlier cells.
+
+    Raises `UserError` when it has others.
+    """
+    images = {"images": sorted(read_scores(folder)), "member": "".join("01"[bool(m)] for m in member),
+                "group": list(group)}
+    if not path.exists():
+        write_json(path, images)
+    elif read_json(path) != images:
+        raise UserError(f"{folder} scored other images than those of {path}; remove {path} and the cells beside it")
+
+
+def pack(scores: np.ndarray) -> str:
+    """Scores (n,) as one line of text."""
+    return " ".join(f"{score:.7g}" for score in scores)
+
+
+def unpack(text: str) -> np.ndarray:
+    """Scores float64 (n,) from the text of `pack`."""
+    return np.array(text.split(), float)
