@@ -45,9 +45,8 @@ class Record:
 
     def load_label(self, classes: int = VOID) -> np.ndarray:
         """Label uint8 (H, W): train ids below `classes`, 255 = void; `UserError` for any other content."""
-        if self.dataset:
-            return load_label(self.label, find_dataset(self.dataset))
-        return check_label(load_ids(self.label), classes, self.label)
+        label = load_label(self.label, find_dataset(self.dataset)) if self.dataset else load_ids(self.label)
+        return check_label(label, classes, self.label)
 
 
 @dataclass(frozen=True)
