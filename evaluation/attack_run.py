@@ -88,6 +88,8 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
         raise UserError(f"--attack {run.name} reads no reference models; leave --references out")
     if "population" in attack.needs and population is None:
         raise UserError(f"--attack {run.name} is fitted on samples of known membership: give --population TREE")
+    if "population" not in attack.needs and population:
+        raise UserError(f"--attack {run.name} learns nothing from samples of known membership; leave --population out")
     if {"queries", "weights"} & attack.needs and not source.predictor.reads_images:
         raise UserError(f"--attack {run.name} queries the model: give --victim, since stored posteriors cannot be "
                         "queried again")
