@@ -43,13 +43,15 @@ def assert_refused(result, *messages):
 @pytest.mark.parametrize("kind", ["loss", "confidence"])
 def test_threshold_needs_no_attacker_and_gives_the_scores_that_it_has_with_one(world, tmp_path, kind):
     write_tree(tmp_path / "tree")
-    must(script("attack.py", "--attack", kind, "--examples", "tree", "--patch-size", 9, "--out", "run", cwd=tmp_path))
-    attacker = ["-resume", world / "loss" / "best.pth.tar"]
-    must(script("attack.py", *attacker, "--threshold", kind, "--examples", "tree", "--out", "with", cwd=tmp_path))
-    assert scores(tmp_path / "run") == scores(tmp_path / "with") and len(scores(tmp_path / "run")) == 6
-    assert results(tmp_path / "run")["attack"] == kind and results(tmp_path / "run")["input"] == kind
-    with np.load(tmp_path / "run" / "patches.npz") as small, np.load(tmp_path / "with" / "patches.npz") as large:
-        assert not np.array_equal(small["corner"], large["corner"])  # patches of 9 and of 12 positions
+    runs = {"attack": ["--attack", kind, "--patch-size", 9], "threshold": ["--threshold", kind, "--patch-size", 9],
+            "attacker": ["--threshold", kind, "-resume", world / "loss" / "best.pth.tar"]}  # its patch size is 12
+    for name, flags in runs.items():
+        must(script("attack.py", *flags, "--examples", "tree", "--out", name, cwd=tmp_path))
+        assert results(tmp_path / name)["attack"] == kind and results(tmp_path / name)["input"] == kind
+    found = [scores(tmp_path / name) for name in runs]
+    assert found[0] == found[1] == found[2] and len(found[0]) == 6
+    corners = [np.load(tmp_path / name / "patches.npz")["corner"] for name in runs]
+    assert np.array_equal(corners[0], corners[1]) and not np.array_equal(corners[0], corners[2])
 
 
 def test_learned_attack_needs_an_attacker(tmp_path):
