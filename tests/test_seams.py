@@ -317,7 +317,7 @@ DAMAGES = {
 
 
 class DamagedPredictor(Predictor):
-    """A victim with random posteriors, which are damaged as the name `where` in `DAMAGES` says."""
+    """A victim with random posteriors. `where` names their damage, a key of `DAMAGES`."""
 
     def predict(self, queries):
         outputs = []
