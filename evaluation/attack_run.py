@@ -154,7 +154,8 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
         cams = [replace(cam, name=write_name(cam.name)) for part in parts for cam in part.cams]
         about["cam"] = write_cams(Path(run.cam), cams, about["defense"], run.seed)
     results = write_report(folder, [one for part in parts for one in part.scored], about, run.seed, write_name)
-    print(f"{kind}, {selection.scheme} patches: {results['members']} members, {results['non_members']} "
+    title = f"attack {run.name}" + (f" on {kind}" if isinstance(attack, LearnedAttack) else "")
+    print(f"{title}, {selection.scheme} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")
     print(table(results))
     if None not in utility.values():
