@@ -209,6 +209,12 @@ def test_an_attack_that_scores_wrongly_is_one_line(monkeypatch, tmp_path, place,
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+def test_references_need_the_images_of_a_tree(tmp_path, place):
+    result = script("attack.py", "--attack", "calibrated", "--references", "runs/shadow", "--out", tmp_path / "out",
+                    cwd=place)
+    assert result.returncode == 2 and "give --victim" in result.stderr and result.stderr.count("\n") == 1
+
+
 def test_logits_instead_of_posteriors_are_an_error(place):
     from predictors.base import Predictor, PredictorOptions
     from predictors.samples import Source, live_records
