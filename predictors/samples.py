@@ -63,6 +63,9 @@ class Source:
             raise UserError(f"the posterior of {record.name} has {output.shape[0]} classes; the attacker was trained "
                             f"for {self.classes}")
         truth = self._truth(answer, output, "truth" in needs)
+        if self.predictor.kind == "posterior" and output.min() < 0:
+            raise UserError(f"{self.predictor.where} gives negative posteriors for {record.name}: `predict` returns "
+                            "probabilities, not logits; apply a softmax")
         plain = normalise(output) if self.predictor.kind == "posterior" else output
         defended = self.defense.apply(plain, record.id)
         if not defended.isfinite().all():
