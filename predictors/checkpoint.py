@@ -19,6 +19,8 @@ class ModelPredictor(Predictor):
     not depend on the other images. A GPU takes images of one size together.
     """
 
+    takes_query_defenses = True
+
     def __init__(self, model: nn.Module, classes: int, options: PredictorOptions):
         super().__init__("a model in memory", options)
         self.classes, self.model = classes, options.defense.prepare(model)

@@ -33,7 +33,7 @@ class ShadowRun:
     def cache(self, options: PredictorOptions) -> Path:
         """The folder `posteriors-sN` of the run, a tree with the shadow's posteriors on D^S, computed where missing."""
         spec = options.defense.spec
-        under = f"-dropout-{spec.strength:g}-{spec.seed}" if spec.stage == "query" else ""
+        under = f"-{spec.describe()}-{spec.seed}".replace(" ", "-") if spec.stage == "query" else ""
         tree = self.folder / f"posteriors-s{options.stride}{under}"
         records = [Record.of_pair(pair, self.dataset, member) for pairs, member in
                    ((self.inside, True), (self.outside, False)) for pair in pairs]

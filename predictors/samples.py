@@ -110,11 +110,12 @@ def check_output(output: torch.Tensor, predictor: Predictor, name: str) -> torch
 
     Raises `UserError` for NaN, infinite or negative values, and for a position where all are 0.
     """
-    posterior = predictor.kind == "posterior"
-    valid = normalise(output) if posterior else output
-    if not valid.isfinite().all() or (posterior and output.min() < 0):
-        raise UserError(f"{predictor.where} gives NaN, infinite or negative posteriors for {name}, or a position where "
-                        "all are 0")
+    if predictor.kind == "posterior" and output.min() < 0:
+        raise UserError(f"{predictor.where} gives negative posteriors for {name}: `predict` returns probabilities, not "
+                        "logits; apply a softmax")
+    valid = normalise(output) if predictor.kind == "posterior" else output
+    if not valid.isfinite().all():
+        raise UserError(f"{predictor.where} gives NaN or infinite posteriors for {name}, or a position where all are 0")
     return valid
 
 
