@@ -271,8 +271,9 @@ def test_reference_that_was_trained_on_an_image_is_not_used_for_it(world, live, 
 
 
 @pytest.mark.parametrize("attack, flags, message", [
-    ("calibrated", [], "give --references DIR"), ("loss", ["--references", "x"], "reads no reference models"),
-    ("learned", ["--references", "x"], "reads no reference models"),
+    ("calibrated", [], "give --references DIR"), ("loss", ["--references", "stored:tree"], "reads no reference models"),
+    ("learned", ["--references", "stored:tree"], "reads no reference models"),
+    ("calibrated", ["--references", "x"], "is missing, so references cannot be queried"),
     ("loss", ["--population", "tree"], "leave --population out"),
     ("calibrated", ["--references", "x", "--c", -1], "0 or more"),
     ("calibrated", ["--references", "nowhere.pth.tar"], "no such checkpoint"),
