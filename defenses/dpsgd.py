@@ -22,8 +22,8 @@ from utils.distributed import gather, world_size
 from utils.randomness import stream
 
 DELTA = 1e-5
-ASSUMPTION = ("for data sets that differ by one image, with Poisson sampling as in training; the clipping bounds are "
-              "medians over the training images, which epsilon does not include")
+ASSUMPTION = ("for data sets that differ by one image, with Poisson sampling as in training; epsilon does not account "
+              "for the clipping bounds, which are medians over the training images")
 
 
 def gradient_bounds(model: nn.Module, losses: Iterable[torch.Tensor]) -> dict[str, float]:
