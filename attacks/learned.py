@@ -59,12 +59,12 @@ class LearnedAttack(Attack):
         logits = member_logits(self.model, patches, self.settings.compute, self.patches_per_batch)
         values = member_probability(logits) if paper else logits[:, 1]
         for sample, (corners, _) in items:
-            own, values = values[: len(corners)], values[len(corners) :]
-            total = float(own.mean() if paper else own.sum())
+            scores, values = values[: len(corners)], values[len(corners) :]
+            total = float(scores.mean() if paper else scores.sum())
             if not math.isfinite(total):
                 raise UserError(f"{sample.name}: the attacker's score is {total}; the weights of the attacker are "
                                 "broken; train it again")
-            yield Scored(sample.name, sample.member, sample.group, total, corners.tolist(), own.tolist())
+            yield Scored(sample.name, sample.member, sample.group, total, corners.tolist(), scores.tolist())
 
 
 @torch.inference_mode()

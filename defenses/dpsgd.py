@@ -100,7 +100,7 @@ def describe(result: dict) -> str:
     line = (f"DPSGD: noise variance {result['noise_variance']:g}, standard deviation {result['noise_std']:.3g} in each "
             "coordinate of the averaged gradient; ")
     if result["epsilon"] is None:
-        return line + "clipping alone gives no privacy guarantee"
+        return line + "clipping without noise gives no privacy guarantee"
     line += f"epsilon {result['epsilon']:.3g} at delta {result['delta']:g} (RDP; {result['assumption']})"
     return line + (", which guarantees nothing" if result["epsilon"] > 20 else "")
 

@@ -344,7 +344,7 @@ CLAIMS = (
     Claim("dropout", "Dropout costs more utility than it protects (mIoU lost - AUC lost)", dropout_costs),
     Claim("dpsgd", f"DPSGD protects at little cost (AUC that it takes; mIoU falls by at most {CHEAP:g} points)",
           dpsgd_protects),
-    Claim("dpsgd-noise", "DPSGD protects by its noise, beyond clipping alone", dpsgd_beyond_clipping),
+    Claim("dpsgd-noise", "DPSGD protects by its noise, and not only by clipping", dpsgd_beyond_clipping),
 )
 
 
