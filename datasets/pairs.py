@@ -45,8 +45,8 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
 
     If `path` is a folder, its split files are read one after another. `strip_prefix` is removed from the start of both
     paths, then leading slashes, so the authors' lists need no changes. Without a third column each image forms a
-    separate group. Raises `UserError` if a file is missing or empty, a line has another form, a path leaves `root`, two images
-    have the same name, or, with `must_exist`, an image or label does not exist.
+    separate group. Raises `UserError` if a file is missing or empty, a line has another form, a path leaves `root`, two
+    images have the same name, or, with `must_exist`, an image or label does not exist.
     """
     root = Path(root)
     pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
