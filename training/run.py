@@ -26,11 +26,11 @@ class Progress:
     @classmethod
     def from_checkpoint(cls, checkpoint: dict, path: Path) -> "Progress":
         """Read the progress from a checkpoint. A missing field is 0. Raises `UserError` for an invalid value."""
-        progress = cls(**{field.name: require({field.name: field.default} | checkpoint, field.name, type(field.default),
+        loaded = cls(**{field.name: require({field.name: field.default} | checkpoint, field.name, type(field.default),
                                            path) for field in fields(cls)})
-        if progress.epoch < 0 or progress.step < 0:
-            raise UserError(f"{path} is damaged: it has epoch {progress.epoch} and step {progress.step}")
-        return progress
+        if loaded.epoch < 0 or loaded.step < 0:
+            raise UserError(f"{path} is damaged: it has epoch {loaded.epoch} and step {loaded.step}")
+        return loaded
 
 
 class TrainingRun:
