@@ -1,4 +1,4 @@
-# make demo: attack the shipped example.  make test: run the tests.  Both install what they need into .venv first.
+# `make demo` attacks the shipped examples, and `make test` runs the tests. Each target installs into .venv first.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -8,11 +8,12 @@ SCALE ?= tiny
 
 .PHONY: demo test weights lint help reproduce
 help:
-	@echo "make demo     attack the shipped examples with both representations (installs into $(VENV) first)"
-	@echo "make test     run the tests (installs into $(VENV) first)"
-	@echo "make reproduce SCALE=tiny|camvid|paper   every table and figure of the paper at that scale"
-	@echo "make weights  draw streets, train victim, shadow and attackers anew, write weights/ and examples/"
-	@echo "make lint     ruff"
+	@echo "make demo     attack the shipped examples in three ways (15 seconds)"
+	@echo "make test     run the tests"
+	@echo "make reproduce SCALE=tiny|camvid|camvid-shadows|paper   make the tables and figures of the paper at this scale"
+	@echo "make weights  draw the streets, train all models of the demo, write weights/ and examples/"
+	@echo "make lint     check the code with ruff"
+	@echo "Each target first installs the packages into $(VENV), about 6 GB, if they are missing or out of date."
 
 $(STAMP): requirements.txt requirements-dev.txt reproduce/requirements.txt
 	@echo "== installing into $(VENV) (about 6 GB; once)"
@@ -22,11 +23,13 @@ $(STAMP): requirements.txt requirements-dev.txt reproduce/requirements.txt
 	@touch $@
 
 demo: $(STAMP)
-	@echo "== attack with structured loss maps"
+	@echo "== attack 1 of 3: learned, on structured loss maps"
 	@$(RUN) attack.py --out runs/demo-loss
-	@echo "== attack with posterior and label concatenated"
+	@echo "== attack 2 of 3: learned, on posterior and label concatenated (C+GT)"
 	@$(RUN) attack.py -resume weights/concate.pth.tar -input concate --out runs/demo-concate
-	@echo "== curves: runs/demo-loss/roc.png runs/demo-concate/roc.png (and precision-recall.png beside each)"
+	@echo "== attack 3 of 3: a threshold on the loss, which learns nothing"
+	@$(RUN) attack.py --attack loss --out runs/demo-threshold
+	@echo "== curves: roc.png and precision-recall.png in runs/demo-loss, runs/demo-concate and runs/demo-threshold"
 
 test: $(STAMP)
 	@$(RUN) -m pytest

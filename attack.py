@@ -126,6 +126,8 @@ def check(args: argparse.Namespace) -> None:
                         "and leave -dpsgd out")
     if not args.victim and (args.members or args.non_members or args.keep):
         raise UserError("--members, --non-members and --keep go with --victim CHECKPOINT")
+    if args.threshold and args.attack not in ("learned", args.threshold):
+        raise UserError(f"--threshold {args.threshold} and --attack {args.attack} are two attacks; give one of them")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def patch_means(values: torch.Tensor, known: torch.Tensor, corners: np.ndarray, 
         return table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
 
     counts = np.round(sums(known))
-    return np.where(counts > 0, sums(values * known) / np.maximum(counts, 1), np.inf)
+    return np.where(counts > 0, sums(values.masked_fill(~known, 0)) / np.maximum(counts, 1), np.inf)
 
 
 def rejection_corners(confidence: torch.Tensor, known: torch.Tensor, size: int, count: int, tau: float,

@@ -1,5 +1,7 @@
 """Run one attack from start to report, without a command line."""
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +10,7 @@ import torch
 
 from attacks.activation import record_cams
 from attacks.learned import LearnedAttack
-from attacks.sample import Attack
+from attacks.sample import Attack, Scored
 from evaluation.activation import describe_cams, write_cams
 from evaluation.journal import Part, RunPlace, score_parts
 from evaluation.report import table, write_report
@@ -47,10 +49,10 @@ class AttackRun:
     compute: Compute = CPU_FP32
     started: float | None = None
 
-    def stamp(self, records: Sequence[Record]) -> str:
-        """Identifies the call: a later call with the same stamp resumes it."""
+    def stamp(self, records: Sequence[Record], code: Sequence[Path] = ()) -> str:
+        """A hash of the call. A later call with the same stamp resumes it. `code`: source files that it depends on."""
         same = {key: value for key, value in self.arguments.items() if key not in ("out", "gpu", "save_every")}
-        return fingerprint(list(self.files), same, commit(), torch.__version__,
+        return fingerprint([*self.files, *code], same, commit(), torch.__version__,
                            self.compute.device.type, self.compute.precision, [(r.name, r.member) for r in records])
 
 
@@ -66,7 +68,8 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     drawn = first_by_name(source.records, run.cam_images) if run.cam else set()
     block, records = attack.images_per_batch, source.records
     parts = [records[first : first + block] for first in range(0, len(records), block)]
-    place = RunPlace(run.out, run.stamp(records), source.files, run.save_every, drawn)
+    place = RunPlace(run.out, run.stamp(records, source_files(attack, source.predictor, source.defense)), source.files,
+                     run.save_every, drawn)
     timings.lap("starting")
     done, journal = score_parts(parts, make_scorer(attack, source, run, drawn),
                                 lambda: start_run("attack", run.arguments, run.out, run.compute), place)
@@ -80,6 +83,12 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     return results
 
 
+def source_files(*objects: object) -> list[Path]:
+    """The source files of the classes of `objects`. After an edit of one of them, an unfinished run is not resumed."""
+    files = (getattr(sys.modules[type(item).__module__], "__file__", None) for item in objects)
+    return sorted({Path(file) for file in files if file})
+
+
 def check_needs(attack: Attack, source: Source, run: AttackRun, population: Source | None) -> None:
     """Raise `UserError` if an attack lacks an input that it needs, or if -cam is given and has no activation maps."""
     if "references" in attack.needs and not source.references:
@@ -89,6 +98,8 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
         raise UserError(f"--attack {run.name} reads no reference models; leave --references out")
     if "population" in attack.needs and population is None:
         raise UserError(f"--attack {run.name} is fitted on samples of known membership: give --population TREE")
+    if "population" not in attack.needs and population:
+        raise UserError(f"--attack {run.name} learns nothing from samples of known membership; leave --population out")
     if {"queries", "weights"} & attack.needs and not source.predictor.reads_images:
         raise UserError(f"--attack {run.name} queries the model: give --victim, because stored posteriors cannot "
                         "be queried")
@@ -115,9 +126,19 @@ def make_scorer(attack: Attack, source: Source, run: AttackRun,
         if run.cam:
             samples = record_cams(samples, attack.model, attack.spec, run.compute, drawn, part.cams)
         part.scored = list(attack.score(samples, predictor))
+        check_scores(run.name, part.scored, records)
         return part
 
     return score
+
+
+def check_scores(name: str, scored: Sequence[Scored], records: Sequence[Record]) -> None:
+    """Raise `UserError` unless an attack gives one finite score for each record, in the same order."""
+    if [one.name for one in scored] != [record.name for record in records]:
+        raise UserError(f"--attack {name} gave {len(scored)} scores for {len(records)} images, or gave them in another "
+                        "order; `score` must yield one `Scored` for each sample, in the order of the samples")
+    if wrong := next((one for one in scored if not math.isfinite(one.score)), None):
+        raise UserError(f"{wrong.name}: the score of --attack {name} is {wrong.score}; a score must be finite")
 
 
 def first_by_name(records: Sequence[Record], count: int) -> set[str]:
@@ -138,7 +159,8 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
         cams = [replace(cam, name=write_name(cam.name)) for part in parts for cam in part.cams]
         about["cam"] = write_cams(Path(run.cam), cams, about["defense"], run.seed)
     results = write_report(folder, [one for part in parts for one in part.scored], about, run.seed, write_name)
-    print(f"{kind}, {selection.scheme} patches: {results['members']} members, {results['non_members']} "
+    title = f"attack {run.name}" + (f" on {kind}" if isinstance(attack, LearnedAttack) else "")
+    print(f"{title}, {selection.scheme} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")
     print(table(results))
     if None not in utility.values():

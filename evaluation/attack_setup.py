@@ -85,8 +85,11 @@ def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
     source = tree_source(tree, folder, PredictorOptions(compute, stride, defense), classes)
     if not references:
         return source
-    return replace(source, references=open_references(
-        references, PredictorOptions(compute, stride or source.form()[1])))
+    models = open_references(references, PredictorOptions(compute, stride or source.form()[1]))
+    if any(model.predictor.reads_images for model in models) and not source.records[0].image.is_file():
+        raise UserError(f"{source.records[0].image} is missing, so references cannot be queried about it: give "
+                        "--victim with split files, or references that are posteriors on disk (stored:TREE)")
+    return replace(source, references=models)
 
 
 def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None, defense: Defense, compute: Compute,

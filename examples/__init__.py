@@ -1,1 +1,1 @@
-"""What ships: the tree that attack.py reads by default, and how it is made."""
+"""The tree of posteriors that attack.py reads by default, the code that makes it, and the figure of the README."""

@@ -1,7 +1,9 @@
 #!/bin/sh
-# Make weights/ and examples/ from nothing (runs that are finished in runs/demo are kept): draw streets, train victim,
-# shadow and both attackers, and a victim by DPSGD; store the victim's posteriors on the first 60 members and the first
-# 60 non-members, and those of the DPSGD victim on the first 30. Usage: sh examples/make.sh [PYTHON]
+# Make weights/ and examples/. Usage: sh examples/make.sh [PYTHON]
+#
+# Draws the streets; trains the victim, the DPSGD victim, the shadow and both attackers in runs/demo, where finished runs
+# are kept; then writes victim and attackers to weights/, and to examples/ the posteriors of the victim on the first 60
+# members and 60 non-members, and those of the DPSGD victim on the first 30 of each.
 set -e
 cd "$(dirname "$0")/.."
 python=${1:-python3}

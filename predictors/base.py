@@ -12,6 +12,7 @@ from datasets.images import load_ids, load_image
 from datasets.pairs import Pair, check_label, check_sizes, load_label
 from defenses.base import NO_DEFENSE, Defense
 from utils import VOID
+from utils.cli import UserError
 from utils.device import CPU_FP32, Compute
 from utils.log import progress
 
@@ -44,13 +45,9 @@ class Record:
         return load_image(self.image)
 
     def load_label(self, classes: int = VOID) -> np.ndarray:
-        """Label uint8 (H, W): train ids, 255 = void. Raises `UserError` for any other content.
-
-        The ids are below the number of classes of the data set; without a data set, below `classes`.
-        """
-        if self.dataset:
-            return load_label(self.label, find_dataset(self.dataset))
-        return check_label(load_ids(self.label), classes, self.label)
+        """Label uint8 (H, W): train ids below `classes`, 255 = void. Raises `UserError` for any other content."""
+        label = load_label(self.label, find_dataset(self.dataset)) if self.dataset else load_ids(self.label)
+        return check_label(label, classes, self.label)
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,22 @@ class Predictor:
 
     `classes`: number of classes; None if it is not known before the first output. `stride`: pixels per position; None
     in the same case. `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
+    `takes_query_defenses`: whether the subclass calls `prepare` and `query_seed` of its defense, as dropout at test
+    time requires. If not, a defense with the stage "query" raises `UserError`.
     """
 
     classes: int | None = None
     stride: int | None = 1
     reads_images: bool = True
+    takes_query_defenses: bool = False
     kind: str = "posterior"
 
     def __init__(self, where: str, options: PredictorOptions):
         self.where, self.options, self.stride = where, options, options.stride or 1
+        spec = options.defense.spec
+        if spec.stage == "query" and not self.takes_query_defenses:
+            raise UserError(f"-{spec.name} changes how a model is queried, which {where} does not allow: give --victim "
+                            "a checkpoint of train_victim.py")
 
     def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
         """Outputs float32 (C, ceil(H/s), ceil(W/s)) on the CPU; position (i, j) belongs to pixel (i s, j s)."""

@@ -19,6 +19,8 @@ class ModelPredictor(Predictor):
     depend on the other images. On a GPU, images of equal size share a forward pass.
     """
 
+    takes_query_defenses = True
+
     def __init__(self, model: nn.Module, classes: int, options: PredictorOptions):
         super().__init__("a model in memory", options)
         self.classes, self.model = classes, options.defense.prepare(model)

@@ -33,7 +33,7 @@ class ShadowRun:
     def cache(self, options: PredictorOptions) -> Path:
         """Return the tree `posteriors-sN` (stride N): the shadow's posteriors on D^S. Missing ones are computed."""
         spec = options.defense.spec
-        under = f"-dropout-{spec.strength:g}-{spec.seed}" if spec.stage == "query" else ""
+        under = f"-{spec.describe()}-{spec.seed}".replace(" ", "-") if spec.stage == "query" else ""
         tree = self.folder / f"posteriors-s{options.stride}{under}"
         records = [Record.of_pair(pair, self.dataset, member) for pairs, member in
                    ((self.inside, True), (self.outside, False)) for pair in pairs]
@@ -45,14 +45,14 @@ class ShadowRun:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference model and the images that it was trained on, as absolute paths."""
+    """A reference model and the images that it was trained on, as absolute paths without symbolic links."""
 
     predictor: Predictor
     trained_on: frozenset[Path] = field(default_factory=frozenset)
 
     def saw(self, record: Record) -> bool:
         """Whether the model was trained on this image."""
-        return record.image.absolute() in self.trained_on
+        return record.image.resolve() in self.trained_on
 
 
 def read_shadow(folder: str | Path) -> ShadowRun:
@@ -79,7 +79,7 @@ def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[R
     for place in places:
         if Path(place).is_dir():
             run = read_shadow(place)
-            trained_on = frozenset((pair.root / pair.image).absolute() for pair in run.inside)
+            trained_on = frozenset((pair.root / pair.image).resolve() for pair in run.inside)
             references.append(Reference(open_predictor(f"checkpoint:{run.checkpoint}", options), trained_on))
         else:
             references.append(Reference(open_predictor(place, options)))

@@ -64,10 +64,11 @@ class Source:
             raise UserError(f"the posterior of {record.name} has {output.shape[0]} classes; the attacker was trained "
                             f"for {self.classes}")
         truth = self._truth(answer, output, "truth" in needs)
-        plain = normalise(output) if self.predictor.kind == "posterior" else output
+        plain = check_output(output, self.predictor, record.name)
         defended = self.defense.apply(plain, record.id)
-        if not defended.isfinite().all():
-            raise UserError(f"{record.name}: the output of the model is not finite")
+        if defended is not plain and not defended.isfinite().all():
+            raise UserError(f"{record.name}: the output under -{self.defense.spec.name} is not finite; give it a "
+                            "smaller value")
         image = None
         if "image" in needs:
             image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
@@ -102,7 +103,21 @@ class Source:
         if found.shape != output.shape:
             raise UserError(f"the reference {reference.predictor.where} gives {tuple(found.shape)} for "
                             f"{query.record.name}, the target model {tuple(output.shape)} (classes, height, width)")
-        return normalise(found)
+        return check_output(found, reference.predictor, query.record.name)
+
+
+def check_output(output: torch.Tensor, predictor: Predictor, name: str) -> torch.Tensor:
+    """Check the output (C, h, w) of a predictor for the image `name`. A posterior is divided by its sum over classes.
+
+    Raises `UserError` for NaN, infinite or negative values, and for a position where all are 0.
+    """
+    if predictor.kind == "posterior" and output.min() < 0:
+        raise UserError(f"{predictor.where} gives negative posteriors for {name}: `predict` must return probabilities, "
+                        "not logits; apply a softmax")
+    valid = normalise(output) if predictor.kind == "posterior" else output
+    if not valid.isfinite().all():
+        raise UserError(f"{predictor.where} gives NaN or infinite posteriors for {name}, or a position where all are 0")
+    return valid
 
 
 def tree_source(root: str | Path, folder: str = "pred_sgd", options: PredictorOptions | None = None,

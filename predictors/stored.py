@@ -39,9 +39,6 @@ class StoredPredictor(Predictor):
         super().__init__(str(where), options)
         self.stride = options.stride
         self.paths = _list_posteriors(Path(where), folder) if paths is None else paths
-        if options.defense.spec.stage == "query":
-            raise UserError(f"-{options.defense.spec.name} changes how a model is queried: give --victim CHECKPOINT, "
-                            "since stored posteriors cannot be queried again")
 
     def files(self, record: Record) -> tuple[Path, ...]:
         if record.name not in self.paths:

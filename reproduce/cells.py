@@ -13,7 +13,6 @@ import numpy as np
 from evaluation.metrics import compute_metrics
 from evaluation.stored_scores import read_paired, read_patches, read_scores
 from utils.arrays import read_npz
-from utils.checkpoints import load_checkpoint
 from utils.cli import UserError
 from utils.files import read_json, write_json
 
@@ -67,6 +66,8 @@ def maps_of(folder: Path, member: np.ndarray) -> dict:
 
 def identity(checkpoint: Path) -> dict:
     """The first 16 hex digits of the SHA-256 of a model's weights, and the commit of its training."""
+    from utils.checkpoints import load_checkpoint  # imports torch, which tables and pages do not need
+
     digest = hashlib.sha256()
     for name, tensor in sorted(load_checkpoint(checkpoint)["state_dict"].items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())

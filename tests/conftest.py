@@ -1,7 +1,9 @@
-"""A small world for the tests of the scripts: drawn images, a victim, a shadow and attackers, trained in seconds."""
+"""Fixtures and helpers of the tests of the scripts. The session trains one small victim, shadow and two attackers."""
 
 import contextlib
+import csv
 import io
+import json
 import runpy
 import subprocess
 import sys
@@ -13,14 +15,19 @@ import torch
 
 from datasets import streets
 from datasets.pairs import Pair, write_split
+from models.attacker import Attacker
+from utils.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
+FILES = [*ROOT.glob("*.py"), *(file for init in ROOT.glob("*/__init__.py") for file in init.parent.rglob("*.py"))]
+SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(FILES)}  # of all files except tests
 SMALL = ["--width", "16", "--stages", "2", "--epochs", "2", "--batch", "4", "--workers", "0", "--crop", "64", "128",
          "--precision", "fp32"]
+VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4, "argmax": False, "tau": 0.9}
 
 
 def script(name, *args, cwd=ROOT):
-    """Run a script as `python NAME ARGS` would, but in this process, which has the imports behind it."""
+    """Run a script like `python NAME ARGS`, but in this process, which saves the time of the imports."""
     out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
     sys.argv = [str(ROOT / name), *map(str, args)]
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -34,18 +41,31 @@ def script(name, *args, cwd=ROOT):
 
 
 def must(result):
+    """Return the result of `script`; fail the test if its exit code is not 0."""
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
 
+def results(folder):
+    """The results.json of a run; fails the test on NaN and infinity, which are not JSON."""
+    return json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def scores(folder):
+    """The scores.csv of a run, {name: (member, score)}."""
+    with open(folder / "scores.csv") as file:
+        return {row["image"]: (int(row["member"]), float(row["score"])) for row in csv.DictReader(file)}
+
+
 def small_scene(index):
+    """Image (64, 128, 3) and label (64, 128) of a scene of streets, at half its size."""
     image, label = streets.draw(index)
     return image[::2, ::2], label[::2, ::2]
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """Folder with data/, splits, runs of victim and shadow, and attackers `loss` and `concate` of 12 x 12 patches."""
+    """A folder with data/, split files, victim/, shadow/, and the attackers loss/ and concate/ of 12 x 12 patches."""
     from PIL import Image
 
     world = tmp_path_factory.mktemp("world")
@@ -57,10 +77,10 @@ def world(tmp_path_factory):
             for path, array in zip((pair.image, pair.label), small_scene(index), strict=True):
                 (world / "data" / path).parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(world / "data" / path)
-    where = ["--root", world / "data"]
-    must(script("train_victim.py", *where, "--train", world / "victim_in.txt", "--test", world / "victim_out.txt",
+    root = ["--root", world / "data"]
+    must(script("train_victim.py", *root, "--train", world / "victim_in.txt", "--test", world / "victim_out.txt",
                 "--out", world / "victim", *SMALL))
-    must(script("train_shadow.py", *where, "--split", world / "shadow.txt", "--victim",
+    must(script("train_shadow.py", *root, "--split", world / "shadow.txt", "--victim",
                 world / "victim" / "last.pth.tar", "--out", world / "shadow", *SMALL))
     for kind in ("loss", "concate"):
         must(script("train_attacker.py", "--shadow", world / "shadow", "-input", kind, "--patch-size", 12,
@@ -70,14 +90,39 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def live(world):
-    """Flags of attack.py that ask the small victim about its members and non-members."""
+    """Flags of attack.py that query the small victim about its members and non-members."""
     return ["--victim", world / "victim" / "last.pth.tar", "--root", world / "data", "--members",
             world / "victim_in.txt", "--non-members", world / "victim_out.txt", "--precision", "fp32"]
 
 
+@pytest.fixture
+def victim_command(world):
+    """The command that trained the victim of `world`, without --out."""
+    return ["train_victim.py", "--root", world / "data", "--train", world / "victim_in.txt", "--test",
+            world / "victim_out.txt", *SMALL]
+
+
+def attacker_spec(**changes):
+    """The description in a checkpoint of a small attacker, with changed arguments."""
+    arguments = {"arch": "resnet18", "channels": 1, "width": 0.125} | changes
+    return {"name": "attacker", "classes": 19, "arguments": arguments}
+
+
+def write_attacker(path):
+    """Write the checkpoint of a small attacker with random weights, which reads loss maps at stride 4."""
+    torch.manual_seed(0)
+    save_checkpoint(path, attacker_spec(), Attacker(**attacker_spec()["arguments"]).state_dict(), view=VIEW)
+    return path
+
+
 def write_tree(root, classes=19, size=(64, 128), stride=4, names=("a", "b", "c"), dtype=np.float32, folder="pred_sgd",
                seed=0):
-    """A tree in the release's layout with random posteriors that know members a little better."""
+    """Write a tree in the layout of the release. Its random posteriors are more confident on members; returns `root`.
+
+    The top eighth of each label is void.
+    """
+    from PIL import Image
+
     from predictors.stored import SIDES
 
     rng = np.random.default_rng(seed)
@@ -85,8 +130,6 @@ def write_tree(root, classes=19, size=(64, 128), stride=4, names=("a", "b", "c")
         for kind in ("label", folder):
             (root / side / kind).mkdir(parents=True, exist_ok=True)
         for name in names:
-            from PIL import Image
-
             label = rng.integers(0, classes, size, np.uint8)
             label[: size[0] // 8] = 255
             Image.fromarray(label).save(root / side / "label" / f"{name}.png")

@@ -1,4 +1,4 @@
-"""What a user can get wrong ends in one line, exit code 2, and nothing half-written."""
+"""An error that a user can cause ends in one line and exit code 2, and leaves no incomplete file."""
 
 import argparse
 import os
@@ -7,50 +7,50 @@ import pickle
 import shutil
 import signal
 import struct
+import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, must, script, write_tree
+from conftest import VIEW, attacker_spec, must, script, write_attacker, write_tree
 from PIL import Image
 
 from datasets.transforms import Augmented
-from models.attacker import Attacker
-from utils.checkpoints import save_checkpoint
 from utils.names import spreadsheet_safe
-
-VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4, "argmax": False, "tau": 0.9}
 
 
 @pytest.fixture
-def place(tmp_path):
-    """A tree of three images a side and an attacker that reads it."""
+def folder(tmp_path):
+    """A folder with loss.pth.tar, an attacker, and examples/, a tree of three members and three non-members."""
     write_tree(tmp_path / "examples")
-    spec = {"name": "attacker", "classes": 19, "arguments": {"arch": "resnet18", "channels": 1, "width": 0.125}}
-    save_checkpoint(tmp_path / "loss.pth.tar", spec, Attacker(**spec["arguments"]).state_dict(), view=VIEW)
+    write_attacker(tmp_path / "loss.pth.tar")
     return tmp_path
 
 
-def fails(place, message, *flags):
-    before = sorted(p for p in place.rglob("*"))
-    result = script("attack.py", "-resume", place / "loss.pth.tar", "--examples", place / "examples",
-                    "--out", place / "out", *flags)
+def attack(folder, *flags):
+    return script("attack.py", "-resume", folder / "loss.pth.tar", "--examples", folder / "examples",
+                  "--out", folder / "out", *flags)
+
+
+def assert_refused(folder, message, *flags):
+    """The attack with these flags ends in one line with `message` and exit code 2, and writes no file."""
+    before = sorted(folder.rglob("*"))
+    result = attack(folder, *flags)
     assert result.returncode == 2, result.stdout + result.stderr
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("attack.py: error: "), result.stderr
     assert message in lines[0], lines[0]
-    assert sorted(p for p in place.rglob("*")) == before
+    assert sorted(folder.rglob("*")) == before
 
 
-def test_the_place_itself_is_fine(place):
-    result = script("attack.py", "-resume", place / "loss.pth.tar", "--examples", place / "examples", "--out",
-                    place / "out")
-    assert result.returncode == 0, result.stderr
+def test_attack_runs_before_anything_is_damaged(folder):
+    must(attack(folder))
 
 
-def corrupt_posterior(place, array=None, content=None):
-    path = place / "examples" / "val" / "pred_sgd" / "b.npy"
+def damage_posterior(folder, array=None, content=None):
+    """Change the array, or the bytes, of one stored posterior."""
+    path = folder / "examples" / "val" / "pred_sgd" / "b.npy"
     if array is not None:
         np.save(path, array(np.load(path)))
     else:
@@ -71,47 +71,47 @@ def with_nan(array):
     ("(C, H, W)", lambda a: a.astype(int)),
     ("cannot be read", lambda a: np.array([{"a": 1}], dtype=object)),
 ])
-def test_bad_posterior(place, message, array):
-    corrupt_posterior(place, array=array)
-    fails(place, message)
+def test_posterior_with_wrong_values_or_shape(folder, message, array):
+    damage_posterior(folder, array=array)
+    assert_refused(folder, message)
 
 
 @pytest.mark.parametrize("content", [lambda c: c[:50], lambda c: c[:5000], lambda c: b"", lambda c: b"junk" * 100])
-def test_broken_npy(place, content):
-    corrupt_posterior(place, content=content)
-    fails(place, "b.npy")
+def test_truncated_or_broken_npy_file(folder, content):
+    damage_posterior(folder, content=content)
+    assert_refused(folder, "b.npy")
 
 
-def test_map_smaller_than_the_patch(place):
-    write_tree(place / "examples", size=(40, 128))
-    fails(place, "smaller than the attacker's 12 x 12 patch")
+def test_posterior_smaller_than_the_patch(folder):
+    write_tree(folder / "examples", size=(40, 128))
+    assert_refused(folder, "smaller than the attacker's 12 x 12 patch")
 
 
-def test_label_outside_the_classes(place):
-    path = place / "examples" / "train" / "label" / "a.png"
+def test_label_id_outside_the_classes(folder):
+    path = folder / "examples" / "train" / "label" / "a.png"
     Image.fromarray(np.full((64, 128), 40, np.uint8)).save(path)
-    fails(place, "holds id 40")
+    assert_refused(folder, "holds id 40")
 
 
-def test_label_all_void(place):
-    path = place / "examples" / "train" / "label" / "a.png"
+def test_label_void_everywhere(folder):
+    path = folder / "examples" / "train" / "label" / "a.png"
     Image.fromarray(np.full((64, 128), 255, np.uint8)).save(path)
-    fails(place, "void everywhere")
+    assert_refused(folder, "void everywhere")
 
 
-def test_label_missing_and_truncated(place):
-    path = place / "examples" / "train" / "label" / "a.png"
+def test_truncated_and_missing_label(folder):
+    path = folder / "examples" / "train" / "label" / "a.png"
     path.write_bytes(path.read_bytes()[:300])
-    fails(place, "a.png cannot be read")
+    assert_refused(folder, "a.png cannot be read")
     path.unlink()
-    fails(place, "no such label")
+    assert_refused(folder, "no such label")
 
 
-def test_one_side_is_empty(place):
-    for path in (place / "examples" / "val" / "pred_sgd").iterdir():
+def test_tree_without_non_members_and_missing_tree(folder):
+    for path in (folder / "examples" / "val" / "pred_sgd").iterdir():
         path.unlink()
-    fails(place, "holds no .npy")
-    fails(place, "holds no .npy", "--examples", place / "nowhere")
+    assert_refused(folder, "holds no .npy")
+    assert_refused(folder, "holds no .npy", "--examples", folder / "nowhere")
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -120,18 +120,20 @@ def test_one_side_is_empty(place):
     (["--threshold", "loss", "--select", "full"], "threshold"), (["--patch-size", 7], "patches of 12"),
     (["-resume", "nowhere.pth.tar"], "no such checkpoint"),
 ])
-def test_flags_that_make_no_sense(place, flags, message):
-    fails(place, message, *flags)
+def test_wrong_or_contradicting_flags(folder, flags, message):
+    assert_refused(folder, message, *flags)
 
 
-@pytest.mark.parametrize("keep", [0, 10, 1000, 50000])
-def test_truncated_checkpoint(place, keep):
-    path = place / "loss.pth.tar"
-    path.write_bytes(path.read_bytes()[:keep])
-    fails(place, "loss.pth.tar")
+@pytest.mark.parametrize("length", [0, 10, 1000, 50000])
+def test_truncated_checkpoint(folder, length):
+    path = folder / "loss.pth.tar"
+    path.write_bytes(path.read_bytes()[:length])
+    assert_refused(folder, "loss.pth.tar")
 
 
-class _Evil:
+class MakesFolderWhenLoaded:
+    """An object whose pickle creates a folder when a loader runs its code."""
+
     def __init__(self, path):
         self.path = path
 
@@ -140,11 +142,11 @@ class _Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_checkpoint_that_tries_to_run_code(place, zipped):
-    torch.save({"state_dict": {"conv1.0.weight": _Evil(place / "pwned")}}, place / "loss.pth.tar",
+def test_code_in_a_checkpoint_is_not_run(folder, zipped):
+    torch.save({"state_dict": {"conv1.0.weight": MakesFolderWhenLoaded(folder / "made")}}, folder / "loss.pth.tar",
                _use_new_zipfile_serialization=zipped)
-    fails(place, "was not opened")
-    assert not (place / "pwned").exists()
+    assert_refused(folder, "was not opened")
+    assert not (folder / "made").exists()
 
 
 @pytest.mark.parametrize("content, message", [
@@ -152,61 +154,59 @@ def test_checkpoint_that_tries_to_run_code(place, zipped):
     ([1, 2], "no state_dict"), ({"state_dict": {"conv1.0.weight": torch.zeros(64, 1, 3, 3)}}, "another model"),
     ({"format": 99, "state_dict": {}}, "not of format 1"),
 ])
-def test_checkpoint_of_something_else(place, content, message):
-    torch.save(content, place / "loss.pth.tar")
-    fails(place, message)
+def test_checkpoint_with_other_contents(folder, content, message):
+    torch.save(content, folder / "loss.pth.tar")
+    assert_refused(folder, message)
 
 
-def test_victim_where_the_attacker_belongs(world, place):
-    fails(place, "attack it with --victim", "-resume", world / "victim" / "last.pth.tar")
+def test_victim_given_as_attacker(world, folder):
+    assert_refused(folder, "attack it with --victim", "-resume", world / "victim" / "last.pth.tar")
 
 
-def test_attacker_where_the_victim_belongs(place):
-    fails(place, "no segmentation model", "--victim", place / "loss.pth.tar", "--members", "a", "--non-members", "b")
+def test_attacker_given_as_victim(folder):
+    assert_refused(folder, "no segmentation model", "--victim", folder / "loss.pth.tar", "--members", "a",
+                   "--non-members", "b")
 
 
-def test_real_tar_is_refused(place):
-    import tarfile
-
-    with tarfile.open(place / "real.tar", "w") as tar:
-        tar.add(place / "loss.pth.tar", "loss.pth.tar")
-    fails(place, "tar -xf", "-resume", place / "real.tar")
+def test_real_tar_archive(folder):
+    with tarfile.open(folder / "real.tar", "w") as tar:
+        tar.add(folder / "loss.pth.tar", "loss.pth.tar")
+    assert_refused(folder, "tar -xf", "-resume", folder / "real.tar")
 
 
-def test_same_image_on_both_sides(world, live, place):
-    fails(place, "is in both", *live, "--non-members", world / "victim_in.txt")
+def test_same_image_as_member_and_non_member(world, live, folder):
+    assert_refused(folder, "is in both", *live, "--non-members", world / "victim_in.txt")
 
 
-def test_missing_split(live, place):
-    fails(place, "no such split file", *live, "--members", place / "none.txt")
+def test_missing_split_file(live, folder):
+    assert_refused(folder, "no such split file", *live, "--members", folder / "none.txt")
 
 
-def test_training_on_a_missing_image(world, tmp_path):
-    (tmp_path / "s.txt").write_text("img/none.png label/none.png\n" * 1)
-    result = script("train_victim.py", "--root", world / "data", "--train", tmp_path / "s.txt", "--test",
-                    tmp_path / "s.txt", "--workers", 0, "--out", tmp_path / "run")
+def test_split_that_lists_a_missing_image(victim_command, tmp_path):
+    (tmp_path / "split.txt").write_text("img/none.png label/none.png\n")
+    result = script(*victim_command, "--train", tmp_path / "split.txt", "--test", tmp_path / "split.txt",
+                    "--out", tmp_path / "run")
     assert result.returncode == 2 and "none.png, which is not there" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_images_to_hold_out(place):
-    result = script("train_attacker.py", "--posteriors", place / "examples", "--patch-size", 12, "--out", place / "run")
-    assert result.returncode == 2 and "too few" in result.stderr and not (place / "run").exists()
+def test_too_few_images_to_hold_out(folder):
+    result = script("train_attacker.py", "--posteriors", folder / "examples", "--patch-size", 12,
+                    "--out", folder / "run")
+    assert result.returncode == 2 and "too few" in result.stderr and not (folder / "run").exists()
 
 
-def test_a_run_is_not_overwritten(world):
-    result = script("train_victim.py", "--root", world / "data", "--train", world / "victim_in.txt", "--test",
-                    world / "victim_out.txt", "--out", world / "victim")
+def test_new_training_in_the_folder_of_a_finished_run(world, victim_command):
+    result = script(*victim_command, "--out", world / "victim")
     assert result.returncode == 2 and "holds a run already" in result.stderr
 
 
-def test_broken_image_in_a_worker_is_one_line(world, tmp_path):
+def test_broken_image_in_a_worker_process(world, victim_command, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(world / "data", data)
-    victim = next(iter((world / "victim_in.txt").read_text().splitlines())).split()[0]
-    (data / victim).write_bytes((data / victim).read_bytes()[:2000])
-    result = script("train_victim.py", "--root", data, "--train", world / "victim_in.txt", "--test",
-                    world / "victim_out.txt", *SMALL, "--workers", 1, "--out", tmp_path / "run")
+    image = data / (world / "victim_in.txt").read_text().split()[0]
+    image.write_bytes(image.read_bytes()[:2000])
+    result = script(*victim_command, "--root", data, "--workers", 1, "--out", tmp_path / "run")
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
     assert "cannot be read as an image" in result.stderr
 
@@ -215,54 +215,48 @@ def test_broken_image_in_a_worker_is_one_line(world, tmp_path):
     (["--output-stride", 4], "cannot have 2 stages at output stride 4"),
     (["--backbone", "resnet19"], "not a timm backbone"), (["--batch", 1], "two images"),
 ])
-def test_models_that_cannot_be(world, tmp_path, flags, message):
-    result = script("train_victim.py", "--root", world / "data", "--train", world / "victim_in.txt", "--test",
-                    world / "victim_out.txt", *SMALL, *flags, "--out", tmp_path / "run")
+def test_model_that_cannot_be_trained(victim_command, tmp_path, flags, message):
+    result = script(*victim_command, *flags, "--out", tmp_path / "run")
     assert result.returncode == 2 and message in result.stderr
 
 
-def test_attacker_of_another_stride(place):
-    write_tree(place / "examples", stride=2)
-    fails(place, "trained at stride 4")
+def test_posteriors_at_another_stride_than_the_attacker(folder):
+    write_tree(folder / "examples", stride=2)
+    assert_refused(folder, "trained at stride 4")
 
 
-def test_position_without_a_posterior(place):
-    corrupt_posterior(place, array=lambda a: a * (np.arange(a[0].size).reshape(a[0].shape) != 5))
-    fails(place, "all are 0")
+def test_position_whose_posteriors_are_all_zero(folder):
+    damage_posterior(folder, array=lambda a: a * (np.arange(a[0].size).reshape(a[0].shape) != 5))
+    assert_refused(folder, "all are 0")
 
 
-def write_checkpoint(place, zipped=True, **changes):
-    """The place's attacker with other contents, None for none."""
-    checkpoint = torch.load(place / "loss.pth.tar", weights_only=True) | changes
-    torch.save({key: value for key, value in checkpoint.items() if value is not None}, place / "loss.pth.tar",
+def change_checkpoint(folder, zipped=True, **changes):
+    """Write the attacker's checkpoint again with changed entries; None removes an entry."""
+    checkpoint = torch.load(folder / "loss.pth.tar", weights_only=True) | changes
+    torch.save({key: value for key, value in checkpoint.items() if value is not None}, folder / "loss.pth.tar",
                _use_new_zipfile_serialization=zipped)
 
 
-def spec_with(**changes):
-    arguments = {"arch": "resnet18", "channels": 1, "width": 0.125} | changes
-    return {"name": "attacker", "classes": 19, "arguments": arguments}
-
-
 @pytest.mark.parametrize("message, model", [
-    ("another model", spec_with(width=60000.0)), ("understands", spec_with(width=1e9)),
-    ("understands", spec_with(width=float("nan"))), ("understands", spec_with(halvings=2**40)),
-    ("cannot be built", spec_with(arch="resnet9000")), ("cannot be built", spec_with(channels=-1)),
-    ("cannot be built", spec_with(surprise=1)), ("cannot be built", spec_with(channels="x")),
+    ("another model", attacker_spec(width=60000.0)), ("understands", attacker_spec(width=1e9)),
+    ("understands", attacker_spec(width=float("nan"))), ("understands", attacker_spec(halvings=2**40)),
+    ("cannot be built", attacker_spec(arch="resnet9000")), ("cannot be built", attacker_spec(channels=-1)),
+    ("cannot be built", attacker_spec(surprise=1)), ("cannot be built", attacker_spec(channels="x")),
     ("no attacker but", {"name": "pspnet"}), ("understands", {"name": 3}), ("understands", [1]),
-    ("its classes", {"name": "attacker", "arguments": spec_with()["arguments"]}),
+    ("its classes", {"name": "attacker", "arguments": attacker_spec()["arguments"]}),
     ("cannot be built", {"name": "attacker", "classes": 19}),
 ])
-def test_model_descriptions_that_no_one_should_build(place, message, model):
-    write_checkpoint(place, model=model)
-    fails(place, message)
+def test_hostile_model_description(folder, message, model):
+    change_checkpoint(folder, model=model)
+    assert_refused(folder, message)
 
 
 @pytest.mark.parametrize("view", [
     None, 3, {}, {**VIEW, "size": -1}, {**VIEW, "size": "12"}, {**VIEW, "floor": 0}, {**VIEW, "tau": float("nan")},
     {**VIEW, "input": ["loss"]}, {**VIEW, "void": "other"}, {**VIEW, "more": 1}, {**VIEW, "argmax": 2}])
-def test_views_that_cannot_be(place, view):
-    write_checkpoint(place, view=view)
-    fails(place, "input settings")
+def test_missing_or_invalid_input_settings(folder, view):
+    change_checkpoint(folder, view=view)
+    assert_refused(folder, "input settings")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -272,90 +266,91 @@ def test_views_that_cannot_be(place, view):
     ("larger tensors", lambda w: torch.zeros(1).expand(2**40)), ("should be", lambda w: w[:3]),
     ("sparse", lambda w: w.to("meta")),
 ])
-def test_tensors_that_are_no_weights(place, zipped, message, tensor):
-    state = torch.load(place / "loss.pth.tar", weights_only=True)["state_dict"]
-    write_checkpoint(place, zipped, state_dict=state | {"conv1.0.weight": tensor(state["conv1.0.weight"])})
-    fails(place, message)
+def test_tensor_that_cannot_be_a_weight(folder, zipped, message, tensor):
+    state = torch.load(folder / "loss.pth.tar", weights_only=True)["state_dict"]
+    change_checkpoint(folder, zipped, state_dict=state | {"conv1.0.weight": tensor(state["conv1.0.weight"])})
+    assert_refused(folder, message)
 
 
-def rewrite(path, change, how=zipfile.ZIP_STORED):
-    """Write a zip anew: `change` gets (name, content) and returns the content."""
-    with zipfile.ZipFile(path) as zipped:
-        entries = {name: zipped.read(name) for name in zipped.namelist()}
-    with zipfile.ZipFile(path, "w", how) as zipped:
+def rewrite_zip(path, change, method=zipfile.ZIP_STORED):
+    """Write a zip file again; `change` gets (name, content) of each entry and returns the new content."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in entries.items():
-            zipped.writestr(name, change(name, content))
+            archive.writestr(name, change(name, content))
 
 
-@pytest.mark.parametrize("message, change, how", [
+@pytest.mark.parametrize("message, change, method", [
     ("would grow", lambda name, content: content + bytes(10**7 if name.endswith("/3") else 0), zipfile.ZIP_DEFLATED),
     ("describes more", lambda name, content: content + bytes(2**23 if "pkl" in name else 0), zipfile.ZIP_STORED),
     ("record size", lambda name, content: content[:16] if name.endswith("/3") else content, zipfile.ZIP_STORED),
 ])
-def test_zips_that_lie_about_their_tensors(place, message, change, how):
-    rewrite(place / "loss.pth.tar", change, how)
-    fails(place, message)
+def test_zip_whose_entries_do_not_match_the_tensors(folder, message, change, method):
+    rewrite_zip(folder / "loss.pth.tar", change, method)
+    assert_refused(folder, message)
 
 
-def test_a_second_list_of_entries_is_not_followed(place):
-    path = place / "loss.pth.tar"
+def test_zip_with_bytes_before_it(folder):
+    path = folder / "loss.pth.tar"
     path.write_bytes(b"PK\3\4" + path.read_bytes())
-    fails(place, "list of entries")
+    assert_refused(folder, "list of entries")
 
 
-def test_old_stream_that_claims_a_terabyte(place):
-    write_checkpoint(place, zipped=False, state_dict={"conv1.0.weight": torch.zeros(4)})
-    content = (place / "loss.pth.tar").read_bytes()
+def test_old_stream_that_claims_terabytes(folder):
+    change_checkpoint(folder, zipped=False, state_dict={"conv1.0.weight": torch.zeros(4)})
+    content = (folder / "loss.pth.tar").read_bytes()
     for claim in (struct.pack("<i", 2**30), b"\x00\x00\x00\x40"):
-        (place / "loss.pth.tar").write_bytes(content.replace(b"K\x04\x85", b"J" + claim + b"\x85"))
-        fails(place, "loss.pth.tar")
+        (folder / "loss.pth.tar").write_bytes(content.replace(b"K\x04\x85", b"J" + claim + b"\x85"))
+        assert_refused(folder, "loss.pth.tar")
     terabytes = b"\x8a\x06" + struct.pack("<q", 2**40)[:6]
-    (place / "loss.pth.tar").write_bytes(content.replace(b"K\x04Nt", terabytes + b"Nt"))
-    fails(place, "loss.pth.tar")
+    (folder / "loss.pth.tar").write_bytes(content.replace(b"K\x04Nt", terabytes + b"Nt"))
+    assert_refused(folder, "loss.pth.tar")
 
 
 @pytest.mark.parametrize("message, content", [
     ("neither the zip", pickle.dumps(argparse.Namespace(lr=1))), ("neither the zip", pickle.dumps(np.zeros(3))),
-    ("neither the zip", b"cos\nsystem\n(S'touch pwned'\ntR."), ("neither the zip", b"\x1f\x8b" + bytes(100)),
+    ("neither the zip", b"cos\nsystem\n(S'touch made'\ntR."), ("neither the zip", b"\x1f\x8b" + bytes(100)),
     ("tar -xf", bytes(257) + b"ustar\x0000" + bytes(300)),
 ])
-def test_files_that_are_no_checkpoints_at_all(place, message, content):
-    (place / "loss.pth.tar").write_bytes(content)
-    fails(place, message)
+def test_file_that_is_not_a_checkpoint(folder, message, content):
+    (folder / "loss.pth.tar").write_bytes(content)
+    assert_refused(folder, message)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name, extra", [
     ("argparse.Namespace", argparse.Namespace(lr=0.1)), ("numpy", np.zeros(3)), ("was not opened", pathlib.Path("x"))])
-def test_checkpoints_with_more_than_tensors_name_it(place, zipped, name, extra):
-    write_checkpoint(place, zipped, args=extra)
-    fails(place, name)
-    fails(place, "was not opened")
+def test_message_names_the_object_in_a_checkpoint(folder, zipped, name, extra):
+    change_checkpoint(folder, zipped, args=extra)
+    assert_refused(folder, name)
+    assert_refused(folder, "was not opened")
 
 
-@pytest.mark.parametrize("where", ["format", "model", "args", "more"])
-def test_what_a_small_file_says_many_times_over(place, where):
+@pytest.mark.parametrize("entry", ["format", "model", "args", "more"])
+def test_small_checkpoint_that_expands_to_many_values(folder, entry):
     nested = ["ha"] * 10
     for _ in range(12):
         nested = [nested] * 10
-    write_checkpoint(place, **{where: nested})
-    fails(place, "describes more")
+    change_checkpoint(folder, **{entry: nested})
+    assert_refused(folder, "describes more")
 
 
-def test_a_key_that_is_hashed_for_days(place):
+def test_dict_key_that_takes_days_to_hash(folder):
     nested = ()
     for _ in range(40):
         nested = (nested, nested)
     key = pickle.dumps(nested, 2)[2:-1]
-    torch.save({"state_dict": {}}, place / "loss.pth.tar")
-    rewrite(place / "loss.pth.tar", lambda name, content: (
+    torch.save({"state_dict": {}}, folder / "loss.pth.tar")
+    rewrite_zip(folder / "loss.pth.tar", lambda name, content: (
         b"\x80\x02}(X\x0a\x00\x00\x00state_dict}" + key + b"K\x01u." if name.endswith("data.pkl") else content))
-    fails(place, "describes more")
+    assert_refused(folder, "describes more")
 
 
-def test_torchscript_is_not_run(place):
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(place / "loss.pth.tar"))
-    fails(place, "TorchScript")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_torchscript_archive_is_not_run(folder):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(folder / "loss.pth.tar"))
+    assert_refused(folder, "TorchScript")
 
 
 @pytest.mark.parametrize("change, message", [
@@ -367,7 +362,7 @@ def test_torchscript_is_not_run(place):
     ({"optimizer": 3}, "another optimizer"), ({"optimizer": None}, "another optimizer"),
     ({"args": {"width": 32768}}, "another model"),
 ])
-def test_continuing_from_what_someone_changed(world, tmp_path, change, message):
+def test_continue_from_a_changed_checkpoint(world, tmp_path, change, message):
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "last.pth.tar"
     checkpoint = torch.load(world / "victim" / "last.pth.tar", weights_only=True)
@@ -380,42 +375,42 @@ def test_continuing_from_what_someone_changed(world, tmp_path, change, message):
     assert path.read_bytes() == before and not (tmp_path / "run" / "results.json").exists()
 
 
-def test_names_do_not_steer_the_terminal(place):
-    result = script("attack.py", "-resume", place / "\x1b[2J\n.pth.tar")
+def test_control_characters_in_a_path_are_escaped(folder):
+    result = script("attack.py", "-resume", folder / "\x1b[2J\n.pth.tar")
     assert result.returncode == 2 and "\\x1b[2J .pth" in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_names_that_spreadsheets_would_compute(tmp_path):
+def test_names_that_a_spreadsheet_would_run_as_formulas():
     written = {"=1+1": "./=1+1", "-x": "./-x", "train/a": "train/a"}
     assert {name: spreadsheet_safe(name) for name in written} == written
 
 
-def test_worker_that_is_killed_as_for_want_of_memory(world, tmp_path, monkeypatch):
-    args = ["--root", world / "data", "--train", world / "victim_in.txt", "--test", world / "victim_out.txt", *SMALL,
-            "--epochs", 4]
-    must(script("train_victim.py", *args, "--out", tmp_path / "whole"))
-    main, real = os.getpid(), Augmented.__getitem__
+def test_worker_process_that_is_killed(victim_command, tmp_path, monkeypatch):
+    """The run ends in one line, as after a lack of memory, and resumes to the weights of an uninterrupted run."""
+    command = [*victim_command, "--epochs", 4]
+    must(script(*command, "--out", tmp_path / "complete"))
+    main, original = os.getpid(), Augmented.__getitem__
 
-    def killed(self, item):
-        if os.getpid() != main and item[0] == 3:  # which it reads ahead, an epoch or less
+    def kill_worker(self, item):
+        if os.getpid() != main and item[0] == 3:  # the last epoch; the worker loads at most one epoch ahead
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, item)
+        return original(self, item)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Augmented, "__getitem__", killed)
-        result = script("train_victim.py", *args, "--workers", 1, "--out", tmp_path / "run")
+        patch.setattr(Augmented, "__getitem__", kill_worker)
+        result = script(*command, "--workers", 1, "--out", tmp_path / "run")
     assert result.returncode == 2 and "memory ran out" in result.stderr and result.stderr.count("\n") == 1
     must(script("train_victim.py", "--continue", tmp_path / "run", "--workers", 0))
-    one, two = (torch.load(tmp_path / run / "last.pth.tar", weights_only=True) for run in ("run", "whole"))
-    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    first, second = (torch.load(tmp_path / run / "last.pth.tar", weights_only=True)["state_dict"]
+                     for run in ("run", "complete"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_loss_that_is_no_number(world, tmp_path):
-    args = ["--root", world / "data", "--train", world / "victim_in.txt", "--test", world / "victim_out.txt", *SMALL]
-    result = script("train_victim.py", *args, "--lr", 1e30, "--out", tmp_path / "run")
+def test_loss_that_becomes_infinite(victim_command, tmp_path):
+    result = script(*victim_command, "--lr", 1e30, "--out", tmp_path / "run")
     assert result.returncode == 2 and "smaller --lr" in result.stderr and result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("where", ["/proc/run", "/sys/run"])
-def test_folders_that_cannot_be_written(place, where):
-    fails(place, where, "--out", where)
+@pytest.mark.parametrize("out", ["/proc/run", "/sys/run"])
+def test_output_folder_that_cannot_be_written(folder, out):
+    assert_refused(folder, out, "--out", out)

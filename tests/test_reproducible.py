@@ -1,4 +1,4 @@
-"""One seed, one result: whatever the workers, the order of files in a folder, the locale and the hash seed."""
+"""Results depend on the seed only: not on workers, the order of files in a folder, the locale or the hash seed."""
 
 import contextlib
 import os
@@ -7,55 +7,54 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, must, script, write_tree
+from conftest import ROOT, must, script, write_tree
 
 
 @pytest.fixture
-def attack(world, tmp_path):
+def attack_command(world, tmp_path):
+    """An attack on a tree with two non-ASCII names; a test appends --out."""
     write_tree(tmp_path / "tree", names=("a", "ß", "İ", "b"))
     return ["attack.py", "-resume", world / "loss" / "best.pth.tar", "--examples", tmp_path / "tree"]
 
 
-def same(one, two, names=("scores.csv", "results.json")):
+def assert_equal_files(first, second, names=("scores.csv", "results.json")):
     for name in names:
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("environment", [
     {"PYTHONHASHSEED": "1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Asia/Tokyo"},
     {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.ISO-8859-9", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}])
-def test_locale_and_hash_seed(attack, tmp_path, environment):
-    must(script(*attack, "--out", tmp_path / "here"))
-    command = [sys.executable, *map(str, attack), "--out", str(tmp_path / "there")]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    same(tmp_path / "here", tmp_path / "there")
+def test_locale_and_hash_seed(attack_command, tmp_path, environment):
+    must(script(*attack_command, "--out", tmp_path / "first"))
+    command = [sys.executable, *map(str, attack_command), "--out", str(tmp_path / "second")]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert_equal_files(tmp_path / "first", tmp_path / "second")
 
 
-def test_order_of_files_in_a_folder(attack, tmp_path, monkeypatch):
-    must(script(*attack, "--out", tmp_path / "here"))
-    real = os.scandir
-    listed = []
+def test_order_of_files_in_a_folder(attack_command, tmp_path, monkeypatch):
+    must(script(*attack_command, "--out", tmp_path / "first"))
+    original, listed = os.scandir, []
 
     @contextlib.contextmanager
-    def backwards(path="."):
-        with real(path) as entries:
+    def reversed_scandir(path="."):
+        with original(path) as entries:
             listed.append(path)
             yield iter(sorted(entries, key=lambda entry: entry.name, reverse=True))
 
-    monkeypatch.setattr(os, "scandir", backwards)
-    monkeypatch.setattr(os, "listdir", lambda path=".": [entry.name for entry in backwards(path).__enter__()])
-    must(script(*attack, "--out", tmp_path / "there"))
+    monkeypatch.setattr(os, "scandir", reversed_scandir)
+    monkeypatch.setattr(os, "listdir", lambda path=".": [e.name for e in reversed_scandir(path).__enter__()])
+    must(script(*attack_command, "--out", tmp_path / "second"))
     monkeypatch.undo()
     assert any("pred_sgd" in str(path) for path in listed)
-    same(tmp_path / "here", tmp_path / "there")
+    assert_equal_files(tmp_path / "first", tmp_path / "second")
 
 
-def test_number_of_workers(world, tmp_path):
-    args = ["train_victim.py", "--root", world / "data", "--train", world / "victim_in.txt", "--test",
-            world / "victim_out.txt", *SMALL]
+def test_number_of_workers(victim_command, tmp_path):
     for workers in (0, 3):
-        must(script(*args, "--workers", workers, "--out", tmp_path / f"w{workers}"))
-    one, two = (torch.load(tmp_path / f"w{workers}" / "last.pth.tar", weights_only=True) for workers in (0, 3))
-    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
-    same(tmp_path / "w0", tmp_path / "w3", ["log.jsonl"])
+        must(script(*victim_command, "--workers", workers, "--out", tmp_path / f"workers-{workers}"))
+    first, second = (torch.load(tmp_path / f"workers-{workers}" / "last.pth.tar", weights_only=True)["state_dict"]
+                     for workers in (0, 3))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert_equal_files(tmp_path / "workers-0", tmp_path / "workers-3", ["log.jsonl"])
