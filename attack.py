@@ -4,14 +4,14 @@
     python attack.py                                                     # structured loss map, on examples/
     python attack.py -resume weights/concate.pth.tar -input concate      # posterior and label concatenated
     python attack.py --attack loss                                       # a threshold on the loss; needs no attacker
-    python attack.py -gauss 0.1                                          # against a defense
+    python attack.py -gauss 0.1                                          # under a defense
     python attack.py -argmax -cam runs/cam                               # activation maps, before and under a defense
     python attack.py --victim runs/victim/last.pth.tar --root data/streets \\
         --members splits/streets/victim_in.txt --non-members splits/streets/victim_out.txt
     ... --attack calibrated --references runs/shadow                     # with a reference model
 
-Prints AUC and max-F of images and of patches with 95 % intervals, beside the metrics of guessing, and writes
-results.json, scores.csv, patches.npz and the curves into the run's folder.
+Prints AUC and max-F of images and of patches with 95 % intervals, and the F that guessing would reach. Writes
+results.json, scores.csv, patches.npz and the curves into the folder of the run.
 """
 
 import argparse
@@ -32,53 +32,57 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--attack", choices=ATTACKS, default="learned", help=f"{ATTACKS.help()} (default: learned)")
     flags.add_argument("--threshold", choices=("confidence", "loss"), help="the same as --attack confidence or loss, "
                        "with the patches of -resume")
-    flag(flags, "resume", metavar="CHECKPOINT", help="the attacker, of this project or of the release (default: "
-         f"{ATTACKER}); --attack loss, confidence and calibrated take its patch size, floor and tau, if it is given")
-    flag(flags, "input", choices=REPRESENTATIONS, help=f"{REPRESENTATIONS.help()} (default: the attacker's own)")
-    flags.add_argument("--score", choices=("paper", "release"), default="paper", help="score of an image: mean member "
-                       "probability, or sum of member logits (default: paper)")
-    flags.add_argument("--floor", type=float, metavar="P", help="posteriors below this count as this in the logarithm "
-                       "(default: the attacker's own, 6e-8 of those trained here, 1e-30 of the release's)")
-    flags.add_argument("--c", type=float, default=0.75, help="weight of the references, calibrated (default: 0.75)")
-    flags.add_argument("--batch", type=positive, default=64, help="patches in memory, and in a forward pass of a GPU "
-                       "(default: 64)")
+    flag(flags, "resume", metavar="CHECKPOINT", help="checkpoint of the attacker, of this project or of the release "
+         f"(default: {ATTACKER}); if given, --attack loss, confidence and calibrated use its patch size, floor and tau")
+    flag(flags, "input", choices=REPRESENTATIONS, help=f"{REPRESENTATIONS.help()} (default: that of the attacker)")
+    flags.add_argument("--score", choices=("paper", "release"), default="paper", help="score of an image; paper: mean "
+                       "member probability; release: sum of member logits (default: paper)")
+    flags.add_argument("--floor", type=float, metavar="P", help="lower bound of posteriors before the logarithm "
+                       "(default: that of the attacker, which is 1e-30 in the release; without an attacker 6e-8)")
+    flags.add_argument("--c", type=float, default=0.75, help="--attack calibrated: weight of the references "
+                       "(default: 0.75)")
+    flags.add_argument("--batch", type=positive, default=64, help="number of patches in memory, and in one forward "
+                       "pass on a GPU (default: 64)")
     flags.add_argument("-a", "-arch", "--arch", choices=("resnet50", "resnet18"), default="resnet50",
                        help="architecture of a release checkpoint, which does not store it (default: resnet50)")
-    flag(flags, "dilation", action="store_true", help="layer3 and layer4 of a release checkpoint are dilated")
+    flag(flags, "dilation", action="store_true", help="the release checkpoint has dilated layer3 and layer4")
     patches = flags.add_argument_group("patches")
     patches.add_argument("--select", choices=("random", "sliding", "rejection", "full"),
-                         help="which patches (default: random; full for the pixelwise attacker)")
-    flag(patches, "num-patch", type=int, default=6, metavar="N", help="patches of an image (default: 6)")
-    flag(patches, "tau", type=float, help="rejection: reject patches with a higher mean true-class posterior (default: "
-         "the attacker's, chosen on held-out shadow data)")
-    patches.add_argument("--patch-size", type=positive, help="side of a patch in positions (default: the attacker's; "
-                         "90 for the release's, 24 without an attacker)")
+                         help="how patches are selected (default: random; full for a pixelwise attacker)")
+    flag(patches, "num-patch", type=int, default=6, metavar="N", help="patches per image (default: 6)")
+    flag(patches, "tau", type=float, help="--select rejection: reject patches whose mean posterior of the labelled "
+         "class is above this (default: that of the attacker, chosen on held-out shadow data; without an "
+         "attacker 0.95)")
+    patches.add_argument("--patch-size", type=positive, help="side of a patch in positions (default: that of the "
+                         "attacker, which is 90 in the release; without an attacker 24)")
     where = flags.add_argument_group("posteriors on disk")
     where.add_argument("--examples", metavar="TREE", default="examples",
                        help="folder with {train,val}/{label,pred_sgd}, as in the release (default: examples)")
     live = flags.add_argument_group("a target model that is queried")
-    live.add_argument("--victim", metavar="[KIND:]WHERE", help="V; then --members and --non-members name the images. "
-                      f"KIND: {PREDICTORS.help()} (default: checkpoint)")
-    live.add_argument("--members", metavar="SPLIT", help="D_in^V")
-    live.add_argument("--non-members", metavar="SPLIT", help="D_out^V")
-    live.add_argument("--stride", type=positive, help="pixels per position (default: the attacker's, or 8)")
-    live.add_argument("--keep", metavar="TREE", help="store V's posteriors there, float16, in the layout of examples/; "
-                      "later calls read them; another stride or precision replaces them")
+    live.add_argument("--victim", metavar="[KIND:]WHERE", help="the target model V; needs --members and "
+                      f"--non-members. KIND: {PREDICTORS.help()} (default: checkpoint)")
+    live.add_argument("--members", metavar="SPLIT", help="split file of the members, D_in^V")
+    live.add_argument("--non-members", metavar="SPLIT", help="split file of the non-members, D_out^V")
+    live.add_argument("--stride", type=positive, help="pixels per position of the posteriors (default: that of the "
+                      "attacker, or 8)")
+    live.add_argument("--keep", metavar="TREE", help="store the posteriors of V in this folder for later calls, in "
+                      "float16 and in the layout of examples/; those of another model, split, stride or precision are "
+                      "replaced")
     flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="reference models that were not "
                        "trained on the attacked images: runs of train_shadow.py, or [KIND:]WHERE as for --victim")
-    flags.add_argument("--population", metavar="TREE", help="posteriors of known membership, for attacks that learn "
-                       "from them")
+    flags.add_argument("--population", metavar="TREE", help="posteriors of images whose membership is known, "
+                       "for attacks that learn from them")
     datasets.add_flags(flags)
     defenses.add_flags(flags, training=True)
     maps = flags.add_argument_group("activation maps")
-    flag(maps, "cam", metavar="DIR", help="write class activation maps there (figure 5): drawings, and "
-         "correlations.csv of CAMs with loss maps for all images")
+    flag(maps, "cam", metavar="DIR", help="output folder of class activation maps (CAM, figure 5): drawings, and "
+         "correlations.csv with the correlation of CAM and loss map for each image")
     maps.add_argument("--cam-images", "--cam-pictures", type=int, default=4, metavar="N",
-                      help="how many members and non-members are drawn, the first by name (default: 4)")
+                      help="draw the maps of the first N members and the first N non-members, by name (default: 4)")
     flags.add_argument("--hash-names", metavar="KEYFILE", help="write keyed hashes (HMAC-SHA256) instead of the "
                        "images' names; the key is the content of this file, 16 bytes or more")
-    flags.add_argument("--save-every", type=float, default=10, metavar="SECONDS", help="how often scores are saved; "
-                       "the same command resumes there after a stop (default: 10)")
+    flags.add_argument("--save-every", type=float, default=10, metavar="SECONDS", help="time between two saves of "
+                       "the scores; after a stop, the same command resumes from the last save (default: 10)")
     add_run_flags(flags, "attack")
     return flags
 
@@ -104,8 +108,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def attacker_path(args: argparse.Namespace) -> str | None:
-    """The attacker's checkpoint: that of -resume; the default one for --attack learned, and for --threshold if it is
-    there."""
+    """The path of the attacker's checkpoint: that of -resume, or the default of the attack.
+
+    The default is `ATTACKER` for --attack learned, and for --threshold if the file exists; other attacks have none.
+    """
     if args.resume or (args.attack == "learned" and not args.threshold):
         return args.resume or ATTACKER
     return ATTACKER if args.threshold and Path(ATTACKER).is_file() else None
@@ -116,7 +122,8 @@ def check(args: argparse.Namespace) -> None:
     if args.victim and not (args.members and args.non_members):
         raise UserError("--victim needs --members SPLIT and --non-members SPLIT")
     if args.victim and args.dpsgd:
-        raise UserError("-dpsgd selects stored posteriors; for a live victim give the DPSGD one as --victim")
+        raise UserError("-dpsgd selects stored posteriors; to query a DPSGD victim, give its checkpoint as --victim "
+                        "and leave -dpsgd out")
     if not args.victim and (args.members or args.non_members or args.keep):
         raise UserError("--members, --non-members and --keep go with --victim CHECKPOINT")
     if args.threshold and args.attack not in ("learned", args.threshold):

@@ -6,9 +6,9 @@
     python train_attacker.py --shadow runs/shadow runs/shadow-swapped              # several shadows, more training data
     python train_attacker.py --posteriors TREE                                      # a shadow's posteriors on disk
 
-The shadow is queried once about each image of D^S. Its posteriors are stored in RUN/posteriors-sN, in the layout of the
-release, and serve every attacker. A fifth of D^S is held out, by groups, to choose the epoch and tau. Writes
-best.pth.tar (highest validation AUC), last.pth.tar, log.jsonl, TensorBoard events and results.json.
+The shadow is queried once about each image of D^S. Its posteriors are stored in SHADOW/posteriors-sN (stride N), in the
+layout of the release, and later trainings read them. A fifth of D^S is held out, by groups, to choose the epoch and
+tau. Writes best.pth.tar (highest validation AUC), last.pth.tar, log.jsonl, TensorBoard events and results.json.
 """
 
 import argparse
@@ -23,8 +23,9 @@ def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__)
     source = flags.add_mutually_exclusive_group()
     source.add_argument("--shadow", metavar="DIR", nargs="+", default=["runs/shadow"],
-                        help="runs of train_shadow.py, one or more (default: runs/shadow)")
-    source.add_argument("--posteriors", metavar="TREE", help="posteriors of a shadow on disk; train/ = D_in^S")
+                        help="one or more folders that train_shadow.py wrote (default: runs/shadow)")
+    source.add_argument("--posteriors", metavar="TREE", help="posteriors of a shadow on disk, those of "
+                        "D_in^S in train/")
     training.add_attacker_flags(flags)
     defenses.add_flags(flags)
     add_run_flags(flags, "attacker")
@@ -39,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
         images = args.images or setup.count_shadow_images(args.shadow, args.posteriors)
         return print(setup.plan_attacker(options, setup.plan_of(args), images, args.classes))
     if args.posteriors and args.test_dropout is not None:
-        raise UserError("-test-dropout changes how a shadow is queried: give --shadow DIR")
+        raise UserError("-test-dropout changes how a shadow is queried: give --shadow DIR instead of --posteriors")
     args, folder, compute = setup.begin(args, parser())
     options, defense = pick(args, AttackerTraining), defenses.chosen(args).build()
     trees = [args.posteriors] if args.posteriors else setup.cache_shadows(args.shadow, options.stride, defense, compute)

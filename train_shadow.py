@@ -21,13 +21,15 @@ from utils.cli import UserError, add_run_flags, new_parser, pick, run
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__)
     datasets.add_flags(flags)
-    flags.add_argument("--split", metavar="SPLIT", default="splits/streets/shadow.txt", help="D^S, to be split")
+    flags.add_argument("--split", metavar="SPLIT", default="splits/streets/shadow.txt",
+                       help="split file of D^S, which is divided into D_in^S and D_out^S")
     flags.add_argument("--partition", choices=("confidence", "random"), default="confidence", help="D_in^S is the half "
                        "of D^S on which V is more confident (the paper; default), or a random half")
     flags.add_argument("--victim", metavar="CHECKPOINT", default="weights/victim.pth.tar",
-                       help="V, queried about D^S (default: weights/victim.pth.tar)")
-    flags.add_argument("--train", metavar="SPLIT", help="D_in^S; with --test, nothing is split")
-    flags.add_argument("--test", metavar="SPLIT", help="D_out^S")
+                       help="the victim V, which is queried about D^S (default: weights/victim.pth.tar)")
+    flags.add_argument("--train", metavar="SPLIT", help="split file of D_in^S; needs --test, and then "
+                       "--split is not read")
+    flags.add_argument("--test", metavar="SPLIT", help="split file of D_out^S; needs --train")
     models.add_flags(flags)
     training.add_flags(flags)
     add_run_flags(flags, "shadow")
@@ -38,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     from training import setup
 
     if bool(args.train) != bool(args.test):
-        raise UserError("--train and --test go together: D_in^S and D_out^S")
+        raise UserError("--train (D_in^S) and --test (D_out^S) need each other; give both or neither")
     options = pick(args, SegmenterTraining)
     if args.plan:
         images = args.images or (setup.count(args.train) if args.train else setup.count(args.split) // 2)

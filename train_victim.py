@@ -20,9 +20,10 @@ from utils.cli import add_run_flags, new_parser, pick, run
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__)
     datasets.add_flags(flags)
-    flags.add_argument("--train", metavar="SPLIT", default="splits/streets/victim_in.txt", help="D_in^V")
+    flags.add_argument("--train", metavar="SPLIT", default="splits/streets/victim_in.txt",
+                       help="split file of D_in^V, the training images")
     flags.add_argument("--test", metavar="SPLIT", default="splits/streets/victim_out.txt",
-                       help="D_out^V, for the mIoU after training only")
+                       help="split file of D_out^V, which is used only to measure mIoU after the training")
     models.add_flags(flags)
     training.add_flags(flags)
     add_run_flags(flags, "victim")

@@ -1,4 +1,6 @@
-"""From an output and its ground truth to a membership score. No module here reads a file or knows a data set.
+"""Attacks: compute a membership score from the output of a model and its ground truth.
+
+No module here reads a file or imports a data set.
 
 A new attack is one file with a subclass of `attacks.sample.Attack`, and one line in `ATTACKS`. A new representation is
 one file with an `attacks.representation.Representation`, and one line in `REPRESENTATIONS`.
@@ -25,5 +27,5 @@ REPRESENTATIONS = Table("representation", {
 
 
 def build_attack(name: str, settings: "AttackSettings") -> "Attack":
-    """The attack `name` of `ATTACKS`; `UserError` where there is none, or where `settings` lack what it needs."""
+    """Return the attack `name`. Raises `UserError` if `ATTACKS` has no such name, or if `settings` do not suit it."""
     return ATTACKS.load(name)(settings)

@@ -1,9 +1,9 @@
 """Where the attacker finds evidence: class activation maps beside structured loss maps (section 3.2, figure 5).
 
-The paper's claims: the attacker finds "regions with specific objects or intersections between two classes"; Argmax only
-changes the intensities of a map and "hold[s] the major layout" of it; under Gauss "all the examples have a similar
-CAM". The paper shows images. The correlations here measure for every image how far its CAM agrees with its loss map,
-and how much of the layout a defense leaves.
+The paper claims that the attacker finds "regions with specific objects or intersections between two classes", that
+Argmax only changes the intensities of a map and "hold[s] the major layout" of it, and that under Gauss "all the
+examples have a similar CAM". It shows a few images. Here two correlations are computed for every image: of its CAM with
+its loss map, and of its CAM under a defense with its CAM without the defense.
 """
 
 from collections.abc import Container, Iterable, Iterator
@@ -20,15 +20,15 @@ from models.attacker import InputSpec
 from utils import VOID
 from utils.device import Compute
 
-CONSTANT = 1e-6  # relative range below which a map counts as constant; resizing rounds
+CONSTANT = 1e-6  # a map with a smaller relative range counts as constant: resizing rounds
 
 
 @dataclass
 class CamMaps:
     """The two maps of one posterior, float32 (H, W), and their correlations over the positions that are not void.
 
-    `loss` in nats (under Argmax in the release's scale, a wrong position 1.38), NaN where void; `cam` in logits. A
-    correlation is None where a map is constant.
+    `loss`: in nats, NaN where void; under Argmax in the scale of the release, where a wrong position has 1.38. `cam`:
+    in logits. A correlation is None if one of the maps is constant.
     """
 
     loss: np.ndarray
@@ -39,11 +39,11 @@ class CamMaps:
 
 @dataclass
 class CamResult:
-    """The correlations of one image, and its maps where they are drawn.
+    """The correlations of one image, and its maps if they are drawn.
 
-    `pearson` and `spearman` are of CAM and loss map, as pairs (under the defense, before it); `cam_correlation` is
-    Pearson's of the CAM before the defense and under it. Without a defense the pairs have length 1 and
-    `cam_correlation` is None. `maps` has the same order, and is empty where nothing is drawn.
+    `pearson` and `spearman` are correlations of CAM and loss map. Each has two values: under the defense and before it.
+    `cam_correlation` is the Pearson correlation of the CAM before the defense with the CAM under it. Without a defense
+    each has one value, and `cam_correlation` is None. `maps` has the same order; it is empty if nothing is drawn.
     """
 
     name: str
@@ -57,11 +57,11 @@ class CamResult:
 
 @torch.inference_mode()
 def activation_map(model: torch.nn.Module, image: torch.Tensor, compute: Compute) -> torch.Tensor:
-    """CAM of membership, float32 (h, w), of a representation (K, H, W): evidence for "member" of each feature.
+    """CAM of membership, float32 (h, w), of a representation (K, H, W): the evidence for "member" at each feature.
 
-    The weights are the member's row of the last layer minus the non-member's: a probability depends on the difference
-    of the logits alone. Because the features are averaged before that layer, the mean of the map plus the difference of
-    the biases equals the difference of the logits.
+    The weights are the row of the last layer for "member" minus the row for "non-member", because the probability
+    depends only on the difference of the logits. The features are averaged before that layer. Therefore the mean of the
+    map plus the difference of the biases equals the difference of the logits.
     """
     with compute.autocast():
         _, features = model(image[None].to(compute.device, memory_format=torch.channels_last))
@@ -70,10 +70,10 @@ def activation_map(model: torch.nn.Module, image: torch.Tensor, compute: Compute
 
 
 def resize(cam: torch.Tensor, shape: tuple[int, int], stride: int) -> torch.Tensor:
-    """Bilinear, from the attacker's features (h, w) to the positions (H, W) that they were computed from.
+    """Resize a CAM (h, w) bilinearly to the positions `shape` = (H, W) of the patch.
 
     Each strided layer is centred on every second position, starting with the first, so feature i belongs to position
-    `stride` i. Positions beyond the last feature get its value.
+    `stride` * i. Positions beyond the last feature get the value of the last feature.
     """
     height, width = (stride * (n - 1) + 1 for n in cam.shape)
     fine = F.interpolate(cam[None, None], (height, width), mode="bilinear", align_corners=True)
@@ -81,7 +81,7 @@ def resize(cam: torch.Tensor, shape: tuple[int, int], stride: int) -> torch.Tens
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Pearson's correlation of two arrays (n,); None where one of them is constant."""
+    """Pearson correlation of two arrays (n,); None if one of them is constant."""
     first, second = first.astype(np.float64), second.astype(np.float64)
     if any(np.ptp(values) <= CONSTANT * np.abs(values).max() for values in (first, second)):
         return None
@@ -102,15 +102,15 @@ def compute_maps(model: torch.nn.Module, posterior: torch.Tensor, label: torch.T
 
 def record_cams(samples: Iterable[Sample], model: torch.nn.Module, spec: InputSpec, compute: Compute,
                 drawn: Container[str], results: list[CamResult]) -> Iterator[Sample]:
-    """Pass `samples` on, and append a `CamResult` of each to `results`; with maps for the names in `drawn`."""
+    """Pass `samples` on, and append a `CamResult` of each to `results`, with maps for the names in `drawn`."""
     for sample in samples:
         maps = [compute_maps(model, sample.output, sample.truth, spec, compute)]
         cam_correlation = None
         if sample.undefended is not None:
             maps.append(compute_maps(model, sample.undefended, sample.truth, replace(spec, argmax=False), compute))
             known = sample.known.numpy()
-            cam_correlation = correlation(*(one.cam[known] for one in maps))
+            cam_correlation = correlation(*(m.cam[known] for m in maps))
         results.append(CamResult(sample.name, sample.member, sample.group, tuple(m.pearson for m in maps),
                                  tuple(m.spearman for m in maps), cam_correlation,
                                  maps if sample.name in drawn else []))
-        yield replace(sample, undefended=None)  # a batch of samples waits in memory
+        yield replace(sample, undefended=None)  # frees memory: an attack collects a batch of samples

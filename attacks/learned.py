@@ -1,4 +1,4 @@
-"""Algorithm 2: score the patches of an image with the trained attacker A_P, and the image by their scores."""
+"""Algorithm 2: score the patches of an image with the trained attacker A_P, and combine these scores for the image."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -21,8 +21,8 @@ from utils.device import Compute
 class LearnedAttack(Attack):
     """The per-patch attacker of `settings.attacker` (section 2.2).
 
-    The score of an image is "paper" (equation 1: mean member probability) or "release" (sum of the member logits). On a
-    CPU scores do not depend on `settings.batch`.
+    `settings.score` gives the score of an image: "paper" (equation 1, mean member probability) or "release" (sum of
+    member logits). On a CPU scores do not depend on `settings.batch`. Raises `UserError` if a score is not finite.
     """
 
     def __init__(self, settings: AttackSettings):
@@ -54,38 +54,38 @@ class LearnedAttack(Attack):
         return corners, cut(image, corners, spec.size)
 
     def _score_equal_sizes(self, items: list[tuple[Sample, tuple[np.ndarray, torch.Tensor]]]) -> Iterator[Scored]:
-        """Score samples whose patches have one size, in batches that span samples."""
+        """Score samples whose patches all have the same size. A batch may contain patches of several samples."""
         patches, paper = torch.cat([patches for _, (_, patches) in items]), self.settings.score == "paper"
         logits = member_logits(self.model, patches, self.settings.compute, self.patches_per_batch)
         values = member_probability(logits) if paper else logits[:, 1]
         for sample, (corners, _) in items:
-            own, values = values[: len(corners)], values[len(corners) :]
-            total = float(own.mean() if paper else own.sum())
+            scores, values = values[: len(corners)], values[len(corners) :]
+            total = float(scores.mean() if paper else scores.sum())
             if not math.isfinite(total):
                 raise UserError(f"{sample.name}: the attacker's score is {total}; the weights of the attacker are "
-                                "wrong, train it again")
-            yield Scored(sample.name, sample.member, sample.group, total, corners.tolist(), own.tolist())
+                                "broken; train it again")
+            yield Scored(sample.name, sample.member, sample.group, total, corners.tolist(), scores.tolist())
 
 
 @torch.inference_mode()
 def member_logits(model: torch.nn.Module, patches: torch.Tensor, compute: Compute, batch: int) -> np.ndarray:
-    """Logits float64 (N, 2) of patches (N, K, h, w), `batch` in a forward pass; column 1 is the member's.
+    """Logits float64 (N, 2) of patches (N, K, h, w), with `batch` patches in a forward pass. Column 1 means member.
 
-    On a CPU the last batch is filled with copies: kernels for another batch size round differently, and a score would
-    depend on what else is scored.
+    On a CPU the last batch is filled with copies of the last patch. A smaller batch would use other kernels, which
+    round differently, and then the score of an image would depend on the number of images.
     """
-    count, found = len(patches), []
+    count, logits = len(patches), []
     if compute.device.type == "cpu":
         patches = torch.cat([patches, patches[-1:].expand(-count % batch, *patches.shape[1:])])
     for part in patches.split(batch):
         with compute.autocast():
-            found.append(model(part.to(compute.device, memory_format=torch.channels_last))[0].double().cpu())
-    return torch.cat(found)[:count].numpy()
+            logits.append(model(part.to(compute.device, memory_format=torch.channels_last))[0].double().cpu())
+    return torch.cat(logits)[:count].numpy()
 
 
 def member_probability(logits: np.ndarray) -> np.ndarray:
-    """Softmax (N,) of logits float64 (N, 2) at the member, each computed alone.
+    """Member probability (N,): the softmax of logits float64 (N, 2) at column 1.
 
-    PyTorch's softmax rounds by the place in the array.
+    The softmax of PyTorch is not used, because its rounding depends on the position in the array.
     """
     return expit(logits[:, 1] - logits[:, 0])

@@ -1,8 +1,7 @@
-"""Where an attack reads a map: random locations, sliding windows, random locations with rejection (section 2.1).
+"""Select the patches of a map: random locations, sliding windows, or random locations with rejection (section 2.1).
 
-Corners are int arrays (N, 2) of (top, left) on the positions of the map. Random corners are the first of a random
-stream that belongs to the image. Rejection draws from the same stream, so it keeps the random locations that it does
-not reject.
+Corners are int arrays (N, 2) of (top, left) on the positions of the map. Each image has its own random stream of
+corners, and a random selection takes the first corners of this stream. Rejection draws from the same stream.
 """
 
 import math
@@ -15,7 +14,7 @@ import torch
 from utils.cli import UserError
 from utils.randomness import stream
 
-TRIES = 50  # candidates for one patch, after which rejection takes the least confident of them
+TRIES = 50  # after so many candidates for one patch, rejection takes the least confident of them
 CPU_BATCH = 16  # patches in one forward pass on a CPU
 SCHEMES = ("random", "sliding", "rejection", "full")
 
@@ -25,7 +24,7 @@ class Selection:
     """Which patches of an image are scored.
 
     `scheme`: one of `SCHEMES`; `count`: number of patches; `size`: side of a patch in positions; `tau`: rejection
-    threshold; `seed`: of the locations.
+    threshold; `seed`: seed of the random locations. Raises `UserError` if `count` or `size` is less than 1.
     """
 
     scheme: str = "random"
@@ -36,10 +35,10 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 1:
-            raise UserError("the number of patches (-num-patch) and --patch-size are 1 or more")
+            raise UserError("the number of patches (-num-patch) and --patch-size must be 1 or more")
 
     def images_per_batch(self, batch: int) -> int:
-        """How many images have about `batch` patches together; on a CPU their patches fill complete batches."""
+        """Number of images that have about `batch` patches together. On a CPU their patches fill complete batches."""
         if self.scheme == "full":
             return max(1, batch)
         wanted, step = batch // self.count, CPU_BATCH // math.gcd(CPU_BATCH, self.count)
@@ -49,8 +48,8 @@ class Selection:
                 known: torch.Tensor) -> np.ndarray:
         """Corners (N, 2) on the map (H, W) of the image `key`.
 
-        `confidence` returns the posterior of the labelled class (H, W), and is called for rejection alone; `known`
-        (H, W) is false where void. Raises `UserError` for a map that is smaller than a patch.
+        `confidence` returns the posterior of the labelled class (H, W); it is called only for rejection. `known` (H, W)
+        is false where void. Raises `UserError` if the map is smaller than a patch.
         """
         if min(shape) < self.size:
             raise UserError(f"{key}: its {shape[0]} x {shape[1]} posterior is smaller than the attacker's "
@@ -67,16 +66,16 @@ RANDOM = Selection()
 
 
 def random_corners(shape: tuple[int, int], size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The first `count` corners of the stream `rng`, uniform over the map (H, W); prefixes agree for any count."""
+    """The first `count` corners of the stream `rng`, uniform over the map (H, W). A larger `count` adds corners."""
     room = np.array([shape[0] - size + 1, shape[1] - size + 1])
     return np.floor(rng.random((count, 2)) * room).astype(np.int64)
 
 
 def sliding_corners(shape: tuple[int, int], size: int, count: int = 1) -> np.ndarray:
-    """A regular grid that covers the map (H, W), of `count` patches or more.
+    """Corners of a regular grid of at least `count` patches that covers the map (H, W).
 
-    Starts from the smallest grid that covers the map. While the grid has fewer than `count` patches, the side with the
-    larger step gets one more.
+    The function starts with the smallest grid that covers the map. As long as the grid has fewer than `count` patches,
+    it adds a row or a column, in the direction in which the patches are farther apart.
     """
     room = np.array([shape[0] - size, shape[1] - size])
     grid = np.array([-(-shape[0] // size), -(-shape[1] // size)])
@@ -88,7 +87,7 @@ def sliding_corners(shape: tuple[int, int], size: int, count: int = 1) -> np.nda
 
 
 def patch_means(values: torch.Tensor, known: torch.Tensor, corners: np.ndarray, size: int) -> np.ndarray:
-    """Mean of `values` (H, W) over the known positions of each patch, float64 (N,); infinite where all are void."""
+    """Mean of `values` (H, W) over the known positions of each patch, float64 (N,); infinity if all of it is void."""
     def sums(array: torch.Tensor) -> np.ndarray:
         table = np.zeros((array.shape[0] + 1, array.shape[1] + 1))
         table[1:, 1:] = array.double().cumsum(0).cumsum(1).cpu().numpy()
@@ -101,10 +100,10 @@ def patch_means(values: torch.Tensor, known: torch.Tensor, corners: np.ndarray, 
 
 def rejection_corners(confidence: torch.Tensor, known: torch.Tensor, size: int, count: int, tau: float,
                       rng: np.random.Generator, tries: int = TRIES) -> np.ndarray:
-    """Algorithm 2, lines 2 to 8: rejects candidates that are void or whose mean true-class posterior exceeds `tau`.
+    """Reject candidates that are all void, or whose mean `confidence` is above `tau` (algorithm 2, lines 2 to 8).
 
-    confidence (H, W): posterior of the labelled class; known (H, W): not void. After `tries` candidates for one patch,
-    takes the least confident of them.
+    confidence (H, W): posterior of the labelled class; known (H, W): not void. If `tries` candidates for one patch are
+    all rejected, the patch with the lowest mean is taken.
     """
     corners = random_corners(tuple(confidence.shape), size, count * tries, rng)
     means = patch_means(confidence, known, corners, size)

@@ -1,4 +1,4 @@
-"""What the attacker reads: the posterior and the label, combined (section 2.1, "Data representation")."""
+"""Combine posterior and label into the input of an attacker (section 2.1, "Data representation")."""
 
 import math
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from attacks import REPRESENTATIONS
 from models.attacker import RELEASE_FLOOR as FLOOR
 from utils import VOID
 
-ARGMAX_LOSS = -math.log(FLOOR) / 50  # loss of a wrong position under Argmax: the release divides its loss map by 50
+ARGMAX_LOSS = -math.log(FLOOR) / 50  # loss of a wrong position in the release, which divides loss maps of Argmax by 50
 
 
 @dataclass(frozen=True)
 class Representation:
     """A way to combine posterior and label.
 
-    `compute(posterior, label, floor)` gives a map (..., K, H, W); `channels(classes)` is K; `argmax_scale(floor)` is
-    the factor of the map where the posterior is one-hot.
+    `compute(posterior, label, floor)` gives a map (..., K, H, W); `channels(classes)` is K. If the posterior is
+    one-hot, the map is multiplied by `argmax_scale(floor)`.
     """
 
     compute: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -34,19 +34,19 @@ def true_class(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 def loss_map(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
     """Structured loss map, SLM(i, j) = -log P(Y(i, j), i, j): (..., C, H, W) and (..., H, W) -> (..., 1, H, W).
 
-    Posteriors below `floor` count as `floor`; void positions hold 0.
+    Posteriors below `floor` are replaced by `floor`. Void positions get 0.
     """
     loss = _of_label(posterior, label).clamp_min_(floor).log_().neg_()
     return loss.masked_fill_(label == VOID, 0).unsqueeze(-3)
 
 
 def _of_label(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Posterior of the labelled class, any value where void, in a new tensor."""
+    """Posterior of the labelled class, in a new tensor. The values of void positions have no meaning."""
     return posterior.gather(-3, _index(label, posterior.shape[-3])).squeeze(-3)
 
 
 def _index(label: torch.Tensor, classes: int) -> torch.Tensor:
-    """Labels, 0 to `classes` - 1 or void, as an index of dimension -3; void gets the last class."""
+    """Labels (0 to `classes` - 1, or void) as an index of dimension -3. Void gets the last class."""
     return label.clamp_max(classes - 1).long().unsqueeze(-3)
 
 
@@ -65,16 +65,16 @@ CONCATENATION = Representation(concatenation, lambda classes: 2 * classes)
 
 
 def channels(kind: str, classes: int, void: str = "zero") -> int:
-    """Number of channels of the representation `kind` of `classes` classes."""
+    """Number of channels of the representation `kind` for posteriors of `classes` classes."""
     return REPRESENTATIONS.load(kind).channels(classes) + (void == "mask")
 
 
 def represent(kind: str, posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR, void: str = "zero",
               argmax: bool = False) -> torch.Tensor:
-    """The map that an attacker of input `kind` reads: (..., C, H, W) and (..., H, W) -> (..., K, H, W) float32.
+    """The map that an attacker with `-input kind` reads: (..., C, H, W) and (..., H, W) -> (..., K, H, W), same dtype.
 
-    `void` = "mask" appends a channel that is 1 where the label is void. `argmax` says that the posterior is one-hot;
-    the release divides its loss map by 50 then, so that a wrong position is 1.38, here for any `floor`.
+    `void` = "mask" appends a channel that is 1 where the label is void. `argmax`: the posterior is one-hot. In the loss
+    map of the release a wrong position then has 69.1 / 50 = 1.38; here it has 1.38 for every `floor`.
     """
     representation = REPRESENTATIONS.load(kind)
     out = representation.compute(posterior, label, floor)

@@ -1,4 +1,4 @@
-"""The types of the road: a sample as an attack receives it, an attack, and its scores."""
+"""The types that attacks share: a sample, the scores of a sample, and the base class of attacks."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 class Sample:
     """One image as an attack receives it.
 
-    `output`: float32 (C, h, w), the posterior of the target model under its defense, with sums of 1 over classes.
-    `truth`: integer (h, w) train ids with 255 = void, or None where it is not known.
-    `image`: uint8 (3, H, W), only where the attack needs it.
-    `references`: outputs of reference models for this image, without a defense; `in_reference`: whether each of them
-    was trained on it.
-    `id` is what random streams are derived from; `undefended` is the output before the defense, where it is compared.
+    `id`: key of the random streams of this image. `group`: block of the bootstrap.
+    `member`: whether the target model was trained on the image; None if this is not known.
+    `output`: float32 (C, h, w), the posterior of the target model under its defense; it sums to 1 over the classes.
+    `truth`: uint8 (h, w), train ids with 255 = void; None if there is no label.
+    `image`: uint8 (3, H, W); None unless the attack needs it.
+    `references`: outputs of reference models for this image, without a defense.
+    `in_reference`: whether each reference model was trained on this image.
+    `undefended`: the output before the defense; None unless the caller asks for it.
     """
 
     name: str
@@ -41,7 +43,7 @@ class Sample:
 
     @property
     def known(self) -> torch.Tensor:
-        """bool (h, w): the positions that have a label; all of them where the truth is not known."""
+        """bool (h, w): whether each position has a label. Without `truth`, all positions are true."""
         if self.truth is None:
             return torch.ones(self.output.shape[-2:], dtype=torch.bool)
         return self.truth != VOID
@@ -49,10 +51,10 @@ class Sample:
 
 @dataclass
 class Scored:
-    """The result of an attack on one sample; a higher score means a member.
+    """The result of an attack on one sample. A higher score means that the sample is more likely a member.
 
-    `corners` (N, 2) and `patch_scores` (N,) are empty where an attack has no patches. They are lists, because an array
-    for each image would fragment the heap by 20 kB an image.
+    `corners` (N, 2) and `patch_scores` (N,) are empty if the attack has no patches. They are lists, because small
+    arrays fragment the heap: each image would cost 20 kB.
     """
 
     name: str
@@ -65,11 +67,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """What attacks may need. Each attack reads the fields that concern it.
+    """The settings of all attacks. Each attack reads only the fields that it needs.
 
-    `selection`: which patches; `floor`: lower bound of posteriors before the logarithm; `attacker`: a trained attacker;
-    `score`: "paper" (mean member probability) or "release" (sum of member logits); `batch`: patches in memory;
-    `c`: weight of the references in the calibrated score.
+    `selection`: which patches are scored; `floor`: lower bound of posteriors before the logarithm; `attacker`: a
+    trained attacker; `score`: "paper" (mean member probability) or "release" (sum of member logits); `batch`: number of
+    patches in memory; `c`: weight of the references in the calibrated score; `compute`: device and precision.
     """
 
     selection: Selection = RANDOM
@@ -82,11 +84,11 @@ class AttackSettings:
 
 
 class Attack:
-    """An attack. A subclass defines `score`, and says in `needs` what it reads.
+    """The base class of attacks. A subclass defines `score`, and lists in `needs` which inputs it reads.
 
-    `needs` holds some of "truth" (a label with known positions), "image", "references", "population" (`fit` is called
-    with samples of known membership), "queries" and "weights" (`score` gets the predictor). Without "truth", samples
-    may have none.
+    `needs` may contain "truth" (each sample has a label with known positions), "image", "references", "population"
+    (`fit` is called with samples of known membership), "queries" and "weights" (`score` gets the predictor). If "truth"
+    is not in `needs`, `truth` may be None.
     """
 
     needs: frozenset[str] = frozenset({"truth"})
@@ -96,12 +98,12 @@ class Attack:
 
     @property
     def images_per_batch(self) -> int:
-        """How many samples are best given to `score` at once; results do not depend on it."""
+        """Number of samples that one call of `score` should get. The results do not depend on it."""
         return self.settings.selection.images_per_batch(self.settings.batch)
 
     def fit(self, population: Iterable[Sample]) -> None:
-        """Learn from samples of known membership; most attacks do not."""
+        """Learn from samples of known membership. The base class does nothing here."""
 
     def score(self, samples: Iterable[Sample], predictor: "Predictor | None" = None) -> Iterator[Scored]:
-        """Score samples, in order. Memory holds `images_per_batch` of them."""
+        """Yield one `Scored` for each sample, in the order of the samples."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Attacks that learn nothing: the score of an image is the mean of a map over its positions."""
+"""Attacks without training: the score of an image is the mean of a map over its positions."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,10 +13,11 @@ from utils.cli import UserError
 
 
 class MapAttack(Attack):
-    """Scores an image by the mean of `evidence` over its known positions, and each patch by its own mean.
+    """Score an image, and each of its patches, by the mean of `evidence` over the known positions.
 
-    The score of the image does not depend on the patches, which serve the per-patch metrics. A patch that is all void
-    gets the score of its image. The side of a patch is at most that of the map.
+    The patches are used only for the per-patch metrics; the score of the image does not depend on them. A patch that is
+    all void gets the score of its image. A patch that is larger than the map is reduced to the shorter side of the map.
+    Raises `UserError` for the selection "full".
     """
 
     def __init__(self, settings: AttackSettings):
@@ -26,7 +27,7 @@ class MapAttack(Attack):
                             "per-patch metrics: random, sliding or rejection")
 
     def evidence(self, sample: Sample) -> torch.Tensor:
-        """Map (h, w) of a sample; higher values speak for a member."""
+        """Map (h, w) of a sample; higher values are evidence for a member."""
         raise NotImplementedError
 
     def score(self, samples: Iterable[Sample], predictor: object = None) -> Iterator[Scored]:
@@ -57,12 +58,12 @@ class LossThreshold(MapAttack):
 
 
 def mean_known(values: torch.Tensor, known: torch.Tensor) -> float:
-    """Mean of `values` (H, W) over the positions where `known` (H, W) is true; NaN where it is nowhere."""
+    """Mean of `values` (H, W) over the positions where `known` (H, W) is true; NaN if there are no such positions."""
     return float(values[known].double().mean())
 
 
 def true_posterior(sample: Sample) -> torch.Tensor:
-    """Posterior of the labelled class (h, w), for rejection; `UserError` where the truth is not known."""
+    """Posterior of the labelled class (h, w), for rejection. Raises `UserError` if there is no ground truth."""
     if sample.truth is None:
         raise UserError(f"{sample.name}: --select rejection needs the ground truth; give --select random")
     return true_class(sample.output, sample.truth)

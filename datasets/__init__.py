@@ -1,4 +1,4 @@
-"""Images and labels: split files, one module per data set, joint transforms.
+"""Images and labels: split files, one module for each data set, and augmentation.
 
 A new data set is one module with `CLASSES`, `decode(raw, path)` (label file -> train ids, 255 = void) and
 `splits(root, seed)` (name -> pairs), and one line in `DATASETS`.
@@ -20,16 +20,17 @@ DATASETS = Table("data set", {
 
 
 def find_dataset(name: object) -> ModuleType:
-    """The module of the data set `name`; `UserError` where `DATASETS` has no such name."""
+    """Return the module of the data set `name`. Raises `UserError` if `DATASETS` has no such name."""
     return DATASETS.load(name)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that say which images are read and how their labels are decoded."""
+    """Add the flags for the paths of images and for the decoding of labels."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=DATASETS, default="streets",
-                       help="the data set, which gives the classes and the form of the labels (default: streets)")
+                       help="data set, which determines the classes and the decoding of labels (default: streets)")
     group.add_argument("--root", metavar="DIR", default="data/streets",
-                       help="folder that the paths of the split files are relative to (default: data/streets)")
+                       help="folder to which the paths in split files are relative (default: data/streets)")
     group.add_argument("--strip-prefix", metavar="TEXT", default="",
-                       help="cut this from the front of each path, e.g. the authors' /BS/databases10/")
+                       help="text to remove from the start of each path in split files, e.g. /BS/databases10/ in the "
+                       "files of the authors")

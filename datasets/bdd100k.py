@@ -22,7 +22,10 @@ def decode(raw: np.ndarray, path: Path) -> np.ndarray:
 
 
 def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
-    """Return the parts of the authors' lists: `shadow_in` is the first 4000 of train, `shadow_out` val and the rest."""
+    """Return the parts of the authors' lists.
+
+    `shadow_in` is the first 4000 of train, `shadow_out` is val and then the other 3000 of train.
+    """
     train, val = ([Pair(f"images/{side}/{path.name}", f"labels/{side}/{path.stem}_train_id.png",
                         f"images/{side}/{path.name}", root) for path in sorted((root / "images" / side).glob("*.jpg"))]
                   for side in ("train", "val"))

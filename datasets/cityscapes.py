@@ -1,8 +1,9 @@
 """Cityscapes: leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png, gtFine/{train,val}/CITY/NAME_gtFine_labelIds.png.
 
 The authors' release numbers the images of train and of val from 1, but does not give the order; we assume the sorted
-paths. Both settings of the paper cut this order, so members and non-members come from different cities. An attack may
-therefore partly recognise the city; the paper has the same problem. Our intervals use the city as the group.
+paths. Both settings of the paper divide the images in this order, so members and non-members come from different
+cities. An attack may therefore partly recognise the city; the paper has the same problem. The group of an image is its
+city.
 """
 
 from pathlib import Path

@@ -29,7 +29,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 def open_image(path: str | Path, kind: str = "image") -> Iterator[Image.Image]:
     """Open an image file and check its header.
 
-    Raises `UserError` if it is not an image, has more than `PIXELS` pixels, or if the block fails.
+    Raises `UserError` if the file is not an image or has more than `PIXELS` pixels, and for any exception in the `with`
+    block.
     """
     with reading(path, kind, missing="check --root"):
         try:
@@ -79,9 +80,10 @@ def load_image(path: str | Path) -> np.ndarray:
 
 
 def load_ids(path: str | Path) -> np.ndarray:
-    """Read the stored values of a label: ids uint8 (H, W), or colours uint8 (H, W, 3). A palette gives its indices.
+    """Read the stored values of a label: ids uint8 (H, W), or colours uint8 (H, W, 3).
 
-    The label is rotated as its EXIF orientation says, and its alpha channel is dropped. Raises `UserError` if the file
+    The ids of an image with a palette are its indices. The label is rotated as its EXIF orientation says, and its alpha
+    channel is dropped. Raises `UserError` if the file
     is missing or broken, has other pixels than ids or RGB colours, or has an id outside 0..255.
     """
     with open_image(path, "label") as image:

@@ -44,9 +44,9 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
     """Read a split file with lines `image label [group]`; `#` starts a comment. Paths are relative to `root`.
 
     If `path` is a folder, its split files are read one after another. `strip_prefix` is removed from the start of both
-    paths, then leading slashes, so the authors' lists need no changes. Without a third column each image is its own
-    group. Raises `UserError` if a file is missing or empty, a line has another form, a path leaves `root`, two images
-    have the same name, or, with `must_exist`, an image or label does not exist.
+    paths, then leading slashes, so the authors' lists need no changes. Without a third column each image forms a
+    separate group. Raises `UserError` if a file is missing or empty, a line has another form, a path leaves `root`, two
+    images have the same name, or, with `must_exist`, an image or label does not exist.
     """
     root = Path(root)
     pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
@@ -148,7 +148,7 @@ def load_pair(pair: Pair, dataset: ModuleType) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_sizes(image: np.ndarray, label: np.ndarray, path: str | Path) -> None:
-    """Raise `UserError` where the sizes of image (H, W, 3) and label (H, W) differ; `path` is that of the label."""
+    """Raise `UserError` if the sizes of image (H, W, 3) and label (H, W) differ. `path`: path of the label."""
     if image.shape[:2] != label.shape:
         rotated = image.shape[1::-1] == label.shape
         hint = "; perhaps the EXIF orientation of only one of them is set" if rotated else ""
@@ -159,9 +159,10 @@ def check_sizes(image: np.ndarray, label: np.ndarray, path: str | Path) -> None:
 def deal(groups: Sequence[str], shares: Sequence[float], seed: int, strata: Sequence[str] | None = None) -> np.ndarray:
     """Assign items to parts of sizes close to `shares`; all items of a group go to the same part.
 
-    groups: the group of each item. strata: the stratum (for example a drive) of each item; a group must lie in one
-    stratum. Returns the part of each item, int (N,). The groups are taken in random order, one stratum after another,
-    and each goes to the part that is least full for its share. Therefore every part gets its share of every stratum.
+    groups: the group of each item. strata: the stratum (for example a drive) of each item; all items of a group must
+    have the same stratum. Returns the part of each item, int (N,). The groups are taken in random order, one stratum
+    after another. Each goes to the part that is least full for its share, so every part gets about its share of every
+    stratum.
     """
     names, first, group_of = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
     sizes = np.bincount(group_of)

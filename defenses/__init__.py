@@ -1,6 +1,6 @@
-"""What the owner of the target model does to its answers, so that they give away less (section 3.1).
+"""Defenses of a target model against membership inference (section 3.1).
 
-A new defense of answers is one file with a subclass of `defenses.base.Defense`, and one line in `DEFENSES`.
+A new defense is one file with a subclass of `defenses.base.Defense`, and one line in `DEFENSES`.
 """
 
 import argparse
@@ -12,9 +12,10 @@ from utils.tables import Entry, Table
 
 @dataclass(frozen=True)
 class DefenseEntry(Entry):
-    """`strength`: how --help calls the number that the flag takes, None for a flag without one.
+    """A defense in `DEFENSES`.
 
-    `stage`: what the defense changes: the "output", the "query" (how the model computes it) or the "training".
+    `strength`: name in --help of the number that the flag takes; None if it takes no number. `stage`: what the defense
+    changes, "output", "query" (how the model computes the output) or "training".
     """
 
     strength: str | None = None
@@ -23,8 +24,8 @@ class DefenseEntry(Entry):
 
 DEFENSES = Table("defense", {
     "argmax": DefenseEntry("defenses.argmax:Argmax", "the target model returns only the predicted label"),
-    "gauss": DefenseEntry("defenses.gauss:Gauss", "Gaussian noise of this standard deviation on the posteriors (the "
-                          "paper quotes the variance, STD squared)", "STD"),
+    "gauss": DefenseEntry("defenses.gauss:Gauss", "add Gaussian noise of this standard deviation to the posteriors "
+                          "(the paper gives the variance, STD squared)", "STD"),
     "test-dropout": DefenseEntry("defenses.dropout:Dropout", "at test time, each dropout layer of the target model "
                                  "drops this share of its inputs (the paper: 0.1, 0.5, 0.9)", "RATIO", "query"),
     "dpsgd": DefenseEntry("defenses.dpsgd", "the target model was trained by DPSGD", stage="training"),
@@ -33,9 +34,9 @@ DEFENSES = Table("defense", {
 
 @dataclass(frozen=True)
 class DefenseSpec:
-    """A defense of `DEFENSES` by name, or None, with its strength.
+    """Name and strength of a defense of `DEFENSES`; the name None means no defense.
 
-    `floor` is the clamp of Gauss, `seed` that of its noise.
+    `floor`: lower bound of the noisy posteriors of Gauss; `seed`: seed of Gauss and of dropout.
     """
 
     name: str | None = None
@@ -44,7 +45,7 @@ class DefenseSpec:
     seed: int = 0
 
     def build(self) -> object:
-        """The `defenses.base.Defense`; `UserError` for a strength that it cannot have."""
+        """Build the `defenses.base.Defense`. Raises `UserError` for a strength that the defense does not allow."""
         from defenses.base import Defense
 
         if self.name is None or DEFENSES[self.name].stage == "training":
@@ -53,11 +54,11 @@ class DefenseSpec:
 
     @property
     def stage(self) -> str | None:
-        """What the defense changes; None without a defense."""
+        """Which stage the defense changes ("output", "query" or "training"); None without a defense."""
         return self.name and DEFENSES[self.name].stage
 
     def describe(self) -> str | None:
-        """Name and strength as results.json has them, e.g. `gauss 0.1`; None without a defense."""
+        """Name and strength as written to results.json, e.g. `gauss 0.1`; None without a defense."""
         if self.name is None:
             return None
         name = self.name.replace("-", "_")
@@ -65,7 +66,10 @@ class DefenseSpec:
 
 
 def add_flags(parser: argparse.ArgumentParser, training: bool = False) -> None:
-    """A flag for each defense; they exclude one another. `training`: also those of training, as a choice of answers."""
+    """Add a flag for each defense; at most one may be given. `training`: also add the flags of training defenses.
+
+    The flag of a training defense selects the stored posteriors of a victim that was trained with it.
+    """
     group = parser.add_argument_group("defense").add_mutually_exclusive_group()
     for name, entry in DEFENSES.items():
         if entry.stage == "training" and training:
@@ -74,14 +78,14 @@ def add_flags(parser: argparse.ArgumentParser, training: bool = False) -> None:
             flag(group, name, action="store_true", help=entry.about)
         elif entry.stage != "training":
             flag(group, name, metavar=entry.strength, type=float, help=entry.about)
-    parser.add_argument("--gauss-floor", type=float, default=1e-6, metavar="P", help="clamp noisy posteriors at this "
-                        "from below: 1e-6 as in the release (default), 0 as in the paper")
+    parser.add_argument("--gauss-floor", type=float, default=1e-6, metavar="P", help="lower bound of the posteriors "
+                        "after -gauss: 1e-6 as in the release (default), 0 as in the paper")
 
 
 def chosen(args: argparse.Namespace) -> DefenseSpec:
-    """The defense that the flags of `add_flags` name."""
+    """The defense that the flags of `add_flags` choose. Raises `UserError` for a wrong --gauss-floor."""
     if not 0 <= args.gauss_floor < 1:
-        raise UserError(f"--gauss-floor {args.gauss_floor}: a posterior is between 0 and 1")
+        raise UserError(f"--gauss-floor {args.gauss_floor}: must be 0 or more, and less than 1")
     for name in DEFENSES:
         value = getattr(args, name.replace("-", "_"), None)
         if value not in (None, False):

@@ -16,6 +16,6 @@ class Argmax(Defense):
 
 
 def argmax(posterior: torch.Tensor) -> torch.Tensor:
-    """One-hot of the most probable class (ties: the first), (..., C, H, W) -> the same shape and dtype."""
+    """One-hot vector of the most probable class, or of the first of several: (..., C, H, W) -> same shape and dtype."""
     classes = posterior.shape[-3]
     return F.one_hot(posterior.argmax(dim=-3), classes).movedim(-1, -3).to(posterior.dtype)

@@ -1,4 +1,4 @@
-"""What all defenses have in common."""
+"""The base class of all defenses."""
 
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class Defense:
-    """No defense. A subclass changes the output, or how the model computes it.
+    """No defense. A subclass changes the output, or how the model computes the output.
 
-    `one_hot` says that the posteriors are one-hot afterwards, as under Argmax.
+    `one_hot`: whether the defended posteriors are one-hot, as under Argmax.
     """
 
     one_hot = False
@@ -22,15 +22,15 @@ class Defense:
         self.spec = spec
 
     def apply(self, output: torch.Tensor, key: str) -> torch.Tensor:
-        """The defended output, of the same shape (C, h, w); random draws depend on (seed, `key`) alone."""
+        """The defended output, of the same shape (C, h, w). Random numbers depend only on (seed, `key`)."""
         return output
 
     def prepare(self, model: "nn.Module") -> "nn.Module":
-        """The model as it is queried, in eval mode."""
+        """Change `model` for queries, for example activate its dropout layers. The base class changes nothing."""
         return model
 
     def query_seed(self, key: str) -> int | None:
-        """The seed of what the model draws when it is queried for the image `key`; None where it draws nothing."""
+        """Seed of the random numbers that a query of the image `key` draws; None if it draws none."""
         return None
 
 

@@ -22,8 +22,8 @@ from utils.distributed import gather, world_size
 from utils.randomness import stream
 
 DELTA = 1e-5
-ASSUMPTION = ("for data sets that differ by one image, with Poisson sampling as in training; the clipping bounds are "
-              "medians over the training images, which epsilon does not include")
+ASSUMPTION = ("for data sets that differ by one image, with Poisson sampling as in training; epsilon does not account "
+              "for the clipping bounds, which are medians over the training images")
 
 
 def gradient_bounds(model: nn.Module, losses: Iterable[torch.Tensor]) -> dict[str, float]:
@@ -100,7 +100,7 @@ def describe(result: dict) -> str:
     line = (f"DPSGD: noise variance {result['noise_variance']:g}, standard deviation {result['noise_std']:.3g} in each "
             "coordinate of the averaged gradient; ")
     if result["epsilon"] is None:
-        return line + "clipping alone gives no privacy guarantee"
+        return line + "clipping without noise gives no privacy guarantee"
     line += f"epsilon {result['epsilon']:.3g} at delta {result['delta']:g} (RDP; {result['assumption']})"
     return line + (", which guarantees nothing" if result["epsilon"] > 20 else "")
 

@@ -1,4 +1,4 @@
-"""Dropout at test time (section 3.2): the target model answers with a randomly thinned network."""
+"""Dropout at test time (section 3.2): the dropout layers of the target model are active when it is queried."""
 
 from typing import TYPE_CHECKING
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class Dropout(Defense):
-    """Each dropout layer drops this share of its inputs when the model is queried; one draw per (seed, image)."""
+    """Each dropout layer drops the share `spec.strength` of its inputs. The draw depends only on (seed, image)."""
 
     def __init__(self, spec: "DefenseSpec"):
         super().__init__(spec)
         if not 0 <= spec.strength < 1:
-            raise UserError(f"-test-dropout {spec.strength}: a share is 0 or more and less than 1")
+            raise UserError(f"-test-dropout {spec.strength}: must be 0 or more, and less than 1")
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """`model` in eval mode with active dropout layers; `UserError` where the model has no dropout layer.
+        """`model` in eval mode, with active dropout layers. Raises `UserError` if it has no dropout layer.
 
-        Norms keep their statistics. The auxiliary head takes no part in a query, so its dropout layers do not count.
+        Norms keep their statistics. The auxiliary head is not used in a query, so its dropout layers do not count.
         """
         layers = [module for name, module in model.eval().named_modules()
                   if isinstance(module, nn.modules.dropout._DropoutNd) and not name.startswith("auxiliary.")]

@@ -16,12 +16,12 @@ RELEASE_FLOOR = 1e-6
 
 
 class Gauss(Defense):
-    """Adds N(0, STD) to each posterior, once for each (seed, image)."""
+    """Add N(0, STD²) to each posterior. The noise depends only on (seed, image)."""
 
     def __init__(self, spec: "DefenseSpec"):
         super().__init__(spec)
         if not 0 <= spec.strength < float("inf"):
-            raise UserError(f"-gauss {spec.strength}: a standard deviation is 0 or more")
+            raise UserError(f"-gauss {spec.strength}: a standard deviation must be 0 or more, and finite")
 
     def apply(self, output: torch.Tensor, key: str) -> torch.Tensor:
         if not self.spec.strength:
@@ -30,15 +30,15 @@ class Gauss(Defense):
 
 
 def normalise(posterior: torch.Tensor) -> torch.Tensor:
-    """Divide posteriors (..., C, H, W) by their sum over classes, as the release does before anything else."""
+    """Divide posteriors (..., C, H, W) by their sum over classes, as the release does before every attack."""
     return posterior / posterior.sum(dim=-3, keepdim=True)
 
 
 def gauss(posterior: torch.Tensor, std: float, rng: np.random.Generator, floor: float = RELEASE_FLOOR) -> torch.Tensor:
-    """Add N(0, std) to posteriors (..., C, H, W), clamp at `floor` from below, normalise over classes.
+    """Add N(0, std²) to posteriors (..., C, H, W), raise values below `floor` to `floor`, and normalise over classes.
 
-    The paper quotes the variance, std ** 2, and clamps at 0 (`floor=0`); a position that falls to 0 in every class
-    becomes uniform. The release clamps at 1e-6.
+    The paper gives the variance, std², and has `floor` 0; a position where all classes become 0 gets the uniform
+    distribution. The release has `floor` 1e-6.
     """
     noise = torch.from_numpy(rng.standard_normal(tuple(posterior.shape), dtype=np.float32)).to(posterior)
     noisy = (posterior + std * noise).clamp_min(floor)

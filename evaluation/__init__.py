@@ -1,1 +1,1 @@
-"""Figures, intervals, plots and reports."""
+"""Metrics, intervals, plots and reports."""

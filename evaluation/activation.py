@@ -1,4 +1,4 @@
-"""Figure 5: drawings of activation maps beside loss maps, and their correlations over all images."""
+"""Figure 5: draw activation maps beside loss maps, and write the correlations of all images."""
 
 import csv
 import hashlib
@@ -17,13 +17,13 @@ SIDES = {"members": True, "non_members": False}
 
 
 def write_cams(folder: Path, cams: Sequence[CamResult], defense: str | None, seed: int) -> dict:
-    """Write correlations.csv and, of the images with maps, NAME.png and maps.npz; returns the mean correlations.
+    """Write correlations.csv and, for the images with maps, NAME.png and maps.npz. Returns the mean correlations.
 
-    maps.npz has arrays `NAME:loss` and `NAME:cam`, those of `CamMaps`, of the posterior that was attacked.
+    maps.npz has the arrays `NAME:loss` and `NAME:cam` of `CamMaps`, computed from the posterior that was attacked.
 
-    correlations.csv has one row for each image, sorted: `image,member,pearson,spearman` of CAM and loss map, under a
-    defense also `pearson_before,spearman_before` and `cam_kept` (CAM before the defense with CAM under it). A constant
-    map has no correlation: its cell is empty.
+    correlations.csv has one row for each image, sorted by name, with the columns `image,member,pearson,spearman`
+    (correlation of CAM and loss map). Under a defense it also has `pearson_before,spearman_before` and `cam_kept`
+    (Pearson correlation of the CAM before the defense with the CAM under it). A cell is empty if a map is constant.
     """
     cams = sorted(cams, key=lambda cam: cam.name)
     columns = columns_of(cams)
@@ -43,9 +43,9 @@ def write_cams(folder: Path, cams: Sequence[CamResult], defense: str | None, see
 
 
 def file_name(name: str, taken: set[str]) -> str:
-    """The file name of the drawing of an image, without suffix: NAME with `_` for `/`; adds it to `taken`.
+    """The file name, without suffix, for the drawing of an image: NAME with `_` for `/`. The name is added to `taken`.
 
-    A name that is taken already, or too long for a file, becomes its end and a hash of all of it.
+    If the name is already taken, or too long for a file, its last 40 characters and a hash of NAME are used.
     """
     flat = name.replace("/", "_")
     if flat in taken or len(flat.encode()) > 200:
@@ -66,22 +66,23 @@ def columns_of(cams: Sequence[CamResult]) -> dict[str, list[float | None]]:
 def summarise_cams(cams: Sequence[CamResult], columns: dict[str, list[float | None]], seed: int) -> dict:
     """Mean of each column over members and over non-members, with 95 % intervals over groups.
 
-    Images without a correlation are left out and counted; where no image has one, mean and interval are None.
+    Images without a correlation are left out; `without_correlation` is their number. If all images of a side are left
+    out, the mean and the interval are None.
     """
     out: dict = {"without_correlation": sum(value is None for value in columns["pearson"])}
     for column, values in columns.items():
         name = column.replace("pearson", "correlation").replace("spearman", "rank_correlation")
         for side, member in SIDES.items():
-            own = [(value, cam.group) for value, cam in zip(values, cams, strict=True)
-                   if cam.member is member and value is not None]
-            found, group = zip(*own, strict=True) if own else ((), ())
-            out[f"{name}_{side}"] = float(np.mean(found)) if own else None
-            out[f"{name}_{side}_interval"] = mean_interval(np.array(found), group, seed) if own else None
+            pairs = [(value, cam.group) for value, cam in zip(values, cams, strict=True)
+                     if cam.member is member and value is not None]
+            known, group = zip(*pairs, strict=True) if pairs else ((), ())
+            out[f"{name}_{side}"] = float(np.mean(known)) if pairs else None
+            out[f"{name}_{side}_interval"] = mean_interval(np.array(known), group, seed) if pairs else None
     return out
 
 
 def describe_cams(cam: dict) -> str:
-    """The means of `summarise_cams` as the line that a run prints."""
+    """The line that a run prints: the means of `summarise_cams`."""
     means = [f"{side.replace('_', '-')} " + ("none" if cam[f"correlation_{side}"] is None else
              "{:+.3f} [{:+.3f}, {:+.3f}]".format(cam[f"correlation_{side}"], *cam[f"correlation_{side}_interval"]))
              for side in SIDES]
@@ -89,10 +90,10 @@ def describe_cams(cam: dict) -> str:
 
 
 def draw(path: Path, cam: CamResult, defense: str | None) -> None:
-    """One image: loss map above, CAM below; before the defense on the left, under it on the right.
+    """Draw the maps of one image: loss map above, CAM below; before the defense on the left, under it on the right.
 
-    Each map has its own colour scale, since a defense may shift a CAM by more than it varies. The scale of a loss map
-    ends at its 99 % quantile. Void is white in loss maps; no pixel of the photograph is shown.
+    Each map has a separate colour scale, because a defense may change the mean of a CAM by more than the CAM varies.
+    The scale of a loss map ends at its 99 % quantile. Void is white in loss maps. No pixel of the image is shown.
     """
     titles = ("before", f"under {defense}") if len(cam.maps) == 2 else (defense or "no defense",)
     height, width = cam.maps[0].cam.shape

@@ -1,4 +1,4 @@
-"""One attack from start to report: what attack.py does, as functions with plain arguments."""
+"""Run one attack from start to report, without a command line."""
 
 import math
 import sys
@@ -30,9 +30,10 @@ from utils.names import name_writer
 class AttackRun:
     """How a run of an attack is named and stored.
 
-    `name`: the attack, for the report; `arguments`: of the call, stored in args.json, which together with the contents
-    of `files` identify it; `out`: the folder (None: the next free runs/attack-N); `hash_names`: key file for names;
-    `cam`: folder for activation maps, `cam_images`: how many of each side are drawn; `started`: when the call began, by
+    `name`: name of the attack in the report; `arguments`: the arguments of the call, which are written to args.json;
+    `files`: files whose contents, with `arguments`, identify the call; `out`: output folder (None: the next free
+    runs/attack-N); `hash_names`: key file for names; `cam`: folder for activation maps; `cam_images`: number of members
+    and of non-members that are drawn; `save_every`: seconds between saves; `started`: start of the call by
     `time.monotonic`.
     """
 
@@ -49,7 +50,7 @@ class AttackRun:
     started: float | None = None
 
     def stamp(self, records: Sequence[Record], code: Sequence[Path] = ()) -> str:
-        """Identifies the call: a later call with the same stamp resumes it. `code`: source files that it depends on."""
+        """A hash of the call. A later call with the same stamp resumes it. `code`: source files that it depends on."""
         same = {key: value for key, value in self.arguments.items() if key not in ("out", "gpu", "save_every")}
         return fingerprint([*self.files, *code], same, commit(), torch.__version__,
                            self.compute.device.type, self.compute.precision, [(r.name, r.member) for r in records])
@@ -83,13 +84,13 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
 
 
 def source_files(*objects: object) -> list[Path]:
-    """The source files of the classes of `objects`: after an edit, a stopped run is not resumed with earlier scores."""
+    """The source files of the classes of `objects`. After an edit of one of them, an unfinished run is not resumed."""
     files = (getattr(sys.modules[type(item).__module__], "__file__", None) for item in objects)
     return sorted({Path(file) for file in files if file})
 
 
 def check_needs(attack: Attack, source: Source, run: AttackRun, population: Source | None) -> None:
-    """Raise `UserError` where an attack lacks what it needs, or has no activation maps."""
+    """Raise `UserError` if an attack lacks an input that it needs, or if -cam is given and has no activation maps."""
     if "references" in attack.needs and not source.references:
         raise UserError(f"--attack {run.name} compares the target with reference models: give --references DIR, runs "
                         "of train_shadow.py on other images")
@@ -100,21 +101,21 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
     if "population" not in attack.needs and population:
         raise UserError(f"--attack {run.name} learns nothing from samples of known membership; leave --population out")
     if {"queries", "weights"} & attack.needs and not source.predictor.reads_images:
-        raise UserError(f"--attack {run.name} queries the model: give --victim, since stored posteriors cannot be "
-                        "queried again")
+        raise UserError(f"--attack {run.name} queries the model: give --victim, because stored posteriors cannot "
+                        "be queried")
     if run.cam and not isinstance(attack, LearnedAttack):
         raise UserError("-cam shows where a trained attacker finds evidence; a threshold has no activation map: leave "
-                        "one of the two out")
+                        "-cam out, or give --attack learned")
     if run.cam and isinstance(attack.model, Pixelwise):
         raise UserError("-cam shows where an attacker of patches finds evidence; a pixelwise attacker scores every "
                         "position by itself and has no activation map")
     if run.cam and (run.cam_images < 0 or Path(run.cam).is_file()):
-        raise UserError("-cam DIR is a folder, and --cam-images 0 or more")
+        raise UserError(f"-cam {run.cam} must be a folder, and --cam-images {run.cam_images} must be 0 or more")
 
 
 def make_scorer(attack: Attack, source: Source, run: AttackRun,
                 drawn: set[str]) -> Callable[[Sequence[Record]], Part]:
-    """The function that scores some records, with their confusion matrices and CAM results."""
+    """Return the function that scores records, and also computes their confusion matrices and CAM results."""
     undefended = bool(run.cam and source.defense.spec.stage == "output")
     predictor = source.predictor if {"queries", "weights"} & attack.needs else None
 
@@ -132,12 +133,12 @@ def make_scorer(attack: Attack, source: Source, run: AttackRun,
 
 
 def check_scores(name: str, scored: Sequence[Scored], records: Sequence[Record]) -> None:
-    """Raise `UserError` where an attack does not give each record, in order, one finite score."""
+    """Raise `UserError` unless an attack gives one finite score for each record, in the same order."""
     if [one.name for one in scored] != [record.name for record in records]:
         raise UserError(f"--attack {name} gave {len(scored)} scores for {len(records)} images, or gave them in another "
-                        "order; `score` yields one `Scored` for each sample, in the order of the samples")
+                        "order; `score` must yield one `Scored` for each sample, in the order of the samples")
     if wrong := next((one for one in scored if not math.isfinite(one.score)), None):
-        raise UserError(f"{wrong.name}: the score of --attack {name} is {wrong.score}; a score is a finite number")
+        raise UserError(f"{wrong.name}: the score of --attack {name} is {wrong.score}; a score must be finite")
 
 
 def first_by_name(records: Sequence[Record], count: int) -> set[str]:

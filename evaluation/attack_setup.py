@@ -1,4 +1,4 @@
-"""The attack, the samples and the models that a call of attack.py names, from plain arguments."""
+"""Build the attack, and the source of its samples, from the choices of a user."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +23,15 @@ from utils.device import Compute, choose_compute
 __all__ = ["AttackChoices", "AttackRun", "LiveData", "choose_compute", "existing_files", "live_source", "load_attacker",
            "make_attack", "run_attack", "stored_source"]
 
-PATCH_SIZE = 24  # positions, where no attacker has another
+PATCH_SIZE = 24  # side of a patch in positions, if there is no attacker
 
 
 @dataclass(frozen=True)
 class AttackChoices:
-    """What a user chooses of an attack; None means the attacker's own, or the default."""
+    """The settings of an attack that a user can choose; each has the name of its flag.
+
+    None stands for the setting of the attacker or, without an attacker, for the default.
+    """
 
     input: str | None = None
     select: str | None = None
@@ -44,7 +47,7 @@ class AttackChoices:
 
 @dataclass(frozen=True)
 class LiveData:
-    """The images that a target model is queried about: two split files, and how to read them."""
+    """The images about which a target model is queried: two split files, and the settings to read them."""
 
     members: str
     non_members: str
@@ -55,12 +58,12 @@ class LiveData:
 
 def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoices, defense: Defense,
                 compute: Compute) -> Attack:
-    """The attack `name` with its patches; `UserError` for choices that do not fit the attacker.
+    """Build the attack `name`. Raises `UserError` for choices that contradict the attacker.
 
-    An attack that learns nothing takes patch size, floor and tau from `attacker`, if there is one.
+    An attack without training takes patch size, floor and tau from `attacker`, if there is one.
     """
     if choices.floor is not None and not 0 < choices.floor < 1:
-        raise UserError(f"--floor {choices.floor}: a posterior is between 0 and 1, and 0 has no logarithm")
+        raise UserError(f"--floor {choices.floor}: must be above 0 (0 has no logarithm) and below 1")
     spec = attacker and replace(attacker.spec, argmax=defense.one_hot, floor=choices.floor or attacker.spec.floor)
     if spec and choices.input not in (None, spec.input):
         raise UserError(f"{attacker.path} reads -input {spec.input}; for -input {choices.input} give another -resume")
@@ -76,7 +79,7 @@ def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoic
 
 def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
                   references: Sequence[str] = ()) -> Source:
-    """Posteriors on disk; reference models are queried about the tree's own images, or are stored as well."""
+    """The source of posteriors on disk. Reference models are queried about the images of the tree, or stored, too."""
     classes, stride = _expected(attack)
     folder = f"pred_{defense.spec.name}" if defense.spec.stage == "training" else "pred_sgd"
     source = tree_source(tree, folder, PredictorOptions(compute, stride, defense), classes)
@@ -91,9 +94,9 @@ def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
 
 def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None, defense: Defense, compute: Compute,
                 keep: str | None = None, references: Sequence[str] = ()) -> Source:
-    """A target model that is queried, or, with `keep`, its posteriors stored there first."""
-    classes, own_stride = _expected(attack)
-    stride = stride or own_stride or 8
+    """The source of a target model that is queried. With `keep`, its posteriors are stored in that folder first."""
+    classes, expected_stride = _expected(attack)
+    stride = stride or expected_stride or 8
     predictor = open_victim(victim, data.dataset, PredictorOptions(compute, stride, defense), classes)
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, data.dataset)
     if keep:
@@ -103,12 +106,12 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
 
 
 def existing_files(places: Sequence[str | None]) -> list[Path]:
-    """The files among the places, which are paths or KIND:WHERE; of the folder of a run its checkpoint."""
+    """The files that `places` (paths, or KIND:WHERE) name; for the folder of a run, its checkpoint last.pth.tar."""
     parts = [Path(part) for place in places if place for part in (place, place.partition(":")[2]) if part]
     return [path for part in parts for path in (part, part / "last.pth.tar") if path.is_file()]
 
 
 def _expected(attack: Attack) -> tuple[int | None, int | None]:
-    """Classes and stride of the posteriors that an attack's attacker was trained on; None: any."""
+    """Classes and stride of the posteriors that the attacker of an attack was trained on (None: any)."""
     attacker = attack.settings.attacker
     return (attacker.classes, attacker.spec.stride or None) if attacker else (None, None)

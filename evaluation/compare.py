@@ -1,4 +1,4 @@
-"""Compare attacks on the same images, paired.
+"""Compare attacks on the same images by paired differences.
 
     python -m evaluation.compare RUN RUN [RUN ...]
 
@@ -14,10 +14,11 @@ from utils.cli import new_parser, run
 
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__, "evaluation.compare")
-    flags.add_argument("runs", nargs="+", metavar="RUN", help="folders of attack.py; the first is the reference")
+    flags.add_argument("runs", nargs="+", metavar="RUN", help="folders that attack.py wrote; the others are compared "
+                       "with the first")
     flags.add_argument("--metric", "--figure", choices=("auc", "max_f", "tpr_at_5_fpr"), default="auc",
-                       help="(default: auc)")
-    flags.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+                       help="metric to compare (default: auc)")
+    flags.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     return flags
 
 

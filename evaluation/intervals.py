@@ -8,14 +8,15 @@ from evaluation.metrics import METRICS, Curves
 from utils.randomness import stream
 
 RESAMPLES = 2000
-CHUNK = 4_000_000  # weights in memory
+CHUNK = 4_000_000  # largest number of weights in memory
 
 
 def group_weights(group: Sequence[str], member: np.ndarray, resamples: int, seed: int) -> Callable[[], np.ndarray]:
-    """A function that returns the next chunk of weights (b, n): how often each item was drawn.
+    """Return a function that draws the next chunk of weights (b, n): how often each resample contains each item.
 
-    Groups are drawn with replacement. Groups of members, of non-members and of both are drawn separately, so that every
-    resample has both sides. Where each item is its own group, this is the ordinary stratified bootstrap.
+    Groups are drawn with replacement. Three kinds of groups are drawn separately: groups of members, groups of
+    non-members, and groups with both. Therefore every resample has members and non-members. If each item is a group,
+    this is the usual stratified bootstrap.
     """
     names, index = np.unique(np.asarray(group), return_inverse=True)
     share = np.bincount(index, weights=np.asarray(member, float)) / np.bincount(index)
@@ -26,9 +27,9 @@ def group_weights(group: Sequence[str], member: np.ndarray, resamples: int, seed
     def draw() -> np.ndarray:
         weights = np.zeros((rows, len(names)))
         for stratum in range(3):
-            own = np.flatnonzero(kind == stratum)
-            if own.size:
-                weights[:, own] = rng.multinomial(own.size, np.full(own.size, 1 / own.size), size=rows)
+            groups = np.flatnonzero(kind == stratum)
+            if groups.size:
+                weights[:, groups] = rng.multinomial(groups.size, np.full(groups.size, 1 / groups.size), size=rows)
         return weights[:, index]
 
     return draw
@@ -36,10 +37,10 @@ def group_weights(group: Sequence[str], member: np.ndarray, resamples: int, seed
 
 def bootstrap(scores: Sequence[np.ndarray], member: np.ndarray, group: Sequence[str], seed: int = 0,
               resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Resampled metrics: name -> (resamples, len(scores)).
+    """Metrics of the resamples: name -> array (resamples, len(scores)).
 
-    scores: arrays (n,) of one or more attacks on the same items. A resample has the same weights for all of them, so
-    that their differences are paired. Resamples without members or without non-members are dropped.
+    scores: arrays (n,) of one or more attacks on the same items. A resample has the same weights for all attacks, so
+    their differences are paired. Resamples without members or without non-members are dropped.
     """
     draw = group_weights(group, member, resamples, seed)
     curves = [Curves(score, member) for score in scores]
@@ -58,13 +59,13 @@ def bootstrap(scores: Sequence[np.ndarray], member: np.ndarray, group: Sequence[
 
 def intervals(score: np.ndarray, member: np.ndarray, group: Sequence[str], seed: int = 0,
               resamples: int = RESAMPLES) -> dict[str, list[float]]:
-    """95 % percentile intervals [low, high] of each metric of one attack."""
+    """95 % percentile interval [low, high] of each metric of one attack: score (n,), member bool (n,)."""
     drawn = bootstrap([score], np.asarray(member, bool), group, seed, resamples)
     return {name: [float(q) for q in np.quantile(values[:, 0], [0.025, 0.975])] for name, values in drawn.items()}
 
 
 def mean_interval(values: np.ndarray, group: Sequence[str], seed: int = 0, resamples: int = RESAMPLES) -> list[float]:
-    """95 % percentile interval [low, high] of the mean of `values` (n,), over their groups."""
+    """95 % percentile interval [low, high] of the mean of `values` (n,), by a bootstrap over groups."""
     values = np.asarray(values, float)
     draw, means = group_weights(group, np.ones(len(values)), resamples, seed), np.empty(0)
     while len(means) < resamples:
@@ -77,10 +78,11 @@ def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray],
                       group: Sequence[str], metric: str = "auc", seed: int = 0) -> dict[str, object]:
     """Metric of `first` minus that of `second` on the same items: {"difference", "interval": [low, high]}.
 
-    Each side is one array (n,) of scores or several (one for each attacker seed), whose metrics are averaged.
+    `first` and `second` have one or more arrays of scores (n,), one for each attacker seed. The metric of each is the
+    mean over its arrays.
     """
     member, columns = np.asarray(member, bool), [*first, *second]
     sign = np.array([1 / len(first)] * len(first) + [-1 / len(second)] * len(second))
-    own = np.array([float(METRICS[metric](*Curves(score, member).counts())[0]) for score in columns])
+    values = np.array([float(METRICS[metric](*Curves(score, member).counts())[0]) for score in columns])
     low, high = np.quantile(bootstrap(columns, member, group, seed)[metric] @ sign, [0.025, 0.975])
-    return {"difference": float(own @ sign), "interval": [float(low), float(high)]}
+    return {"difference": float(values @ sign), "interval": [float(low), float(high)]}

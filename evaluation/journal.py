@@ -1,7 +1,7 @@
-"""What an attack has scored so far, stored in its run's folder, so that the same call resumes after a stop.
+"""Save the scores of an unfinished attack in the folder of its run, so that the same call can resume after a stop.
 
-Images are scored part by part. A part is identified by its images and the state of their files, so that an image that
-was changed in the meantime is scored again. `DIR/unfinished/` is deleted once the results are written.
+Images are scored in parts of a few images. The key of a part contains the names of its images and the sizes and times
+of their files, so an image that has changed is scored again. `DIR/unfinished/` is deleted when the results are written.
 """
 
 import json
@@ -24,7 +24,7 @@ from utils.pause import Pause
 
 @dataclass
 class Part:
-    """Some images after the attack: their scores, confusion matrices {member: (C, C)}, and CAM results, if any."""
+    """The results of one part: scores, confusion matrices {member: (C, C)}, and CAM results, if there are any."""
 
     scored: list[Scored]
     matrices: dict[bool, np.ndarray] = field(default_factory=dict)
@@ -33,10 +33,11 @@ class Part:
 
 @dataclass(frozen=True)
 class RunPlace:
-    """Where an attack writes: `out`, or the next free runs/attack-N; what it may resume; how often it saves.
+    """The folder of a run, and the data that decide whether an unfinished run can be resumed.
 
-    `stamp` identifies the call; `files` gives the files that a record's sample is read from; `drawn` are the names
-    whose maps are drawn and which are therefore scored again.
+    `out`: the folder (None: the next free runs/attack-N); `stamp`: identifies the call; `files`: returns the files from
+    which the sample of a record is read; `save_every`: seconds between saves; `drawn`: names of the images whose maps
+    are drawn. These images are always scored again, because maps are not saved.
     """
 
     out: str | None
@@ -47,7 +48,7 @@ class RunPlace:
 
 
 def find_unfinished(place: RunPlace) -> Path | None:
-    """Find and lock an unfinished run with the same stamp: in `out`, or in one of runs/attack-N."""
+    """Find and lock an unfinished run with the same stamp: `out`, or without `out` one of runs/attack-N."""
     for folder in [Path(place.out)] if place.out else sorted(Path("runs").glob("attack-*")):
         if _has_stamp(folder / "unfinished", place.stamp):
             try:
@@ -65,7 +66,7 @@ def _has_stamp(folder: Path, stamp: str) -> bool:
 
 
 class Journal:
-    """The finished parts of one attack, in files of `folder`/unfinished; each save writes one file."""
+    """The finished parts of one attack, in files in `folder`/unfinished. Each save writes one file."""
 
     def __init__(self, folder: Path, stamp: str):
         self.run, self._folder, self._unsaved = folder, folder / "unfinished", {}
@@ -76,7 +77,7 @@ class Journal:
                 file.write(stamp)
 
     def add(self, key: str, part: Part) -> None:
-        """Note a finished part; `save` writes it."""
+        """Add a finished part. The next `save` writes it."""
         self._unsaved[key] = {
             "scored": [asdict(scored) for scored in part.scored],
             "matrices": [[member, matrix.tolist()] for member, matrix in part.matrices.items()],
@@ -96,14 +97,14 @@ class Journal:
 
 
 def _key(records: Sequence[Record], place: RunPlace) -> str:
-    """Identifies a part by the names of its images, and the sizes and times of their files."""
+    """The key of a part: a hash of the names of its images, and of the sizes and times of their files."""
     states = [path.stat() for record in records for path in place.files(record) if path.exists()]
     names = [record.name for record in records]
     return fingerprint([], names, [(state.st_size, state.st_mtime_ns) for state in states])
 
 
 def _load_parts(folder: Path, parts: Sequence[Sequence[Record]], place: RunPlace) -> dict[int, Part]:
-    """Number -> part, of those stored in `folder`; without those that have an image to draw, whose maps are missing."""
+    """Map numbers to the parts that are stored in `folder`. Parts with an image to draw are left out (no maps)."""
     stored = {key: part for path in folder.glob("unfinished/*.json") for key, part in read_json(path).items()}
     loaded = {}
     for number, records in enumerate(parts):
@@ -117,24 +118,25 @@ def _load_parts(folder: Path, parts: Sequence[Sequence[Record]], place: RunPlace
 
 def score_parts(parts: Sequence[Sequence[Record]], score: Callable[[Sequence[Record]], Part],
                 start: Callable[[], Path], place: RunPlace) -> tuple[list[Part], Journal]:
-    """Score all parts, in order, or load those that an unfinished run has; returns them and the run's journal.
+    """Score all parts, or load those that an unfinished run has saved. Returns the parts, in order, and the journal.
 
-    `start` makes the run's folder, once the first part is scored. Saves every `place.save_every` seconds, when a signal
-    asks to stop, and when an image cannot be used.
+    `start` makes the folder of the run after the first part is scored. Scores are saved every `place.save_every`
+    seconds, when a signal asks to stop, and when `UserError` is raised.
     """
     folder = run_on_main(lambda: find_unfinished(place))
     done = run_on_main(lambda: _load_parts(folder, parts, place) if folder else {})
     missing = [number for number in range(len(parts)) if number not in done]
-    own, journal = own_share(missing), None
+    share, journal = own_share(missing), None
     total, loaded = sum(map(len, parts)), sum(len(parts[number]) for number in done)
     with (progress(None, "attacking", total, initial=loaded) as bar,
           Pause(place.save_every, "the same command resumes") as pause):
         try:
-            for turn in range(-(-len(missing) // world_size())):  # as many on every process: they meet in `due`
-                here = own[turn : turn + 1]
-                done |= {number: score(parts[number]) for number in here}
+            # Every process makes the same number of turns, because `due` waits for all processes.
+            for turn in range(-(-len(missing) // world_size())):
+                numbers = share[turn : turn + 1]
+                done |= {number: score(parts[number]) for number in numbers}
                 journal = journal or Journal(folder or run_on_main(start), place.stamp)
-                for number in here:
+                for number in numbers:
                     journal.add(_key(parts[number], place), done[number])
                     bar.update(len(parts[number]) * world_size())
                 if pause.due():
@@ -144,5 +146,5 @@ def score_parts(parts: Sequence[Sequence[Record]], score: Callable[[Sequence[Rec
             if journal:
                 journal.save()
             raise
-    done |= dict(gather([(number, done[number]) for number in own]))
+    done |= dict(gather([(number, done[number]) for number in share]))
     return [done[number] for number in range(len(parts))], journal or Journal(folder, place.stamp)

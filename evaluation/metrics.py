@@ -6,10 +6,10 @@ from utils import VOID
 
 
 class Curves:
-    """True and false positives at every threshold, for one weighting of the items or for many.
+    """True and false positives at every threshold: score (n,), member bool (n,).
 
-    score (n,), member bool (n,). `counts(weights)`, weights (B, n), returns true and false positives (B, T) of
-    "score >= t" at each of the T distinct scores, highest first. Items with equal scores are counted together.
+    `counts(weights)`, weights (B, n), returns the weighted true and false positives (B, T) of "score >= t" at each of
+    the T distinct scores, highest first. Without weights each item counts once, and B is 1.
     """
 
     def __init__(self, score: np.ndarray, member: np.ndarray):
@@ -27,7 +27,7 @@ class Curves:
 
 
 def _auc(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Area under the ROC by trapezoids: ties count one half."""
+    """Area under the ROC curve, by trapezoids: equal scores count one half."""
     step = np.diff(false, axis=1, prepend=0)
     height = true - np.diff(true, axis=1, prepend=0) / 2
     return (step * height).sum(axis=1) / (true[:, -1] * false[:, -1])
@@ -49,9 +49,9 @@ METRICS = {"auc": _auc, "max_f": _max_f, "tpr_at_5_fpr": _tpr_at(0.05)}
 
 
 def compute_metrics(score: np.ndarray, member: np.ndarray) -> dict[str, float]:
-    """AUC, max-F and TPR at 5 % FPR of scores (n,) against membership bool (n,), each in 0..1.
+    """AUC, max-F and TPR at 5 % FPR, each in 0..1, of scores (n,) and membership bool (n,).
 
-    Raises `ValueError` when there are no members, no non-members, or a score is not finite.
+    Raises `ValueError` if there are no members or no non-members, or if a score is not finite.
     """
     score, member = np.asarray(score, float), np.asarray(member, bool)
     if not member.any() or member.all():

@@ -15,7 +15,10 @@ SQUARE = {"figsize": (4, 4), "layout": "constrained"}
 
 
 def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
-    """Write roc.png and precision-recall.png: images solid, patches dashed, random guessing dotted."""
+    """Write roc.png and precision-recall.png, with the curves of images (solid) and patches (dashed).
+
+    Random guessing is a dotted line in the first plot, and a star in the second.
+    """
     member = np.array([s.member for s in scored])
     counts = [len(s.patch_scores) for s in scored]
     levels = [("image", [s.score for s in scored], member, "-")]

@@ -1,4 +1,4 @@
-"""The results of an attack: results.json, scores.csv, patches.npz, plots, and a table on the screen."""
+"""Write the results of an attack (results.json, scores.csv, patches.npz, plots), and format them as a table."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from evaluation.plots import plot_curves
 from utils.files import atomic_open, write_json
 from utils.names import spreadsheet_safe
 
-PATCH_RESAMPLES = 500  # there are many patches, and few groups
+PATCH_RESAMPLES = 500  # fewer than for images, because each resample of many patches is slow
 
 
 def summarise(scored: Sequence[Scored], seed: int = 0) -> dict:
-    """Metrics of images and of patches with their 95 % intervals, and the metrics of guessing.
+    """Metrics of images and of patches with their 95 % intervals, and the F that guessing would reach.
 
-    Patches are resampled with the group of their image, since the patches of one image are not independent. An attack
-    without patches has no entry "patch".
+    Patches are resampled together with the group of their image, because the patches of an image are not independent.
+    If the attack has no patches, there is no entry "patch".
     """
     member = np.array([s.member for s in scored], bool)
     group = np.array([s.group for s in scored])
@@ -40,10 +40,10 @@ def summarise(scored: Sequence[Scored], seed: int = 0) -> dict:
 
 
 def write_scores(folder: Path, scored: Sequence[Scored], write_name: Callable[[str], str] = spreadsheet_safe) -> None:
-    """Write scores.csv (`image,member,score`, by image) and patches.npz.
+    """Write scores.csv (`image,member,score`, sorted by image) and patches.npz.
 
-    patches.npz has a row for each patch, or for each image of an attack without patches: its image, membership, group,
-    corner (top, left) and score. `write_name` gives the written form of the names of images and groups.
+    patches.npz has one row for each patch: its image, membership, group, corner (top, left) and score. If the attack
+    has no patches, there is one row for each image. `write_name` converts the names of images and groups.
     """
     ordered = sorted((replace(s, name=write_name(s.name), group=write_name(s.group)) for s in scored),
                      key=lambda s: s.name)
@@ -63,20 +63,20 @@ def write_scores(folder: Path, scored: Sequence[Scored], write_name: Callable[[s
 
 
 def table(results: dict) -> str:
-    """The metrics as the lines that a run prints."""
+    """The table of metrics that a run prints."""
     lines = [f"{'':8}{'AUC':>7}  {'95 % interval':15}{'max-F':>7}  {'95 % interval':15}"
              f"{'random F':>9}{'all-member F':>14}"]
     for level in (level for level in ("image", "patch") if level in results):
-        own, luck = results[level], results["chance"][level]
-        auc, f = (f"[{low:.3f}, {high:.3f}]" for low, high in (own["auc_interval"], own["max_f_interval"]))
-        lines.append(f"{level:8}{own['auc']:7.3f}  {auc:15}{own['max_f']:7.3f}  {f:15}"
-                     f"{luck['random_f']:9.3f}{luck['all_member_f']:14.3f}")
+        metrics, guess = results[level], results["chance"][level]
+        auc, f = (f"[{low:.3f}, {high:.3f}]" for low, high in (metrics["auc_interval"], metrics["max_f_interval"]))
+        lines.append(f"{level:8}{metrics['auc']:7.3f}  {auc:15}{metrics['max_f']:7.3f}  {f:15}"
+                     f"{guess['random_f']:9.3f}{guess['all_member_f']:14.3f}")
     return "\n".join(lines)
 
 
 def write_report(folder: Path, scored: Sequence[Scored], about: dict, seed: int,
                  write_name: Callable[[str], str]) -> dict:
-    """Write everything into `folder`, names as `write_name` gives them, and return the results."""
+    """Write all files of the report into `folder`, and return the results. `about`: further entries of results.json."""
     results = summarise(scored, seed) | about
     write_scores(folder, scored, write_name)
     plot_curves(folder, scored, results)

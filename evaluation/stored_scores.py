@@ -1,4 +1,4 @@
-"""Read the scores that runs of attack.py have stored, and pair those of several runs."""
+"""Read the scores that runs of attack.py have written, and pair the scores of several runs by image."""
 
 import csv
 import math
@@ -13,9 +13,9 @@ from utils.untrusted import reading
 
 
 def read_paired(folders: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray, list[str]]:
-    """Scores (n,) of each run, and membership (n,) and group of the images, which all runs have scored.
+    """Scores (n,) of each run, membership bool (n,), and the group of each image, sorted by the name of the image.
 
-    Raises `UserError` where they scored different images.
+    Raises `UserError` if the runs have scored different images.
     """
     tables = [read_scores(folder) for folder in folders]
     first = {name: row[:2] for name, row in tables[0].items()}
@@ -29,7 +29,10 @@ def read_paired(folders: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray, 
 
 
 def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:
-    """Image -> (member, group, score), from scores.csv and patches.npz of a run; `UserError` where they are broken."""
+    """Map each image of a run to (member, group, score). Reads scores.csv and patches.npz.
+
+    Raises `UserError` if one of these files is missing or broken.
+    """
     path, advice = folder / "scores.csv", "give folders that attack.py wrote"
     if not path.is_file():
         raise UserError(f"{folder} holds no scores.csv; {advice}")
@@ -41,17 +44,20 @@ def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:
     if len(rows) != len(group) or {name for name, _, _ in rows} != group.keys():
         raise UserError(f"{path} does not name each image of patches.npz once; {advice}")
     if not all(math.isfinite(score) for _, _, score in rows) or len({member for _, member, _ in rows}) < 2:
-        raise UserError(f"{path} lacks a finite score of some image, or one of the two sides; {advice}")
+        raise UserError(f"{path} has a score that is not finite, or lacks members or non-members; {advice}")
     return {name: (member, group[name], score) for name, member, score in rows}
 
 
 def read_patches(folder: Path, *columns: str) -> list[np.ndarray]:
-    """Columns of patches.npz of a run, each (patches,): `image` and `group` text, `score` finite numbers."""
+    """Columns of patches.npz of a run, each (patches,): `image` and `group` are text, `score` is finite numbers.
+
+    Raises `UserError` if a column is missing or has another form.
+    """
     path = folder / "patches.npz"
     arrays = read_npz(path, columns)
     complete = all(name in arrays and arrays[name].ndim == 1
                    and arrays[name].dtype.kind == ("f" if name == "score" else "U") for name in columns)
     if (not complete or len({len(column) for column in arrays.values()}) > 1
             or not np.isfinite(arrays.get("score", 0)).all()):
-        raise UserError(f"{path} lacks {', '.join(columns)} of some patch; write it again with attack.py")
+        raise UserError(f"{path} lacks {', '.join(columns)} of some patches; write it again with attack.py")
     return [arrays[name] for name in columns]

@@ -25,9 +25,9 @@ MODELS = Table("segmentation model", {
 
 
 def build_segmenter(spec: dict, pretrained: bool = False) -> "nn.Module":
-    """Build the model of `spec`: `name`, one of `MODELS`, and the arguments of its `build`.
+    """Build the model that `spec` describes: its `name` in `MODELS`, and the arguments of its `build`.
 
-    `group_norms` lists the parts (backbone, head, auxiliary) that have GroupNorm instead of BatchNorm.
+    The entry `group_norms` lists the parts (backbone, head, auxiliary) that have GroupNorm instead of BatchNorm.
     """
     from models.layers import group_norms
 
@@ -40,15 +40,15 @@ def build_segmenter(spec: dict, pretrained: bool = False) -> "nn.Module":
 
 
 def stored_spec(spec: dict) -> dict:
-    """`spec` in the form of a checkpoint, as an attacker's is: name, classes, and the other arguments."""
+    """`spec` in the form in which checkpoints store it: {"name", "classes", "arguments"}."""
     rest = {key: value for key, value in spec.items() if key not in ("name", "classes")}
     return {"name": spec["name"], "classes": spec["classes"], "arguments": rest}
 
 
 def read_segmenter(path: str) -> dict:
-    """The checkpoint of a segmentation model, with its `spec` under "model"; `UserError` for any other file.
+    """Load the checkpoint of a segmentation model, with its `spec` under "model". Raises `UserError` for other files.
 
-    Earlier versions stored the arguments beside the name.
+    Checkpoints of earlier versions, in which the arguments are not in a separate dict, are read too.
     """
     from utils.checkpoints import load_checkpoint
 
@@ -63,7 +63,10 @@ def read_segmenter(path: str) -> dict:
 
 
 def load_segmenter(path: str) -> tuple["nn.Module", dict]:
-    """The model in checkpoint `path`, in eval mode on the CPU, and the checkpoint; `UserError` for any other file."""
+    """Load the model of a checkpoint (in eval mode, on the CPU), and the checkpoint itself.
+
+    Raises `UserError` if the file is no checkpoint of a segmentation model.
+    """
     from utils.checkpoints import rebuild
 
     checkpoint = read_segmenter(path)
@@ -73,7 +76,10 @@ def load_segmenter(path: str) -> tuple["nn.Module", dict]:
 
 @dataclass(frozen=True)
 class LoadedAttacker:
-    """An attacker in eval mode with its norms folded, how it reads posteriors, and its classes (None: any number)."""
+    """An attacker for inference: model, input settings, number of classes (None: any), and path of the checkpoint.
+
+    The model is in eval mode, and each BatchNorm is merged into the convolution before it.
+    """
 
     model: "nn.Module"
     spec: "InputSpec"
@@ -83,10 +89,11 @@ class LoadedAttacker:
 
 def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
                   patch_size: int | None = None) -> LoadedAttacker:
-    """The attacker in checkpoint `path`, on the CPU.
+    """Load the attacker of a checkpoint, on the CPU.
 
-    A checkpoint of the release holds weights alone: its channels tell its input, `arch`, `dilated` and `patch_size`
-    (default 90) the rest. Raises `UserError` for any other file, and where `patch_size` is not the attacker's.
+    A checkpoint of the release has only weights. Its input follows from the number of channels; `arch`, `dilated` and
+    `patch_size` (default 90) must be given. Raises `UserError` for any other file, and if `patch_size` is not the patch
+    size that the checkpoint stores.
     """
     from models.attacker import RELEASE_FLOOR, Attacker, InputSpec, build_attacker
     from utils.checkpoints import load_checkpoint, rebuild, require
@@ -96,7 +103,7 @@ def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
     if stored is None:
         first = state.get("conv1.0.weight", state.get("module.conv1.0.weight"))
         if first is None or first.ndim != 4:
-            raise UserError(f"{path} is no attacker: it has no conv1.0.weight")
+            raise UserError(f"{path} is no attacker: it has no conv1.0.weight; train one with train_attacker.py")
         channels = first.shape[1]
         kind, classes = ("loss", None) if channels == 1 else ("concate", channels // 2)
         model = rebuild(lambda: Attacker(arch, channels, dilated=dilated), state, path)
@@ -112,15 +119,16 @@ def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of a segmentation model; the defaults are the small PSPNet of the demo."""
+    """Add the flags of a segmentation model. The defaults are the small PSPNet of the demo."""
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=MODELS, default="pspnet", help="segmentation head (default: pspnet)")
     model.add_argument("--backbone", default="resnet10t", help="timm backbone, e.g. resnet18, resnet101s, xception71, "
                        "efficientnet_lite0 (default: resnet10t)")
-    model.add_argument("--output-stride", type=positive, default=8, help="of the backbone: 8, 16 or 32 (default: 8)")
+    model.add_argument("--output-stride", type=positive, default=8, help="output stride of the backbone: 8, 16 or 32 "
+                       "(default: 8)")
     model.add_argument("--stages", type=positive, default=3,
-                       help="how many stages of the backbone are used (default: 3)")
+                       help="number of stages of the backbone that are used (default: 3)")
     model.add_argument("--width", type=positive, default=128,
-                       help="channels of the head (default: 128; the paper's 512)")
-    model.add_argument("--dropout", type=float, default=0.1, help="before the classifier (default: 0.1)")
+                       help="number of channels of the head (default: 128; the paper has 512)")
+    model.add_argument("--dropout", type=float, default=0.1, help="dropout ratio before the classifier (default: 0.1)")
     model.add_argument("--pretrained", action="store_true", help="start from ImageNet weights")

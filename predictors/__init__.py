@@ -1,4 +1,4 @@
-"""Models that can be queried, and outputs on disk: from an image to the output of a model.
+"""Predictors give the output of a model for an image: they query a model, or read stored outputs.
 
 A new kind of predictor is one file with a subclass of `predictors.base.Predictor`, and one line in `PREDICTORS`.
 Scripts take `KIND:WHERE`, or the path of a checkpoint.
@@ -18,9 +18,9 @@ PREDICTORS = Table("predictor", {
 
 
 def open_predictor(where: str, options: "PredictorOptions | None" = None) -> "Predictor":
-    """The predictor `KIND:WHERE`; a text that starts with no kind of `PREDICTORS` is the path of a checkpoint.
+    """Open the predictor `KIND:WHERE`. If `where` starts with no kind of `PREDICTORS`, it is the path of a checkpoint.
 
-    `UserError` where it cannot be used.
+    Raises `UserError` if the predictor cannot be used.
     """
     from predictors.base import PredictorOptions
 

@@ -1,4 +1,4 @@
-"""A record of an image, a model that is queried about it, and the one loop that queries models."""
+"""The records of images on disk, the base class of predictors, and the loop that queries a predictor."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from utils.cli import UserError
 from utils.device import CPU_FP32, Compute
 from utils.log import progress
 
-BATCH = 8  # images that a predictor receives together
+BATCH = 8  # images in one call of `predict`
 
 
 @dataclass(frozen=True)
 class Record:
     """An image and its label on disk; files are read only when they are needed.
 
-    `id` is what random streams are derived from. `dataset` names the data set that decodes the label; without one the
-    label holds train ids.
+    `id`: key of the random streams of the image. `dataset`: name of the data set that decodes the label; None if the
+    label holds train ids. `member`: None if it is not known.
     """
 
     name: str
@@ -37,22 +37,22 @@ class Record:
 
     @classmethod
     def of_pair(cls, pair: Pair, dataset: str, member: bool | None = None) -> "Record":
-        """The record of a line of a split file."""
+        """The record of one line of a split file."""
         return cls(pair.name, pair.key, pair.group, member, pair.root / pair.image, pair.root / pair.label, dataset)
 
     def load_image(self) -> np.ndarray:
-        """Image uint8 (H, W, 3); `UserError` where the file is missing or broken."""
+        """Image uint8 (H, W, 3). Raises `UserError` if the file is missing or broken."""
         return load_image(self.image)
 
     def load_label(self, classes: int = VOID) -> np.ndarray:
-        """Label uint8 (H, W): train ids below `classes`, 255 = void; `UserError` for any other content."""
+        """Label uint8 (H, W): train ids below `classes`, 255 = void. Raises `UserError` for any other content."""
         label = load_label(self.label, find_dataset(self.dataset)) if self.dataset else load_ids(self.label)
         return check_label(label, classes, self.label)
 
 
 @dataclass(frozen=True)
 class Query:
-    """What a model is asked: a record and its image uint8 (H, W, 3), which is None where no predictor reads it."""
+    """One query of a model: a record and its image uint8 (H, W, 3), which is None if no predictor reads it."""
 
     record: Record
     image: np.ndarray | None
@@ -60,9 +60,9 @@ class Query:
 
 @dataclass(frozen=True)
 class PredictorOptions:
-    """How a model is queried: device and precision, pixels per position of its output, and its defense.
+    """Settings of a predictor: device and precision, stride (pixels per position of the output), and defense.
 
-    `stride` None: a model gives 1 pixel per position, stored outputs have the stride that their size tells.
+    If `stride` is None, a model has stride 1, and the stride of stored outputs is inferred from their size.
     """
 
     compute: Compute = CPU_FP32
@@ -71,12 +71,12 @@ class PredictorOptions:
 
 
 class Predictor:
-    """A model that can be queried, or stored outputs. A subclass sets `classes` and defines `predict`.
+    """The base class of predictors. A subclass sets `classes` and defines `predict`.
 
-    `classes`: number of classes, None where it is not known before the first output; `stride`: pixels per position,
-    None likewise; `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
+    `classes`: number of classes; None if it is not known before the first output. `stride`: pixels per position; None
+    in the same case. `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
     `takes_query_defenses`: whether the subclass calls `prepare` and `query_seed` of its defense, as dropout at test
-    time requires; without it, such a defense raises `UserError`.
+    time requires. If not, a defense with the stage "query" raises `UserError`.
     """
 
     classes: int | None = None
@@ -97,7 +97,7 @@ class Predictor:
         raise NotImplementedError
 
     def files(self, record: Record) -> tuple[Path, ...]:
-        """The files that the output for this record is read from, beside its image."""
+        """The files, besides the image, from which the output for this record is read."""
         return ()
 
 
@@ -113,7 +113,7 @@ class Answer:
         return self.query.record
 
     def load_label(self) -> np.ndarray:
-        """The label uint8 (H, W) at full size; `UserError` where it does not fit the image or the classes."""
+        """The label uint8 (H, W) at full size. Raises `UserError` if it does not fit the image or the classes."""
         label = self.record.load_label(self.output.shape[0])
         if self.query.image is not None:
             check_sizes(self.query.image, label, self.record.label)
@@ -122,10 +122,10 @@ class Answer:
 
 def predict_records(predictor: Predictor, records: Sequence[Record], what: str = "",
                     with_images: bool = False) -> Iterator[Answer]:
-    """Query a predictor about records, in order; this is the only loop in the project that does.
+    """Query a predictor about records, and yield the answers in the same order.
 
-    `what` names the progress bar; without it there is none. Images are loaded where the predictor reads them, or where
-    `with_images` asks for them; memory holds `BATCH` of them.
+    `what`: title of the progress bar; without a title there is no bar. Images are loaded only if the predictor reads
+    them or `with_images` is true. At most `BATCH` images are in memory.
     """
     with progress(None, what or None, len(records), hidden=not what) as bar:
         for start in range(0, len(records), BATCH):

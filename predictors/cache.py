@@ -1,4 +1,4 @@
-"""Posteriors of a model that are computed once and stored, in the layout of the release."""
+"""Compute the posteriors of a model once, and store them in the layout of the release."""
 
 import json
 import shutil
@@ -17,11 +17,12 @@ MARKER = "made-from"
 
 def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record],
                      made_from: Sequence[Path]) -> StoredPredictor:
-    """Store the posteriors of `predictor` in `tree`, float16, and return the predictor that reads them.
+    """Store the posteriors of `predictor` in `tree` as float16, and return the predictor that reads them.
 
-    Posteriors that are stored already are not computed again, so an interrupted call is resumed. `made_from` are the
-    files that the posteriors depend on: checkpoint and split files. A tree of other files, records, precision, stride
-    or dropout is deleted and computed again. Raises `UserError` where `tree` is some other folder.
+    Posteriors that are already stored are not computed again, so a second call resumes an interrupted one. `made_from`:
+    the files that the posteriors depend on (checkpoint and split files). If the files, the records, the precision, the
+    stride or the defense have changed, all posteriors are deleted and computed again. Raises `UserError` if `tree` is a
+    folder that this function did not make.
     """
     run_on_main(lambda: _prepare(tree, predictor, records, made_from))
     sides = {member: side for side, member in SIDES.items()}
@@ -35,7 +36,7 @@ def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record]
 
 
 def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], made_from: Sequence[Path]) -> None:
-    """Delete what was made from something else, and write what this tree is made from."""
+    """Delete posteriors that were made from other inputs, and record the present inputs in the file `MARKER`."""
     spec, precision = predictor.options.defense.spec, predictor.options.compute.precision
     about = {"precision": precision, "stride": predictor.stride, "defense": spec.describe()}
     queried = [(record.member, str(record.image.absolute()), str(record.label.absolute()), record.dataset)
@@ -43,7 +44,7 @@ def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], made_f
     about["fingerprint"] = fingerprint(list(made_from), about, spec.seed if about["defense"] else None, queried)
     marker, before = tree / MARKER, None
     if not marker.is_file() and tree.exists() and any(path.suffix != ".partial" for path in tree.iterdir()):
-        raise UserError(f"{tree} is no cache of posteriors; name a new folder")
+        raise UserError(f"{tree} is no cache of posteriors; give a folder that does not exist yet")
     with suppress(OSError, ValueError):
         before = json.loads(marker.read_text(encoding="utf-8"))
     if marker.is_file() and before != about:

@@ -15,8 +15,8 @@ from predictors.base import Predictor, PredictorOptions, Query
 class ModelPredictor(Predictor):
     """A segmentation model in memory, which is queried about complete images.
 
-    On a CPU, and where the model draws random numbers, each image has a forward pass of its own, so that an output does
-    not depend on the other images. A GPU takes images of one size together.
+    On a CPU, or if the model draws random numbers, each image has a separate forward pass. Therefore an output does not
+    depend on the other images. On a GPU, images of equal size share a forward pass.
     """
 
     takes_query_defenses = True
@@ -38,8 +38,9 @@ class ModelPredictor(Predictor):
 
     @torch.inference_mode()
     def _posteriors(self, images: np.ndarray, seed: int | None) -> list[torch.Tensor]:
-        """Posteriors (C, h, w) of images uint8 (N, H, W, 3); `seed` fixes what the model draws."""
-        compute, model = self.options.compute, self.model  # a model that is loaded now draws random numbers, too
+        """Posteriors (C, h, w) of images uint8 (N, H, W, 3). `seed`: seed of the random numbers of the model."""
+        # The model may be loaded here; this must precede the seed, because building a model draws random numbers.
+        compute, model = self.options.compute, self.model
         if seed is not None:
             torch.manual_seed(seed)
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(compute.device)
@@ -49,7 +50,7 @@ class ModelPredictor(Predictor):
 
 
 class CheckpointPredictor(ModelPredictor):
-    """The model in a checkpoint, which is loaded at the first query. `UserError` for any other file."""
+    """The model in a checkpoint, loaded at the first query. Raises `UserError` if the file is no segmentation model."""
 
     def __init__(self, where: str, options: PredictorOptions):
         Predictor.__init__(self, where, options)

@@ -1,6 +1,6 @@
-"""Reference models, shadows among them: models like the target, whose training images are known.
+"""Reference models: models like the target model whose training images are known, for example shadows.
 
-The folder of a run of train_shadow.py holds the model (last.pth.tar) and what it was trained on (in.txt) and not
+A folder that train_shadow.py wrote holds the model (last.pth.tar), its training images (in.txt) and other images
 (out.txt).
 """
 
@@ -31,7 +31,7 @@ class ShadowRun:
         return self.folder / "last.pth.tar"
 
     def cache(self, options: PredictorOptions) -> Path:
-        """The folder `posteriors-sN` of the run, a tree with the shadow's posteriors on D^S, computed where missing."""
+        """Return the tree `posteriors-sN` (stride N): the shadow's posteriors on D^S. Missing ones are computed."""
         spec = options.defense.spec
         under = f"-{spec.describe()}-{spec.seed}".replace(" ", "-") if spec.stage == "query" else ""
         tree = self.folder / f"posteriors-s{options.stride}{under}"
@@ -56,10 +56,11 @@ class Reference:
 
 
 def read_shadow(folder: str | Path) -> ShadowRun:
-    """Read the run of a shadow; `UserError` where it is unfinished, or something else."""
+    """Read the run of a shadow. Raises `UserError` if it is not finished, or is not a run of train_shadow.py."""
     folder = Path(folder)
     if not (folder / "in.txt").is_file():
-        raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give --shadow DIR")
+        raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give a folder that "
+                        "train_shadow.py wrote")
     if not (folder / "results.json").is_file():
         raise UserError(f"the training of {folder} is not finished; resume it with train_shadow.py --continue {folder}")
     checkpoint = read_segmenter(folder / "last.pth.tar")
@@ -69,9 +70,10 @@ def read_shadow(folder: str | Path) -> ShadowRun:
 
 
 def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[Reference, ...]:
-    """Reference models from folders of train_shadow.py, or from anything that `open_predictor` takes.
+    """Open reference models: folders that train_shadow.py wrote, or arguments of `open_predictor`.
 
-    What a model of the second kind was trained on is not known here, and taken to be none of the attacked images.
+    For a model of the second kind the training images are not known. It is assumed that it was trained on none of the
+    attacked images.
     """
     references = []
     for place in places:

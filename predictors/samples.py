@@ -1,4 +1,4 @@
-"""From records to samples: query, check, align with the label, defend. Live and stored models take this one way."""
+"""Make samples from records: query the model, check its output, align the label, and apply the defense."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ from utils.cli import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """What samples are made from: records, the target model with its defense, and reference models.
+    """Records, the target model with its defense, and reference models, from which samples are made.
 
-    `classes` and `stride` are those that the attack expects (None: any).
+    `classes` and `stride`: those that the attack expects (None: any).
     """
 
     records: Sequence[Record]
@@ -34,28 +34,29 @@ class Source:
     stride: int | None = None
 
     def samples(self, needs: frozenset[str] = frozenset({"truth"}), undefended: bool = False) -> Iterator[Sample]:
-        """Samples of all records, in order. Without "truth" in `needs`, one without a usable label has truth None.
+        """Yield the samples of all records, in order. `undefended`: samples also hold the output before the defense.
 
-        `undefended`: samples also hold the output before the defense. Raises `UserError` for an output that is not
-        finite, has another number of classes or another stride, and for a missing, broken or void label.
+        If "truth" is not in `needs`, a sample whose label is missing or all void has `truth` None. Raises `UserError`
+        for an output that is not finite or has another number of classes or another stride, and for a label that is
+        broken, or is needed but missing or all void.
         """
         for answer in self.answers("image" in needs):
             yield self._sample(answer, needs, undefended)
 
     def answers(self, with_images: bool = False) -> Iterator[Answer]:
-        """The outputs of the target model for all records, unchecked."""
+        """Yield the outputs of the target model for all records, without checks."""
         images = with_images or any(reference.predictor.reads_images for reference in self.references)
         return predict_records(self.predictor, self.records, with_images=images)
 
     def form(self) -> tuple[int, int]:
-        """Number of classes and pixels per position, as found in the first output."""
+        """Number of classes, and pixels per position, of the first output."""
         answer = next(replace(self, records=self.records[:1]).answers())
         return answer.output.shape[0], infer_stride(answer.load_label().shape, answer.output.shape[1:])
 
     def files(self, record: Record) -> list[Path]:
-        """The files that the sample of a record is made from."""
+        """The files from which the sample of a record is made."""
         predictors = [self.predictor, *(reference.predictor for reference in self.references)]
-        return [record.image, record.label, *(path for one in predictors for path in one.files(record))]
+        return [record.image, record.label, *(path for predictor in predictors for path in predictor.files(record))]
 
     def _sample(self, answer: Answer, needs: frozenset[str], undefended: bool) -> Sample:
         record, output = answer.record, answer.output
@@ -76,7 +77,7 @@ class Source:
                       tuple(one.saw(record) for one in self.references), plain if undefended else None)
 
     def _truth(self, answer: Answer, output: torch.Tensor, needed: bool) -> torch.Tensor | None:
-        """The label at the positions of the output, (h, w); None where it is not needed and cannot be used."""
+        """The label at the positions of the output, (h, w). None if it is not needed, and is missing or all void."""
         record = answer.record
         if not needed and not record.label.is_file():
             return None
@@ -91,13 +92,13 @@ class Source:
         if not (label == VOID).all():
             return label
         if needed:
-            raise UserError(f"{record.name}: its label is void everywhere, so that there is nothing to compare; leave "
-                            "the image out")
+            raise UserError(f"{record.name}: its label is void everywhere, so it cannot be attacked; leave the image "
+                            "out")
         return None
 
     @staticmethod
     def _reference_output(reference: Reference, query: Query, output: torch.Tensor) -> torch.Tensor:
-        """The posterior of a reference model; `UserError` where it is not of the target's shape."""
+        """The posterior of a reference model. Raises `UserError` if its shape is not that of the target's posterior."""
         found = reference.predictor.predict([query])[0]
         if found.shape != output.shape:
             raise UserError(f"the reference {reference.predictor.where} gives {tuple(found.shape)} for "
@@ -106,13 +107,13 @@ class Source:
 
 
 def check_output(output: torch.Tensor, predictor: Predictor, name: str) -> torch.Tensor:
-    """The output (C, h, w) of a predictor for the image `name`; a posterior is divided by its sum over classes.
+    """Check the output (C, h, w) of a predictor for the image `name`. A posterior is divided by its sum over classes.
 
     Raises `UserError` for NaN, infinite or negative values, and for a position where all are 0.
     """
     if predictor.kind == "posterior" and output.min() < 0:
-        raise UserError(f"{predictor.where} gives negative posteriors for {name}: `predict` returns probabilities, not "
-                        "logits; apply a softmax")
+        raise UserError(f"{predictor.where} gives negative posteriors for {name}: `predict` must return probabilities, "
+                        "not logits; apply a softmax")
     valid = normalise(output) if predictor.kind == "posterior" else output
     if not valid.isfinite().all():
         raise UserError(f"{predictor.where} gives NaN or infinite posteriors for {name}, or a position where all are 0")
@@ -123,7 +124,8 @@ def tree_source(root: str | Path, folder: str = "pred_sgd", options: PredictorOp
                 classes: int | None = None) -> Source:
     """The source of a tree of posteriors in the layout of the release, ROOT/{train,val}/FOLDER.
 
-    `options` has the stride that the posteriors must have (None: any) and the defense; `classes` None: any number.
+    `options`: the stride that the posteriors must have (None: any), and the defense. `classes`: the number of classes
+    that they must have (None: any).
     """
     options = options or PredictorOptions()
     predictor = StoredPredictor(root, options, folder)
@@ -131,7 +133,7 @@ def tree_source(root: str | Path, folder: str = "pred_sgd", options: PredictorOp
 
 
 def join_trees(trees: Sequence[str | Path]) -> Source:
-    """The source of several trees; from the second on, names begin with the number of the tree."""
+    """The source of several trees. Names of the second and later trees start with the tree's number (`1/`, ...)."""
     records, paths = [], {}
     for number, tree in enumerate(trees):
         prefix, source = f"{number}/" if number else "", tree_source(tree)
@@ -141,7 +143,7 @@ def join_trees(trees: Sequence[str | Path]) -> Source:
 
 
 def live_records(members: str, non_members: str, root: str, strip_prefix: str, dataset: str) -> list[Record]:
-    """The records of two split files, sorted by name; `UserError` where an image is in both."""
+    """The records of two split files, sorted by name. Raises `UserError` if an image is in both files."""
     sides = [read_split(path, root, strip_prefix) for path in (members, non_members)]
     if both := {pair.name for pair in sides[0]} & {pair.name for pair in sides[1]}:
         raise UserError(f"{min(both)} is in both {members} and {non_members}")
@@ -150,12 +152,13 @@ def live_records(members: str, non_members: str, root: str, strip_prefix: str, d
 
 
 def open_victim(where: str, dataset: str, options: PredictorOptions, classes: int | None = None) -> Predictor:
-    """The target model; `UserError` where its number of classes is not that of the data set, or not `classes`."""
+    """Open the target model. Raises `UserError` if it has not the classes of the data set, or not `classes` classes."""
     predictor = open_predictor(where, options)
     if predictor.classes is None:
         return predictor
     if classes not in (None, predictor.classes):
         raise UserError(f"{where} has {predictor.classes} classes; the attacker was trained for {classes}")
     if (expected := len(find_dataset(dataset).CLASSES)) != predictor.classes:
-        raise UserError(f"{where} has {predictor.classes} classes; {dataset} has {expected}: is --dataset right?")
+        raise UserError(f"{where} has {predictor.classes} classes; the data set {dataset} has {expected}; give the "
+                        "right --dataset")
     return predictor

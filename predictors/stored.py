@@ -1,11 +1,11 @@
 """Posteriors on disk, with their labels: the tree of the release.
 
-    ROOT/{train,val}/img/NAME.png          the image, which may be missing
+    ROOT/{train,val}/img/NAME.png          optional: the image
     ROOT/{train,val}/label/NAME.png        train ids (H, W), 255 = void
     ROOT/{train,val}/pred_sgd/NAME.npy     posterior (C, ceil(H/s), ceil(W/s)), float16 or float32
-    ROOT/groups.txt                        optional: `NAME group` lines, the groups of a bootstrap
+    ROOT/groups.txt                        optional: lines `SIDE/NAME group`, the groups of the bootstrap
 
-`train` holds members, `val` non-members. NAME may contain folders.
+SIDE is `train` for members and `val` for non-members. NAME may contain folders.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,17 +24,17 @@ from utils.files import atomic_open
 from utils.untrusted import reading
 
 SIDES = {"train": True, "val": False}
-TINY = 2.0**-24  # smallest positive float16, which replaces a stored 0
+TINY = 2.0**-24  # smallest positive float16; it replaces a 0 that was stored as float16
 
 
 class StoredPredictor(Predictor):
-    """Posteriors in the files of a tree, found by the names of the records."""
+    """Posteriors in the files of a tree. The name of a record gives its file."""
 
     reads_images = False
 
     def __init__(self, where: str | Path, options: PredictorOptions | None = None, folder: str = "pred_sgd",
                  paths: Mapping[str, Path] | None = None):
-        """`paths`: name of a record -> file; without it those of `where`/{train,val}/`folder`, as SIDE/NAME."""
+        """`paths`: name of a record -> file. Default: the files in `where`/{train,val}/`folder`, named SIDE/NAME."""
         options = options or PredictorOptions()
         super().__init__(str(where), options)
         self.stride = options.stride
@@ -50,43 +50,47 @@ class StoredPredictor(Predictor):
 
 
 def infer_stride(label: tuple[int, int], positions: tuple[int, int]) -> int:
-    """The stride s with ceil(H/s), ceil(W/s) = positions; 1 where none or more than one fits, so that shapes differ."""
+    """The stride s with (ceil(H/s), ceil(W/s)) = `positions`, for a label (H, W).
+
+    Returns 1 if no stride fits, or several. The label then has another shape than the posterior, which the caller
+    reports.
+    """
     fits = [s for s in range(1, max(label) + 1) if (-(-label[0] // s), -(-label[1] // s)) == tuple(positions)]
     return fits[0] if len(fits) == 1 else 1
 
 
 def read_posterior(path: Path) -> np.ndarray:
-    """Read class posteriors (C, H, W) as float32; `UserError` for any other content."""
+    """Read class posteriors (C, H, W) as float32. Raises `UserError` for any other content."""
     stored = read_npy(path)
     if stored.ndim != 3 or stored.dtype.kind != "f" or 0 in stored.shape or len(stored) > VOID:
         raise UserError(f"{path}: expected float posteriors (C, H, W) of at most {VOID} classes, found "
                         f"{stored.dtype} {stored.shape}")
     with reading(path, "posterior"), np.errstate(all="ignore"):
         array = np.array(stored, np.float32)  # a number that is too large becomes infinite
-    low, high = array.min(), array.max()  # NaN if there is one
+    low, high = array.min(), array.max()  # NaN if the array has a NaN
     if not (low >= 0 and high < np.inf and array.any(axis=0).all()):
         raise UserError(f"{path} holds NaN, infinite or negative posteriors, or a position where all are 0")
     return np.maximum(array, TINY, out=array) if stored.dtype == np.float16 else array
 
 
 def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
-    """The records of all posteriors `ROOT/{train,val}/FOLDER/*.npy`, by side and name.
+    """The records of all posteriors `ROOT/{train,val}/FOLDER/*.npy`, sorted by side and name.
 
-    Raises `UserError` where a side has none: an attack is measured on both.
+    Raises `UserError` if `train` or `val` has no posterior, because the metrics need members and non-members.
     """
     root = Path(root)
     groups = _read_groups(root / "groups.txt")
     records = []
     for name in _list_posteriors(root, folder):
-        side, _, own = name.partition("/")
-        places = {kind: root / side / kind / f"{own}.png" for kind in ("img", "label")}
-        records.append(Record(name, Path(own).name, groups.get(name, name), SIDES[side], places["img"],
+        side, _, rest = name.partition("/")
+        places = {kind: root / side / kind / f"{rest}.png" for kind in ("img", "label")}
+        records.append(Record(name, Path(rest).name, groups.get(name, name), SIDES[side], places["img"],
                               places["label"]))
     return records
 
 
 def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
-    """SIDE/NAME -> file, in the order of sides and names."""
+    """Map SIDE/NAME to the file, sorted by side and name."""
     found = {}
     for side in SIDES:
         files = sorted((root / side / folder).rglob("*.npy"))
@@ -101,12 +105,12 @@ def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
 
 
 def _read_groups(path: Path) -> dict[str, str]:
-    return {name: group for _, (name, group) in read_fields(path, "NAME group")} if path.exists() else {}
+    return {name: group for _, (name, group) in read_fields(path, "SIDE/NAME group")} if path.exists() else {}
 
 
 def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, label: np.ndarray,
                     folder: str = "pred_sgd") -> Path:
-    """Write one image into the tree: posterior as float16, and the full-size label. Returns the posterior's path."""
+    """Write the posterior (as float16) and the full-size label of one image. Returns the path of the posterior."""
     with atomic_open(root / side / "label" / f"{name}.png") as file:
         Image.fromarray(label).save(file, "PNG")
     path = root / side / folder / f"{name}.npy"
@@ -116,6 +120,6 @@ def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, lab
 
 
 def write_groups(root: Path, groups: Sequence[tuple[str, str]]) -> None:
-    """Write the group of each image, (`SIDE/NAME`, group)."""
+    """Write groups.txt from pairs (`SIDE/NAME`, group)."""
     with atomic_open(root / "groups.txt", "w") as file:
         file.writelines(f"{name} {group}\n" for name, group in groups)

@@ -1,7 +1,7 @@
 """A cell: the small JSON file of one run of attack.py, from which tables and figures are made.
 
-A cell has the metrics of the run, the hashes of its victim and attacker, and one score for each image, sorted by the
-name of the image. So any two attacks on the same victim can be compared, paired, without the runs.
+A cell has the metrics of the run, the hashes of its victim and attacker, and the score of each image, sorted by the
+name of the image. So paired differences of any two attacks on the same victim can be computed without the runs.
 """
 
 import hashlib
@@ -23,8 +23,9 @@ def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = ()
                maps: bool = False) -> None:
     """Write the cell of a run to `into`.
 
-    `images`: the file that lists the images of the setting, once for all its cells; `curve`: numbers of patches whose
-    metrics are added; `patches`: add the scores of single patches; `maps`: add the maps of the first drawn member.
+    `images`: file with the images of the setting, which all its cells share; `curve`: for each of these numbers N, add
+    the metrics of the first N patches of each image; `patches`: add the scores of single patches; `maps`: add the maps
+    of the first member that the run has drawn.
     """
     results, arguments = read_json(folder / "results.json"), read_json(folder / "args.json")
     (scores,), member, group = read_paired([folder])
@@ -37,8 +38,8 @@ def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = ()
         names, patch_scores = read_patches(folder, "image", "score")
         by_image = [patch_scores[names == name] for name in np.unique(names)]
         if patches:
-            cell["patch_scores"] = [pack(own) for own in by_image]
-        means = {count: np.array([own[:count].mean() for own in by_image]) for count in curve}
+            cell["patch_scores"] = [pack(of_image) for of_image in by_image]
+        means = {count: np.array([of_image[:count].mean() for of_image in by_image]) for count in curve}
         cell["curve"] = {str(count): compute_metrics(mean, member) | {"scores": pack(mean)}
                          for count, mean in means.items()}
     if maps:
@@ -49,7 +50,7 @@ def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = ()
 def maps_of(folder: Path, member: np.ndarray) -> dict:
     """Loss map and class activation map (h, w) of the first member that a run has drawn, as text; NaN where void.
 
-    member: bool (n,), in the order of the names. Raises `UserError` when the run has drawn no member.
+    member: bool (n,), in the order of the names. Raises `UserError` if the run has drawn no member.
     """
     members = [name for name, inside in zip(sorted(read_scores(folder)), member, strict=True) if inside]
     for name in members:
@@ -74,16 +75,16 @@ def identity(checkpoint: Path) -> dict:
 
 
 def write_or_check_images(path: Path, folder: Path, member: np.ndarray, group: Sequence[str]) -> None:
-    """Write the images of a setting, or check that a run has the same images as the earlier cells.
+    """Write the images of a setting to `path`. If the file exists, check that the run has the same images.
 
-    Raises `UserError` when it has others.
+    Raises `UserError` if it has other images.
     """
     images = {"images": sorted(read_scores(folder)), "member": "".join("01"[bool(m)] for m in member),
                 "group": list(group)}
     if not path.exists():
         write_json(path, images)
     elif read_json(path) != images:
-        raise UserError(f"{folder} scored other images than those of {path}; remove {path} and the cells beside it")
+        raise UserError(f"{folder} scored other images than those in {path}; remove {path} and the cells beside it")
 
 
 def pack(scores: np.ndarray) -> str:

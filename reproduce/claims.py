@@ -14,28 +14,32 @@ from reproduce.measured import Measured
 from reproduce.plan import Cell, Setting
 from utils.randomness import stream
 
-CLOSE = 3.0  # points of AUC
-LITTLE = 10.0  # points of AUC that a defense takes at most when it protects little
-CHEAP = 2.0  # points of mIoU that a defense costs at most when it costs little; the paper's DPSGD costs up to 1.4
+CLOSE = 3.0  # points of AUC: a smaller difference counts as none
+LITTLE = 10.0  # a defense "protects little" if it takes at most so many points of AUC
+CHEAP = 2.0  # a defense has "little cost" if mIoU falls by at most so many points; the paper's DPSGD costs up to 1.4
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 RULE = f"""\
 Each value has a 95 % interval over groups of images. Most values are the difference between two attacks on the same
-images. A claim *holds* where the interval is above 0, *does not hold* where it is below 0, and is *not decided* where
-it includes 0. "About as good" and "changes little" hold where the interval is within {CLOSE:g} points of 0. An attack
-"fails" where the interval ends below {CLOSE:g}. Where a claim gives another bound, that bound takes the place of 0.
+images. A claim *holds* if the interval is above 0, *does not hold* if it is below 0, and is *not decided* if it
+includes 0. The claims "about as good" and "changes little" hold if the interval is within {CLOSE:g} points of 0. The
+claim that an attack fails holds if the interval ends below {CLOSE:g}. If a claim names another bound, this bound
+replaces 0. The claim about the cost of DPSGD does not hold if mIoU falls by more than {CHEAP:g} points and the interval
+excludes 0. A DPSGD victim on which the AUC is below 50 ("down to") decides nothing: there the attack ranks members and
+non-members in the wrong order.
 
-An interval covers the choice of images, not the training. Each victim and each shadow was trained once; for the claims
-about defenses and patch sizes, each attacker too. Some scales were trained again: the values of those trainings stand
-beside the first ones. Where the trainings disagree, the verdict is *not decided*.
+An interval covers the choice of images, but not the training. Each victim and each shadow was trained once; for the
+claims about defenses and patch sizes, each attacker was also trained once. The camvid scale was trained again: the
+column *other trainings* has the values of these trainings. If the verdicts of the trainings differ, the verdict is *not
+decided*. A dash in this column means that the verdict rests on one training.
 
-Any scores reach the F of calling all images members, and that F is above the F of a coin. So an attack is above
-guessing only where its max-F exceeds what the same scores reach with shuffled memberships."""
+Every attack reaches at least the F of calling all images members, and this F is above the F of a coin. So an attack is
+above guessing only if its max-F is above the max-F of the same scores with shuffled memberships."""
 
 Judge = Callable[[float, float], str]
 
 
 def within(lowest: float, highest: float) -> Judge:
-    """A claim about a range: it holds where the interval is inside, and does not where the interval is outside."""
+    """A claim about a range: it holds if the interval is inside the range, and does not hold if it is outside."""
     def judge(low: float, high: float) -> str:
         return HOLDS if low > lowest and high < highest else FAILS if low > highest or high < lowest else OPEN
     return judge
@@ -45,12 +49,12 @@ ABOVE, NEAR, SMALL = within(0, inf), within(-CLOSE, CLOSE), within(-inf, LITTLE)
 
 
 def _fails(low: float, high: float) -> str:
-    """The claim that an attack fails."""
+    """The claim that an attack fails: it holds if the AUC is less than `CLOSE` points above 50."""
     return HOLDS if high < CLOSE else FAILS if low > 0 else OPEN
 
 
 def _too_dear(low: float, high: float) -> str:
-    """Protection that costs too much counts against the claim."""
+    """The claim that a defense protects at little cost, if the defense costs too much: it cannot hold."""
     return FAILS if low > 0 or high < 0 else OPEN
 
 
@@ -60,9 +64,9 @@ def _open(low: float, high: float) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """A value in points (%) with its interval, for one setting of one claim. `judge` gives the verdict.
+    """A value in points (%) with its interval, for one claim in one setting. `judge` computes the verdict.
 
-    `others` has the same of other trainings: name of the training -> `record`.
+    `others`: name of another training -> the `record` of its finding.
     """
 
     label: str
@@ -83,7 +87,7 @@ class Finding:
         return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{self.note}"
 
     def record(self) -> dict:
-        """What `reproduce.report --again` writes."""
+        """The value and the verdict, as `reproduce.report --again` writes them."""
         return {"metrics": self.metrics, "verdict": self.verdict}
 
 
@@ -107,7 +111,7 @@ def _finding(label: str, result: dict, judge: Judge = ABOVE, factor: float = 100
 # Patches and attacks
 
 def above(*pairs: tuple[str, str]) -> Findings:
-    """AUC of the first attack of each pair minus AUC of the second."""
+    """Findings: the AUC of the first attack of each pair minus the AUC of the second."""
     def findings(measured: Measured, setting: str) -> Iterator[Finding]:
         for first, second in pairs:
             if cells := _same_seeds(measured, setting, first, second):
@@ -118,7 +122,7 @@ def above(*pairs: tuple[str, str]) -> Findings:
 
 def _same_seeds(measured: Measured, setting: str, first: str, second: str,
                 **values: int) -> tuple[list[Cell], list[Cell]] | None:
-    """The cells of two attacks, of the seeds that both have. A threshold has one cell for all seeds."""
+    """The cells of two attacks with the seeds that both have. A threshold has one cell for all seeds."""
     pair = measured.seeds(setting, first, **values), measured.seeds(setting, second, **values)
     common = set.intersection(*({cell.seed for cell in cells} for cells in pair))
     if not any(name.startswith("threshold") for name in (first, second)):
@@ -127,7 +131,10 @@ def _same_seeds(measured: Measured, setting: str, first: str, second: str,
 
 
 def largest_minus_smallest(label: str, judge: Judge) -> Findings:
-    """AUC of images with the largest patches minus that with the smallest. `label` takes both sizes."""
+    """Findings: the AUC of images with the largest patches minus the AUC with the smallest.
+
+    `label`: a format string for the two sizes.
+    """
     def findings(measured: Measured, setting: str) -> Iterator[Finding]:
         if pair := _largest_and_smallest(measured, setting):
             first, second = pair
@@ -141,7 +148,7 @@ def _largest_and_smallest(measured: Measured, setting: str) -> tuple[Cell, Cell]
 
 
 def single_patches(measured: Measured, setting: str) -> Iterator[Finding]:
-    """AUC of single patches, largest minus smallest, over the same number of patches of each image."""
+    """AUC of the largest single patches minus AUC of the smallest, with the same number of patches of each image."""
     if not (pair := _largest_and_smallest(measured, setting)):
         return
     scores = [[unpack(patches) for patches in measured.results(cell)["patch_scores"]] for cell in pair]
@@ -153,7 +160,10 @@ def single_patches(measured: Measured, setting: str) -> Iterator[Finding]:
 
 
 def sliding_as_random(measured: Measured, setting: str) -> Iterator[Finding]:
-    """At the usual number of patches. The random cells have more patches, of which the first ones count."""
+    """AUC of sliding minus AUC of random, with the usual number of patches.
+
+    The random cells have more patches; only the first ones are used.
+    """
     count, selections = measured.scale.count, measured.scale.selections
     for kind, name in paper.INPUTS.items() if setting in selections.settings else ():
         sliding = measured.seeds(setting, f"{kind}-sliding")
@@ -164,7 +174,7 @@ def sliding_as_random(measured: Measured, setting: str) -> Iterator[Finding]:
 
 
 def rejection_at_few(measured: Measured, setting: str) -> Iterator[Finding]:
-    """AUC of rejection minus that of random with the fewest patches, minus the same with the most."""
+    """The gain of rejection over random (in AUC) with the fewest patches, minus this gain with the most patches."""
     selections = measured.scale.selections
     for kind, name in paper.INPUTS.items() if setting in selections.settings else ():
         few, many = min(selections.counts), max(selections.counts)
@@ -173,13 +183,13 @@ def rejection_at_few(measured: Measured, setting: str) -> Iterator[Finding]:
                                  for attack in cells)
             result = paired_difference([*rejection[0], *random[1]], [*random[0], *rejection[1]],
                                        *measured.images(setting))
-            yield _finding(f"{measured.title(setting)}, {name}", result, factor=200)  # each side is a mean of two
+            yield _finding(f"{measured.title(setting)}, {name}", result, factor=200)  # factor 2: means of two attacks
 
 
 def above_guessing(measured: Measured, setting: str) -> Iterator[Finding]:
-    """Max-F minus the F of calling all images members, of the attack of table 2 with the lowest interval.
+    """Max-F minus the F of calling all images members, for the attack of table 2 with the lowest interval.
 
-    The interval is this excess minus the middle 95 % of what the same scores reach with shuffled memberships.
+    The interval is this difference minus the middle 95 % of the differences with shuffled memberships.
     """
     findings = []
     member, group = measured.images(setting) if measured.of_setting(setting) else (None, None)
@@ -200,7 +210,7 @@ def _excess(scores: np.ndarray, member: np.ndarray) -> float:
 
 
 def _shuffled(member: np.ndarray, group: list[str], times: int = 400) -> Iterator[np.ndarray]:
-    """Shuffled memberships bool (n,). Where no group has both members and non-members, complete groups move."""
+    """Yield shuffled memberships bool (n,). If no group has both kinds of images, complete groups are shuffled."""
     _, index = np.unique(group, return_inverse=True)
     shares = np.bincount(index, weights=member) / np.bincount(index)
     rng = stream(0, "shuffle")
@@ -208,11 +218,11 @@ def _shuffled(member: np.ndarray, group: list[str], times: int = 400) -> Iterato
         yield rng.permutation(shares > 0)[index] if set(shares) <= {0, 1} else rng.permutation(member)
 
 
-# Defenses, and an AUC above a bound. Each compares the cells of the first attacker seed.
+# Defenses, and AUCs above a bound. These findings use only the first attacker seed.
 
 def auc_over(method: str, applies: Callable[[str, Setting], bool], bound: float = 0.5, judge: Judge = ABOVE,
              defense: Callable[[Measured], str] = lambda measured: "none") -> Findings:
-    """AUC minus `bound`, in the settings to which the claim applies."""
+    """Findings: the AUC minus `bound`, in the settings to which the claim applies."""
     def findings(measured: Measured, setting: str) -> Iterator[Finding]:
         cells = measured.seeds(setting, method, defense(measured))[:1]
         if cells and applies(setting, measured.scale.settings[setting]):
@@ -235,7 +245,7 @@ def _pair(measured: Measured, setting: str, method: str, *defenses: str) -> tupl
 
 def auc_taken(defense: Callable[[Measured], str], judge: Judge = ABOVE,
               applies: Callable[[str, Setting], bool] = lambda name, setting: True) -> Findings:
-    """AUC that a defense takes from the loss map on random patches, in the settings to which the claim applies."""
+    """Findings: the AUC that a defense takes from the loss map on random patches, in the settings of the claim."""
     def findings(measured: Measured, setting: str) -> Iterator[Finding]:
         cells = _pair(measured, setting, "loss-random", "none", defense(measured))
         if cells and applies(setting, measured.scale.settings[setting]):
@@ -248,11 +258,11 @@ def loss_more_sensitive(measured: Measured, setting: str) -> Iterator[Finding]:
     loss, concate = (_pair(measured, setting, f"{kind}-random", "none", _gauss(measured)) for kind in KINDS)
     if loss and concate:
         result = measured.difference([*loss[0], *concate[1]], [*loss[1], *concate[0]])
-        yield _finding(measured.title(setting), result, factor=200)  # each side is a mean of two
+        yield _finding(measured.title(setting), result, factor=200)  # factor 2: means of two attacks
 
 
 def _gauss(measured: Measured) -> str:
-    """The paper's strongest noise against independent attacks, or else the strongest of the scale."""
+    """The strongest noise up to variance 0.1, the paper's largest in independent settings, or else the strongest."""
     return f"gauss-{max((v for v in measured.scale.gauss if v <= 0.1), default=max(measured.scale.gauss, default=0)):g}"
 
 
@@ -270,13 +280,13 @@ def dropout_costs(measured: Measured, setting: str) -> Iterator[Finding]:
 
 
 def _miou_lost(measured: Measured, pair: tuple[list[Cell], list[Cell]]) -> float:
-    """Points of mIoU on non-members that the second cell has less than the first."""
+    """mIoU on non-members of the first cell minus that of the second, in points."""
     first, second = (measured.results(cells[0])["miou"]["out"] for cells in pair)
     return 100 * (first - second)
 
 
 def dpsgd_protects(measured: Measured, setting: str) -> Iterator[Finding]:
-    """AUC that DPSGD takes. The claim needs that mIoU falls by no more than `CHEAP` points."""
+    """AUC that DPSGD takes. The claim can hold only if mIoU falls by at most `CHEAP` points."""
     for variance in measured.scale.dpsgd.variances.get(setting, ()):
         if cells := _pair(measured, setting, "loss-random", "none", f"dpsgd-{variance:g}"):
             lost = _miou_lost(measured, cells)
@@ -285,7 +295,7 @@ def dpsgd_protects(measured: Measured, setting: str) -> Iterator[Finding]:
 
 
 def dpsgd_beyond_clipping(measured: Measured, setting: str) -> Iterator[Finding]:
-    """AUC that the noise takes, against a victim trained in the same way with clipping but without noise."""
+    """AUC that the noise takes, compared with a victim that is trained with clipping but without noise."""
     for variance in measured.scale.dpsgd.variances.get(setting, ()):
         if cells := _pair(measured, setting, "loss-random", "clip", f"dpsgd-{variance:g}"):
             yield _protection(measured, setting, variance, cells)
@@ -293,7 +303,7 @@ def dpsgd_beyond_clipping(measured: Measured, setting: str) -> Iterator[Finding]
 
 def _protection(measured: Measured, setting: str, variance: float, pair: tuple[list[Cell], list[Cell]],
                 judge: Judge = ABOVE, note: str = "") -> Finding:
-    """AUC lost from the first cell to the second. Not decided where the AUC of the second is below 50."""
+    """AUC of the first cell minus that of the second. It is not decided if the second AUC is below 50."""
     auc = measured.mean(pair[1])
     if auc < 0.5:
         judge, note = _open, f"{note}, down to {100 * auc:.1f}"
@@ -334,12 +344,12 @@ CLAIMS = (
     Claim("dropout", "Dropout costs more utility than it protects (mIoU lost - AUC lost)", dropout_costs),
     Claim("dpsgd", f"DPSGD protects at little cost (AUC that it takes; mIoU falls by at most {CHEAP:g} points)",
           dpsgd_protects),
-    Claim("dpsgd-noise", "DPSGD protects by its noise, beyond clipping alone", dpsgd_beyond_clipping),
+    Claim("dpsgd-noise", "DPSGD protects by its noise, and not only by clipping", dpsgd_beyond_clipping),
 )
 
 
 def measure(measured: Measured) -> dict[str, list[Finding]]:
-    """Key of each claim -> its findings in all settings, with those of the scale's other trainings."""
+    """Map the key of each claim to its findings in all settings, with the records of the scale's other trainings."""
     others = measured.others()
     findings = {}
     for claim in CLAIMS:

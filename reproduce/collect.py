@@ -13,7 +13,8 @@ def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__, "reproduce.collect")
     flags.add_argument("run", metavar="RUN", help="folder that attack.py wrote")
     flags.add_argument("--into", metavar="JSON", required=True, help="file of the cell")
-    flags.add_argument("--images", metavar="JSON", required=True, help="images, members and groups of the setting")
+    flags.add_argument("--images", metavar="JSON", required=True,
+                       help="file with the images, members and groups of the setting")
     flags.add_argument("--curve", metavar="N", nargs="+", type=positive, default=[],
                        help="add the metrics of the first N patches of each image")
     flags.add_argument("--patches", action="store_true", help="add the scores of single patches")

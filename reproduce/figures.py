@@ -24,7 +24,7 @@ NAMES = {"gauss": "Gauss", "dropout": "Dropout", "dpsgd": "DPSGD", "argmax": "Ar
 
 
 def draw(measured: Measured, folder: Path) -> list[str]:
-    """Write the figures into `folder`. Returns the names of those that have cells, e.g. ["fig1", "fig3"]."""
+    """Write the figures into `folder`. Returns the names of those that were drawn, e.g. ["fig1", "fig3"]."""
     drawn = []
     with rc_context(STYLE):
         for name, make in (("fig1", sizes), ("fig2", selections), ("fig3", argmax), ("fig4", utility),
@@ -110,7 +110,7 @@ def selections(measured: Measured) -> Figure | None:
 
 
 def selection_points(measured: Measured, setting: str, method: str) -> dict[int, list[float]]:
-    """Number of patches -> AUC of each seed."""
+    """Map the number of patches to the AUC of each seed."""
     points: dict[int, list[float]] = {}
     usual = measured.scale.size_of(setting)
     for cell in measured.of_setting(setting):
@@ -170,7 +170,7 @@ def utility(measured: Measured) -> Figure | None:
 
 
 def utility_points(measured: Measured, setting: str, method: str) -> dict[str, list[tuple[float, float]]]:
-    """Kind of defense -> (mIoU on non-members, AUC) in % at each of its strengths, of the first attacker seed."""
+    """Map each kind of defense to (mIoU on non-members, AUC) in % at each strength, for the first attacker seed."""
     points: dict[str, list[tuple[float, float]]] = {}
     for defense in dict.fromkeys(cell.defense for cell in measured.of_setting(setting)):
         for cell in measured.seeds(setting, method, defense)[:1]:

@@ -14,9 +14,10 @@ from utils.files import read_json
 
 
 class Measured:
-    """Reads each JSON file of `scale` once. `cells` are those that exist, `missing` the names of the others.
+    """The results of a scale. Each JSON file is read once.
 
-    Raises `UserError` when two cells attack different trainings of one victim.
+    `cells`: the cells whose files exist; `missing`: the names of the others. Raises `UserError` if two cells attack
+    different trainings of the same victim.
     """
 
     def __init__(self, scale: Scale):
@@ -39,16 +40,16 @@ class Measured:
                                 "cells of the older one")
 
     def others(self) -> dict[str, dict]:
-        """Name -> what `reproduce.report --again` wrote about another training of this scale."""
+        """Map the name of each other training to the content of its file, which `reproduce.report --again` wrote."""
         return {} if self.scale.again else {path.stem: self._read(path) for path in self.scale.again_files()}
 
     def commits(self) -> list[str]:
-        """Commits of the attacks, victims and attackers."""
+        """The commits of all attacks, victims and attackers."""
         return sorted({commit for cell in map(self.results, self.cells.values()) for commit in
                        (cell["commit"], cell["victim"]["commit"], cell["attacker"]["commit"])})
 
     def title(self, setting: str) -> str:
-        """The title of a setting: the scale's, or else the paper's."""
+        """The title of a setting in the scale file, or else the paper's."""
         return self.scale.settings[setting].title or SETTINGS[setting]
 
     def results(self, cell: Cell) -> dict:
@@ -70,7 +71,7 @@ class Measured:
         return [cell for cell in self.cells.values() if cell.setting == setting]
 
     def seeds(self, setting: str, method: str, defense: str = "none", **values: int) -> list[Cell]:
-        """The cells of an attack, one for each attacker seed. `count` and `size` are the usual ones unless given."""
+        """The cells of an attack, one for each attacker seed. `values`: `count` or `size`, if not the usual."""
         wanted = {"count": self.scale.count, "size": self.scale.size_of(setting), **values}
         return [cell for cell in self.of_setting(setting) if (cell.method, cell.defense) == (method, defense)
                 and all(getattr(cell, key) == value for key, value in wanted.items())]
@@ -81,7 +82,7 @@ class Measured:
         return sorted((cell for cell in cells if cell.setting == cells[0].setting), key=lambda cell: -cell.size)
 
     def mean(self, cells: list[Cell], metric: str = "auc") -> float:
-        """Mean over cells of a metric of images."""
+        """Mean of a metric of images over cells."""
         return float(np.mean([self.results(cell)["image"][metric] for cell in cells]))
 
     def scores(self, cell: Cell, count: int | None = None) -> np.ndarray:
@@ -91,9 +92,9 @@ class Measured:
 
     def difference(self, first: list[Cell], second: list[Cell],
                    counts: tuple[int | None, int | None] = (None, None)) -> dict:
-        """AUC of `first` minus AUC of `second`, two attacks on one victim, means over seeds.
+        """AUC of `first` minus AUC of `second`: two attacks on the same victim, each a mean over its cells (seeds).
 
-        Returns {"difference", "interval": [low, high]}, in 0..1.
+        `counts`: numbers of patches for `scores`. Returns {"difference", "interval": [low, high]}, in 0..1.
         """
         columns = [[self.scores(cell, count) for cell in cells]
                    for cells, count in zip((first, second), counts, strict=True)]

@@ -1,4 +1,4 @@
-"""The pages of a scale: its report with tables and figures, and the page of findings over several scales."""
+"""Write the report of a scale, with tables and figures, and the page of findings over several scales."""
 
 from reproduce import figures, tables
 from reproduce.claims import CLAIMS, RULE, measure, overall
@@ -13,7 +13,7 @@ FIGURES = {"fig1": "Fig. 1: patch sizes", "fig2": "Fig. 2: selections of patches
 
 
 def write_again(measured: Measured) -> None:
-    """Write the commits, number of cells and findings of another training: key of a claim -> label -> record."""
+    """Write commits, number of cells and findings of another training: key of a claim -> label -> record."""
     path = measured.scale.again_folder / f"{measured.scale.again}.json"
     records = {key: {finding.label: finding.record() for finding in each} for key, each in measure(measured).items()}
     write_json(path, {"commits": measured.commits(), "cells": len(measured.cells), "claims": records})
@@ -26,18 +26,19 @@ def report(measured: Measured) -> str:
     drawn = figures.draw(measured, scale.results)
     return "\n".join([
         f"# Scale {scale.name}", "",
-        f"{scale.note.strip()} Run by `make reproduce SCALE={scale.name}`, with attacker seeds 0 to "
-        f"{max(cell.seed for cell in measured.cells.values())}, at commits "
+        f"{scale.note.strip()} The commands are those of `make reproduce SCALE={scale.name}`, with attacker seeds 0 to "
+        f"{max(cell.seed for cell in measured.cells.values())}. They ran at commits "
         f"{', '.join(measured.commits())} (`+`: with uncommitted changes).{_missing(measured)}{_others(measured)}", "",
         "## Table 2", "",
-        "Max-F / AUC: the mean over attacker seeds, with the range of the AUC in parentheses. The paper's values stand "
-        "beside them.", "", tables.table_two(measured), "## Victims and shadows", "", tables.models(measured),
-        "## Defenses", "",
-        "Random patches, attacker seed 0. The number behind a name is the variance of Gauss (the flag is its square "
-        "root), the ratio of Dropout, or the noise variance of DPSGD. mIoU is that of the attacked posteriors.", "",
+        "Max-F / AUC: means over attacker seeds, with the range of the AUC in parentheses. The columns *paper* "
+        "have the values of the paper.", "", tables.table_two(measured),
+        "## Victims and shadows", "", tables.models(measured), "## Defenses", "",
+        "Random patches, attacker seed 0. The number after a name is the variance of Gauss (the flag `-gauss` is its "
+        "square root), the ratio of Dropout, or the noise variance of DPSGD. mIoU is measured on the attacked "
+        "posteriors.", "",
         tables.defenses(measured), "## Fig. 5: activation maps of the attacker", "",
-        "Pearson correlation, mean over images, of the class activation map (CAM) with the loss map; and of the CAM "
-        "under the defense with the CAM before it, where both come from the same attacker.", "",
+        "Mean Pearson correlation over images: of the class activation map (CAM) with the loss map, and of the CAM "
+        "under the defense with the CAM before it. The second needs two CAMs of the same attacker.", "",
         tables.activation(measured), *(f"## {FIGURES[name]}\n\n![{FIGURES[name]}]({name}.png)\n" for name in drawn),
         "## Claims", "", claims([measured])])
 
@@ -68,7 +69,7 @@ def findings(all_measured: list[Measured]) -> str:
 
 
 def claims(all_measured: list[Measured]) -> str:
-    """A table of verdicts, one row for each claim, and below it the findings of each claim, folded."""
+    """A table with the verdict on each claim, and below it a foldable table of the findings of each claim."""
     scales, measures = [measured.scale for measured in all_measured], list(map(measure, all_measured))
     heads = [scale.name + ("" if scale.evidence else " (no evidence)") for scale in scales]
     verdicts = markdown(["claim of the paper", *heads], [

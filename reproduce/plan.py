@@ -1,8 +1,8 @@
 """A scale of the reproduction: its keys, its runs and cells, and the command line of each.
 
 A *model* is a victim or a shadow. An *attacker* is trained on one or more shadows. A *cell* is one attack on a victim:
-one value of a table, or one point of a curve. Each name says how the run is made, so that two settings with the same
-name share the run.
+one value of a table, or one point of a curve. The name of a run contains all that determines it, so settings that need
+the same run share it.
 """
 
 import itertools
@@ -34,7 +34,7 @@ class Attacker:
 
     @property
     def source(self) -> str:
-        """The shadow's name, with the number of shadows where it is not 1."""
+        """The name of the shadow and, if there are several, their number."""
         return self.shadow if self.shadow_count == 1 else f"{self.shadow}-{self.shadow_count}shadows"
 
     @property
@@ -71,7 +71,7 @@ class Setting:
     victim: str
     shadow: str
     dependent: bool = False  # the shadow has the victim's architecture, and data of the same distribution
-    table_only: bool = False  # no smaller patches (fig. 1) and no defenses (figs. 3 and 4)
+    table_only: bool = False  # without smaller patches (fig. 1) and defenses (figs. 3 and 4)
     size: int | None = None  # patch size in positions; default: that of the scale
     shadow_count: int | None = None  # default: that of the scale
     title: str | None = None  # default: the paper's name of the setting
@@ -79,7 +79,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Selections:
-    """Fig. 2: settings, numbers of patches, the smallest number for sliding, and the number of attacker seeds."""
+    """Fig. 2: settings, numbers of patches, smallest number of patches for sliding, and number of attacker seeds."""
 
     settings: list[str]
     counts: list[int]
@@ -89,7 +89,7 @@ class Selections:
 
 @dataclass(frozen=True)
 class Dpsgd:
-    """Flags of a private training, and the noise variances of each setting."""
+    """Flags of a DPSGD training, and the noise variances of each setting."""
 
     flags: str
     variances: dict[str, list[float]]
@@ -99,8 +99,8 @@ class Dpsgd:
 class Scale:
     """The keys of a scale file, and the runs and cells that follow from them. `read_scale` makes one.
 
-    `again` 1, 2, ... is another training of everything, with other seeds for victims and shadows. Its cells stay in
-    the folder of its runs; only the metrics of its claims go to `again_folder`, which is committed.
+    `again` 1, 2, ... is another training of all models, with other seeds for victims and shadows. Its cells stay in the
+    folder of its runs; only the metrics of its claims are written to `again_folder`, which is committed.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Scale:
     runs: Path
     results: Path
     again_folder: Path
-    data_marks: Path  # folder of one empty file for each data set that is written
+    data_marks: Path  # folder with an empty file for each data set that has been written
 
     note: str
     threads: int
@@ -119,11 +119,11 @@ class Scale:
     target: dict[str, str]  # name of a victim -> flags of attack.py
     settings: dict[str, Setting]
     attacker: str  # flags of every attacker
-    attacker_epochs: dict  # representation -> epochs, or name of a shadow -> this
+    attacker_epochs: dict  # representation -> epochs, or name of a shadow -> dict of representation -> epochs
     size: int  # patch size in positions
     count: int  # patches of an image
     seeds: int  # attackers of each row of table 2
-    minutes: dict[str, float]  # of one core: model, dpsgd, attack and each representation
+    minutes: dict[str, float]  # minutes of one core for: model, dpsgd, attack and each representation
     shadow_count: int = 1  # shadows of each setting, see `shadow_names`
     rows: list[str] = field(default_factory=lambda: list(TABLE))  # rows of table 2
     sizes: dict[int, int] = field(default_factory=dict)  # fig. 1: patch size -> patches of an image
@@ -133,9 +133,9 @@ class Scale:
     dpsgd: Dpsgd = Dpsgd("", {})
     without_dropout: list[str] = field(default_factory=list)  # victims that have no dropout layer
     activation: str = ""  # setting of the activation maps (fig. 5)
-    drawn_scenes: bool = False  # no photographs, so the maps may be committed
+    drawn_scenes: bool = False  # the images are no photographs, so the maps may be committed
     evidence: bool = True  # whether its verdicts say something about the paper
-    launch: str = ""  # arguments of Python in front of a script that trains a model, e.g. torchrun on several GPUs
+    launch: str = ""  # arguments of Python before the name of a training script, e.g. to start torchrun
 
     def again_files(self) -> list[Path]:
         """The committed metrics of other trainings."""
@@ -145,7 +145,7 @@ class Scale:
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
-        """Every cell by its name. A cell that two figures share has the `curve` and `patches` of both."""
+        """All cells by name. A cell that two figures share has the `curve` and `patches` of both."""
         parts = (self._table, self._selections, self._sizes, self._defended)
         cells: dict[str, Cell] = {}
         for cell in itertools.chain.from_iterable(part(setting) for setting in self.settings for part in parts):
@@ -169,8 +169,11 @@ class Scale:
         return self.table_rows(setting, "none", self.seeds)
 
     def _selections(self, setting: str) -> list[Cell]:
-        """Fig. 2. Random and rejection run once, with the largest number of patches: a smaller number is the first of
-        these. Sliding has another grid for each number, so it runs for each."""
+        """The cells of fig. 2.
+
+        Random and rejection run once, with the largest number of patches; a smaller number uses the first of these
+        patches. Sliding has another grid for each number of patches, so it runs once for each number.
+        """
         if setting not in self.selections.settings:
             return []
         counts, seeds = self.selections.counts, range(self.selections.seeds)
@@ -181,15 +184,17 @@ class Scale:
         return walks + grids
 
     def _sizes(self, setting: str) -> list[Cell]:
-        """Fig. 1: smaller patches, and more of them."""
+        """The cells of fig. 1: all patch sizes of the scale, in the dependent settings that are not `table_only`."""
         if not self.settings[setting].dependent or self.settings[setting].table_only:
             return []
         return [self._cell(setting, "loss-random", size=size, count=count, patches=True)
                 for size, count in self.sizes.items()]
 
     def _defended(self, setting: str) -> list[Cell]:
-        """Figs. 3 and 4: every row of table 2 under Argmax, and both representations on random patches under each
-        other defense."""
+        """The cells of figs. 3 and 4.
+
+        These are all rows of table 2 under Argmax, and both representations on random patches under each other defense.
+        """
         if self.settings[setting].table_only:
             return []
         cells = self.table_rows(setting, "argmax", 1)
@@ -210,8 +215,11 @@ class Scale:
         return _variant(self.settings[cell.setting].victim, cell.defense)
 
     def attacker_of(self, cell: Cell) -> Attacker:
-        """A dependent attacker is trained on a shadow under the same defense. An independent one knows only Argmax,
-        which it applies to the shadow's posteriors. A threshold takes its grid of patches from the loss attacker."""
+        """The attacker of a cell.
+
+        A dependent attacker is trained on a shadow under the defense of the victim. An independent attacker is trained
+        without a defense, except Argmax. A threshold uses the patch size of the attacker on loss maps.
+        """
         setting, kind = self.settings[cell.setting], cell.method.partition("-")[0]
         defense = cell.defense if setting.dependent or cell.defense == "argmax" else "none"
         if kind == "threshold":
@@ -225,9 +233,9 @@ class Scale:
     def shadow_names(self, attacker: Attacker) -> list[str]:
         """The shadows that an attacker learns from.
 
-        One shadow is trained as its flags say. Several shadows split D^S in different ways: first as --train and
-        --test say, then with these two swapped, then at random (seeds 1, 2, ...). Shadows whose flags have no --train
-        are all split at random.
+        A single shadow is trained with its flags. Several shadows split D^S in different ways: the first as --train and
+        --test say, the second with these two swapped, the others at random (seeds 1, 2, ...). If the flags have no
+        --train, all of them split D^S at random.
         """
         name, count = attacker.shadow, attacker.shadow_count
         names = [name]
@@ -238,7 +246,7 @@ class Scale:
 
     @cached_property
     def models(self) -> list[str]:
-        """`victim-NAME` and `shadow-NAME`; a training defense is part of the name."""
+        """The names of all models: `victim-NAME` and `shadow-NAME`. NAME includes a training defense."""
         return sorted({f"victim-{self.victim_of(cell)}" for cell in self.cells.values()}
                       | {f"shadow-{name}" for attacker in self.attackers.values()
                          for name in self.shadow_names(attacker)})
@@ -277,7 +285,7 @@ class Scale:
                 *(["--arch", "pixelwise"] if pixelwise else []), *_defense_flags(attacker.defense)]
 
     def epochs_of(self, attacker: Attacker) -> int:
-        """Epochs of a representation: those of its shadows where the scale has them, else those of all attackers."""
+        """Epochs of an attacker: those that the scale gives for its shadows, or else those for all attackers."""
         epochs = self.attacker_epochs
         return epochs.get(attacker.source, epochs.get(attacker.shadow, epochs))[attacker.input]
 
@@ -294,7 +302,7 @@ class Scale:
                 "-num-patch", str(cell.count), "--seed", str(cell.seed), *flags, *_defense_flags(cell.defense)]
 
     def has_maps(self, cell: Cell) -> bool:
-        """Fig. 5: whether a cell has activation maps. One setting has them, once for each defense."""
+        """Whether a cell has activation maps (fig. 5): in one setting, one cell for each representation and defense."""
         return (cell.setting == self.activation and cell.method in ("loss-random", "concate-random")
                 and (cell.seed, cell.count, cell.size) == (0, self.count, self.size_of(cell.setting)))
 
@@ -304,12 +312,12 @@ class Scale:
     # Order and cost
 
     def needs_of_model(self, model: str) -> list[str]:
-        """The victim whose confidence splits D^S of a shadow, under the same defense; empty for other models."""
+        """The victim by whose confidence a shadow's D^S is split, or an empty list."""
         words = self.model_command(model)
         return [Path(words[words.index("--victim") + 1]).parent.name] if "--victim" in words else []
 
     def budget(self, exists: Callable[[Path], bool]) -> dict[str, tuple[int, float]]:
-        """Stage -> (number of missing runs, their hours on one core by `minutes`)."""
+        """Map each stage to (number of missing runs, predicted hours on one core). `exists` checks a path."""
         minutes = self.minutes
         cells = [c for c in self.cells.values() if not exists(self.results / f"{c.name}.json")]
         attackers = {self.attacker_of(c).name: self.attacker_of(c) for c in cells}
@@ -328,8 +336,8 @@ class Scale:
 def read_scale(path: str | Path, again: int = 0) -> Scale:
     """Read `reproduce/scales/NAME.yaml`, or another file of the same form.
 
-    Raises `UserError` when a key is unknown or missing, or when a setting has a number of shadows that its shadow's
-    flags do not allow.
+    Raises `UserError` if a key is unknown or missing, or if a setting has a number of shadows that the flags of its
+    shadow do not allow.
     """
     path = Path(path) if str(path).endswith(".yaml") else FOLDER / "scales" / f"{path}.yaml"
     keys = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -352,7 +360,7 @@ def read_scale(path: str | Path, again: int = 0) -> Scale:
 
 
 def _check_shadows(path: Path, scale: Scale) -> None:
-    """Raises `UserError` for a number of shadows that is no number, or that a shadow's flags do not allow."""
+    """Raise `UserError` if a number of shadows is not an integer of 1 or more, or a shadow's flags do not allow it."""
     for name, setting in scale.settings.items():
         count = scale.shadow_count if setting.shadow_count is None else setting.shadow_count
         if not isinstance(count, int) or count < 1:
@@ -375,13 +383,13 @@ def _split_flags(words: list[str], split: str) -> list[str]:
 
 
 def _variant(name: str, defense: str) -> str:
-    """The name of a model under a training defense; other defenses leave the model as it is."""
+    """The name of a model under a training defense. Other defenses do not change the model."""
     return f"{name}@{defense}" if defense.partition("-")[0] in ("dpsgd", "frozen", "clip") else name
 
 
 def _defense_flags(defense: str) -> list[str]:
-    """Flags of attack.py and train_attacker.py for a defense. A training defense has none: it is in the model."""
+    """Flags of attack.py and train_attacker.py for a defense. A training defense needs none: it is in the model."""
     name, _, value = defense.partition("-")
-    if name == "gauss":  # the paper gives variances, the flag is a standard deviation
+    if name == "gauss":  # the paper gives the variance, the flag takes the standard deviation
         return ["-gauss", f"{math.sqrt(float(value)):.6g}", "--gauss-floor", "0"]
     return {"argmax": ["-argmax"], "dropout": ["-test-dropout", value]}.get(name, [])

@@ -2,7 +2,7 @@
 
     python -m reproduce.report tiny                            # reproduce/results/tiny/report.md and fig1-5.png
     python -m reproduce.report tiny camvid --findings docs/findings.md
-    python -m reproduce.report camvid --again 1                # the claims' metrics of another training of everything
+    python -m reproduce.report camvid --again 1                # the findings of another training of all models
 """
 
 import argparse
@@ -16,10 +16,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("scales", nargs="+", metavar="SCALE",
                        help="a scale of reproduce/scales (tiny, camvid, ...), or another file of the same form")
     output = flags.add_mutually_exclusive_group()
-    output.add_argument("--findings", metavar="FILE", help="write only the page of findings, into this file")
+    output.add_argument("--findings", metavar="FILE", help="write the page of findings into this file, and no report")
     output.add_argument("--again", metavar="N", type=positive, default=0,
-                        help="write only the claims' metrics of training N (snakemake --config again=N), which the "
-                        "reports then show")
+                        help="write only the findings of training N (snakemake --config again=N); the reports then "
+                        "show them beside those of the first training")
     return flags
 
 

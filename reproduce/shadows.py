@@ -1,9 +1,9 @@
-"""Write the page about one shadow and several, from results that an earlier script measured.
+"""Write the page that compares one shadow with several, from results of an earlier script.
 
     python -m reproduce.shadows                 # reproduce/results/shadows/report.md and auc.png
 
-These results have no score of each image. A scale measures the same with scores: `shadow_count` in its file is
-the number of shadows, see reproduce/scales/camvid-shadows.yaml.
+These results do not contain the scores of single images. The scale reproduce/scales/camvid-shadows.yaml measures the
+same and keeps the scores; `shadow_count` in its file is the number of shadows.
 """
 
 import argparse
@@ -26,29 +26,31 @@ INTRODUCTION = """\
 # One shadow or several
 
 The JSON files beside this page were measured by `camvid.sh`, a script of the commits in the first table (`+`: with
-uncommitted changes; `unknown`: before the first commit). It attacked five victims of CamVid. The attackers learned from
-one shadow, two, or eight. **The scores of single images were not kept, so the numbers cannot be recomputed, and no
-other attacks can be compared.** Each AUC is the mean over attacker seeds (three; one for thresholds and for
-*streets-confidence*), but the interval beside it is that of seed 0 alone, so a mean can lie outside it. Each paired
-difference is between means over attacker seeds, and so is its interval. All intervals are 95 % bootstrap intervals over
-groups of neighbouring frames. With 21 groups (block split) and 43 (random split), intervals are too narrow. The five
-victims share these two splits, so their results are not independent.
+uncommitted changes; `unknown`: before the first commit). It attacked five victims of CamVid, with attackers that were
+trained on one, two or eight shadows. *streets-confidence* is the demo's victim. **The scores of single images were not
+kept. So the numbers cannot be recomputed, and other pairs of attacks cannot be compared.** Each AUC is the mean over
+three attacker seeds (one seed for thresholds and for *streets-confidence*). The interval beside it is that of seed 0
+only, so a mean can lie outside its interval. A paired difference, and its interval, is between means over attacker
+seeds. All intervals are 95 % bootstrap intervals over groups of neighbouring frames. There are only 21 groups (block
+split) or 43 (random split), so the intervals are too narrow. The five victims share these two splits, so their results
+are not independent.
 
-Written by `python -m reproduce.shadows`. `make reproduce SCALE=camvid-shadows` measures the same with the workflow,
-which keeps the scores. [results.md](../../../docs/results.md) discusses the numbers.
+Written by `python -m reproduce.shadows`. `make reproduce SCALE=camvid-shadows` has the commands of *dealt* and *eight*
+and keeps the scores; it was not run. [results.md](../../../docs/results.md) discusses the numbers.
 
-The name of a setting says how the victim starts (*imagenet*: ImageNet weights; *scratch*; *longer*: from scratch, with
-more epochs), which split it has, and how D^S is split for the shadows. *dealt*: one random split. *confidence*: by the
-victim's confidence, as in the paper. *both*: two shadows, the dealt split and its halves swapped. *eight*: these two
-and six more random splits. *short*: C+GT had 15 epochs instead of 120, too few with one or two shadows. *stride2*:
-patches of 45 x 45 at stride 2. *cpu*: trained in float32 on a CPU.
+The name of a setting has these parts. Start of the victim: *imagenet* (ImageNet weights), *scratch*, or *longer* (from
+scratch, with more epochs and a higher learning rate). Split of CamVid: *block* or *random*. Shadows: *dealt* (one
+shadow, D^S split at random), *confidence* (one shadow, D^S split by the victim's confidence, as in the paper), *both*
+(two shadows, the dealt split and the same halves swapped), or *eight* (these two, and six shadows with other random
+splits). *short*: the attackers on C+GT had 15 epochs instead of 120, which is too few with one or two shadows.
+*stride2*: patches of 45 x 45 at stride 2. *cpu*: trained in float32 on a CPU.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__, "reproduce.shadows")
     flags.add_argument("--results", metavar="DIR", type=Path, default=RESULTS,
-                       help="folder of the JSON files, and of the page (default: reproduce/results/shadows)")
+                       help="folder of the JSON files and of the page (default: reproduce/results/shadows)")
     return flags
 
 
@@ -62,11 +64,11 @@ def main(args: argparse.Namespace) -> None:
         plot(settings).savefig(file, dpi=130, format="png")
     with atomic_open(args.results / "report.md", "w") as file:
         file.write("\n".join([
-            INTRODUCTION, "## Victims and shadows", "", "*in*: images of the training; *out*: other images.",
-            "", models(settings), "## AUC", "", aucs(settings),
+            INTRODUCTION, "## Victims and shadows", "", "*in*: training images; *out*: other images.", "",
+            models(settings), "## AUC", "", aucs(settings),
             "![AUC on each victim with one shadow and with eight](auc.png)", "",
-            "Marks are means over attacker seeds, bars their range. *From scratch, random split* was not run with one "
-            "shadow and 120 epochs of C+GT, so it has no marks of one shadow.", "",
+            "Marks are means over attacker seeds, and bars are their ranges. *From scratch, random split* was not run "
+            "with one shadow and 120 epochs of C+GT, so it has no marks for one shadow.", "",
             "## Paired differences in AUC", "",
             "Bold: the interval excludes 0. The last row is the paper's table 2 (PSP→PSP, dependent).", "",
             differences(settings)]))
@@ -126,7 +128,7 @@ def _difference(result: dict) -> str:
 
 
 def seeds_of(setting: dict, method: str) -> list[dict]:
-    """The metrics of images of an attack, one for each attacker seed, seed 0 first."""
+    """The image metrics of an attack for each attacker seed, starting with seed 0."""
     return [attack["image"] for name, attack in sorted(setting["attacks"].items())
             if name.rpartition("-")[0] == method]
 

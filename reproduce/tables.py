@@ -9,7 +9,7 @@ DASH = "–"
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)) + "\n"
 
 
@@ -47,7 +47,7 @@ def _ours(measured: Measured, setting: str, method: str) -> str:
 
 
 def models(measured: Measured) -> str:
-    """mIoU of each victim and shadow on its training images and on others, and the epsilon of private ones."""
+    """mIoU of each victim and shadow on its training images and on other images, and epsilon under DPSGD."""
     rows = []
     for name in measured.scale.models:
         if results := measured.model(name):
@@ -61,7 +61,7 @@ def models(measured: Measured) -> str:
 
 
 def activation(measured: Measured) -> str:
-    """Fig. 5 as numbers: correlation of activation map and loss map, and of the map with that before the defense."""
+    """Numbers for fig. 5: correlations of CAM and loss map, and of the CAMs before and under a defense."""
     rows = []
     for cell in measured.cells.values():
         if results := measured.results(cell).get("cam"):

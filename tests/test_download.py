@@ -220,7 +220,7 @@ def contents(tmp_path):
 
 def test_interrupted_download_is_resumed(tmp_path, monkeypatch, contents):
     drive, to = Drive(monkeypatch, contents, interruptions=1), tmp_path / "to"
-    with pytest.raises(UserError, match="call this again"):
+    with pytest.raises(UserError, match="run this command again"):
         download.main(Namespace(to=str(to)))
     assert not (to / "examples.zip").exists() and not (to / "SHA256SUMS").exists()
     download.main(Namespace(to=str(to)))

@@ -240,7 +240,7 @@ def test_two_processes_give_the_losses_of_one(victim, tmp_path, variance):
         assert losses(tmp_path / "none")[-1] != pytest.approx(losses(tmp_path / "one")[-1], rel=2e-3)
 
 
-@pytest.mark.parametrize(("flags", "text"), [(["-noise-variance", 1], "goes with -dpsgd"),
+@pytest.mark.parametrize(("flags", "text"), [(["-noise-variance", 1], "needs -dpsgd"),
                                              (["-dpsgd", "-noise-variance", -1], "0 or more"),
                                              (["-dpsgd", "--plan"], "leave -dpsgd out")])
 def test_flags_that_exclude_each_other(flags, text):

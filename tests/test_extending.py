@@ -196,7 +196,7 @@ class Bad(Attack):
 
 
 @pytest.mark.parametrize("code, message", [
-    (BAD.replace("VALUE", "float('nan')"), "a score is a finite number"),
+    (BAD.replace("VALUE", "float('nan')"), "a score must be finite"),
     (BAD.replace("VALUE", "1.0").replace("for sample in", "for sample in list(samples)[:1] or"), "gave 1 scores for"),
 ])
 def test_an_attack_that_scores_wrongly_is_one_line(monkeypatch, tmp_path, place, code, message):

@@ -1,1 +1,1 @@
-"""What maintains the project: benchmarks, the fault campaign, the comparison of two versions."""
+"""Tools for the maintenance of the project: benchmarks, fault campaign, and comparison of two versions."""

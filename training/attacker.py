@@ -1,4 +1,4 @@
-"""Training the per-patch attacker A_P on a shadow's posteriors (algorithm 1, lines 4 to 14)."""
+"""Train the per-patch attacker A_P on a shadow's posteriors (algorithm 1, lines 4 to 14)."""
 
 import math
 from collections.abc import Sequence
@@ -31,23 +31,26 @@ from utils.distributed import barrier, gather, own_share, print_once, process_ra
 from utils.log import progress
 from utils.randomness import stream
 
-HELD_OUT = 0.2  # share of D^S that is held out for every choice: epoch, tau, patch size, capacity
-VALIDATION_PATCHES = 10
+HELD_OUT = 0.2  # share of D^S that is held out: epoch and tau are chosen on it
+VALIDATION_PATCHES = 10  # patches per image of the held-out part
 VALIDATION_BATCH = 64  # patches in memory
 TAU_QUANTILES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # of patch confidence on the held-out part
 
 
 def hold_out(records: Sequence[Record], seed: int) -> tuple[list[Record], list[Record]]:
-    """Split D^S into a training part and a held-out part, by groups, with the same share of both sides."""
+    """Split D^S into a training part and a held-out part, with the same share of members in both.
+
+    All images of a group go to the same part. Raises `UserError` if a part lacks members or non-members.
+    """
     sides: dict[str, str] = {}
     for record in records:
         side = str(record.member)
         sides[record.group] = side if sides.get(record.group, side) == side else "mixed"
     rest, held = [], []
     for side in sorted(set(sides.values())):
-        own = [record for record in records if sides[record.group] == side]
-        parts = deal([record.group for record in own], (1 - HELD_OUT, HELD_OUT), seed)
-        for record, part in zip(own, parts, strict=True):
+        of_side = [record for record in records if sides[record.group] == side]
+        parts = deal([record.group for record in of_side], (1 - HELD_OUT, HELD_OUT), seed)
+        for record, part in zip(of_side, parts, strict=True):
             (held if part else rest).append(record)
     for name, chosen in (("training", rest), ("held-out", held)):
         if len({record.member for record in chosen}) < 2:
@@ -56,9 +59,10 @@ def hold_out(records: Sequence[Record], seed: int) -> tuple[list[Record], list[R
 
 
 class Patches(Dataset):
-    """One random patch of each image an epoch, `repeat` times: posterior (C, s, s), label (s, s), member.
+    """The patches of an epoch: `repeat` random patches of each image.
 
-    The patch depends on (seed, epoch, turn, image) alone. Half of the patches are mirrored, labels too.
+    Item: posterior float32 (C, s, s), label uint8 (s, s), member 0 or 1. A patch depends only on the seed, the epoch,
+    the image and its number (0 to `repeat` - 1). About half of the patches are mirrored, together with their labels.
     """
 
     def __init__(self, samples: Sequence[Sample], size: int, seed: int, repeat: int):
@@ -81,7 +85,7 @@ class Patches(Dataset):
 
 @dataclass(frozen=True)
 class AttackerData:
-    """D^S as the training of an attacker uses it: training samples, held-out samples, and the posteriors' form."""
+    """D^S for the training of an attacker: training samples, held-out samples, classes and stride of the posteriors."""
 
     training: list[Sample]
     held_out: list[Sample]
@@ -90,9 +94,9 @@ class AttackerData:
 
 
 def prepare(source: Source, options: AttackerTraining, defense: Defense) -> AttackerData:
-    """Load D^S under `defense`, split by `hold_out`. Training posteriors are kept in float16.
+    """Load D^S under `defense`, and split it by `hold_out`. The posteriors of the training part become float16.
 
-    Raises `UserError` for a map that is smaller than a patch.
+    Raises `UserError` if a map of the training part is smaller than a patch.
     """
     rest, held = hold_out(source.records, options.seed)
     classes, stride = source.form()
@@ -106,20 +110,22 @@ def prepare(source: Source, options: AttackerTraining, defense: Defense) -> Atta
         if sample.truth is not None:
             training.append(replace(sample, output=sample.output.half()))
     if void := len(rest) - len(training):
-        print_once(f"{void} images of D^S have no label, or a label that is void everywhere; they are left out")
+        print_once(f"{void} images of D^S have no label, or a label that is all void; they are left out")
     return AttackerData(training, list(replace(source, records=held).samples()), classes, stride)
 
 
 def train_attacker(options: AttackerTraining, data: AttackerData, spec: InputSpec, folder: Path, compute: Compute,
                    arguments: dict) -> dict:
-    """Train A_P; write best.pth.tar (validation AUC) and last.pth.tar; return the metrics of the held-out part.
+    """Train A_P, write best.pth.tar (highest validation AUC) and last.pth.tar, and return the held-out results.
 
-    Resumes from last.pth.tar where the folder has one. It is written after every epoch, every ten minutes, and when a
-    signal asks to stop. tau is chosen on the held-out part at the end.
+    If the folder has a last.pth.tar, the training resumes from it. This file is written after every epoch, every ten
+    minutes, and when a signal asks to stop. At the end tau is chosen on the held-out part. Raises `UserError` if a
+    batch has fewer patches than there are processes, and if the loss is not finite.
     """
     patches = Patches(data.training, options.patch_size, options.seed, options.patches_per_epoch)
     if min(options.batch, len(patches)) < world_size():
-        raise UserError(f"--batch {options.batch} is less than a patch for each of {world_size()} processes")
+        raise UserError(f"--batch {options.batch} and the training part must give each of the {world_size()} processes "
+                        "at least one patch")
     torch.manual_seed(options.seed)
     run, best, model_spec = TrainingRun(folder, arguments), folder / "best.pth.tar", options.spec(data.classes)
     model, optimizer, best_auc = _prepare_model(options, model_spec, run, compute)
@@ -146,7 +152,7 @@ def train_attacker(options: AttackerTraining, data: AttackerData, spec: InputSpe
 
 def _prepare_model(options: AttackerTraining, spec: dict, run: TrainingRun,
                    compute: Compute) -> tuple[torch.nn.Module, torch.optim.Optimizer, float]:
-    """Model, optimizer and the best validation AUC so far, new or from the run's checkpoint."""
+    """Model, optimizer and best validation AUC so far: new, or from the checkpoint of the run."""
     def build() -> torch.nn.Module:
         return build_attacker(**spec["arguments"])
 
@@ -162,17 +168,17 @@ def _prepare_model(options: AttackerTraining, spec: dict, run: TrainingRun,
 
 def held_out_auc(samples: Sequence[Sample], model: torch.nn.Module, spec: InputSpec, selection: Selection,
                  compute: Compute) -> float:
-    """AUC of the attack on samples of known membership, over all processes' shares of them."""
+    """AUC of the attack on samples of known membership. Each process scores its share of the samples."""
     attack = LearnedAttack(AttackSettings(selection, attacker=LoadedAttacker(model.eval(), spec, None, ""),
                                           batch=VALIDATION_BATCH, compute=compute))
     block = attack.images_per_batch
-    scored = gather([(one.score, one.member) for one in attack.score(own_share(samples, block))], block)
+    scored = gather([(item.score, item.member) for item in attack.score(own_share(samples, block))], block)
     return compute_metrics(*zip(*scored, strict=True))["auc"]
 
 
 def _train_epoch(net: torch.nn.Module, optimizer: torch.optim.Optimizer, patches: Patches, options: AttackerTraining,
                  spec: InputSpec, run: TrainingRun, save: object, compute: Compute) -> int:
-    """Run the epoch's remaining steps. Returns how many steps an epoch has."""
+    """Run the remaining steps of the epoch. Returns the number of steps of an epoch."""
     done: Progress = run.progress
     patches.epoch = done.epoch
     order = stream(options.seed, "order", done.epoch).permutation(len(patches))
@@ -194,10 +200,10 @@ def _train_epoch(net: torch.nn.Module, optimizer: torch.optim.Optimizer, patches
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.Tensor, member: torch.Tensor,
           batch: int, compute: Compute, epoch: int = 0) -> float:
-    """One step on maps (N, K, s, s) and member int64 (N,), a share of `batch` patches. Returns the loss before it.
+    """One step on maps (N, K, s, s) and member int64 (N,), this process's share of `batch` patches.
 
-    A model that scores every position by itself learns the membership of its patch at each of them; its loss is then
-    the mean over labelled positions.
+    Returns the loss before the step. A pixelwise model learns the membership of the patch at every labelled position of
+    the patch; its loss is the mean over these positions.
     """
     with compute.autocast():
         logits, positions = model(maps.contiguous(memory_format=torch.channels_last))
@@ -209,7 +215,7 @@ def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.
 
 
 def _choose_tau(best: Path, model: torch.nn.Module, samples: Sequence[Sample], seed: int, compute: Compute) -> dict:
-    """Choose tau among quantiles of the held-out patches' confidence, by held-out AUC; store it in best.pth.tar."""
+    """Choose tau by held-out AUC among quantiles of the held-out patches' confidence. Store it in best.pth.tar."""
     checkpoint = load_checkpoint(best)
     load_weights(model, checkpoint["state_dict"], best)
     spec = InputSpec.from_checkpoint(checkpoint, best)

@@ -1,16 +1,15 @@
-"""What a training is: the settings of victims and shadows, and those of attackers. Their defaults are those of the
-flags."""
+"""The settings of a training: of victims and shadows, and of attackers. The defaults are those of the flags."""
 
 from dataclasses import dataclass
 
 from utils.cli import UserError
 
-NOISE_VARIANCE = 1e-3  # of DPSGD, in the paper's range
+NOISE_VARIANCE = 1e-3  # default of -noise-variance, in the range of the paper
 
 
 @dataclass(frozen=True)
 class SegmenterTraining:
-    """The training of a victim or a shadow; each field has the name of its flag, whose --help explains it."""
+    """The settings of the training of a victim or a shadow. Each field has the name of a flag that --help explains."""
 
     dataset: str = "streets"
     model: str = "pspnet"
@@ -38,9 +37,9 @@ class SegmenterTraining:
 
     def __post_init__(self) -> None:
         if self.noise_variance is not None and not self.dpsgd:
-            raise UserError("-noise-variance goes with -dpsgd")
+            raise UserError("-noise-variance needs -dpsgd; give both, or leave it out")
         if not 0 <= self.variance < float("inf"):
-            raise UserError(f"-noise-variance {self.noise_variance}: a variance is 0 or more")
+            raise UserError(f"-noise-variance {self.noise_variance}: a variance must be 0 or more, and finite")
 
     @property
     def variance(self) -> float:
@@ -49,13 +48,14 @@ class SegmenterTraining:
 
     @property
     def norms_frozen(self) -> bool:
-        """Whether BatchNorm is frozen; DPSGD cannot train it."""
+        """Whether BatchNorm is frozen. It always is under DPSGD, which cannot train BatchNorm."""
         return self.freeze_norms or self.dpsgd
 
     def spec(self, classes: int) -> dict:
-        """The dict that rebuilds the model. With frozen norms, parts that are trained from scratch get GroupNorm.
+        """The dict from which `models.build_segmenter` builds the model.
 
-        A fresh BatchNorm would be frozen at mean 0 and variance 1, which normalises nothing.
+        With frozen norms, parts that are trained from scratch get GroupNorm: a new BatchNorm would be frozen at mean 0
+        and variance 1, and would normalise nothing.
         """
         parts = {"head": True, "auxiliary": self.aux_weight > 0, "backbone": not self.pretrained}
         return {"name": self.model, "backbone": self.backbone, "classes": classes, "output_stride": self.output_stride,
@@ -65,7 +65,7 @@ class SegmenterTraining:
 
 @dataclass(frozen=True)
 class AttackerTraining:
-    """The training of an attacker; each field has the name of its flag, whose --help explains it."""
+    """The settings of the training of an attacker. Each field has the name of a flag that --help explains."""
 
     input: str = "loss"
     patch_size: int = 24
@@ -83,10 +83,10 @@ class AttackerTraining:
 
     def __post_init__(self) -> None:
         if self.arch == "pixelwise" and self.input != "concate":
-            raise UserError("--arch pixelwise reads posterior and label; give it -input concate")
+            raise UserError("--arch pixelwise reads posterior and label; add -input concate")
 
     def spec(self, classes: int) -> dict:
-        """The dict that rebuilds the attacker, for posteriors of `classes` classes."""
+        """The dict from which the attacker is built, for posteriors of `classes` classes."""
         from attacks.representation import channels
         from models.attacker import halvings_for
 

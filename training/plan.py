@@ -1,7 +1,8 @@
-"""The cost of a training, computed without data, device or memory for it: `--plan`.
+"""Predict the cost of a training (`--plan`). No data and no GPU are needed.
 
-The step is run on tensors that have a shape and no contents. Each operation has its FLOPs (those of convolutions and
-matrix products) and the bytes that it reads and writes; on a device it takes the longer of the two times.
+A step is run on tensors that have a shape but no contents. For each operation, the FLOPs (only convolutions and matrix
+products have any) and the bytes that it reads and writes are counted. Both give a time on a device, and the longer one
+is the predicted time of the operation.
 """
 
 import math
@@ -28,8 +29,11 @@ STATE = {"SGD": 1, "AdamW": 2}  # floats that an optimizer stores for each param
 
 @dataclass(frozen=True)
 class Cost:
-    """One step: `parameters` (count), `activations` (bytes kept for the backward pass), `operations` ((FLOPs, bytes) of
-    each)."""
+    """The cost of one step.
+
+    `parameters`: their number; `activations`: bytes that are kept for the backward pass; `operations`: (FLOPs, bytes
+    read and written) of each operation.
+    """
 
     parameters: int
     activations: int
@@ -44,18 +48,18 @@ class Cost:
         return sum(moved for _, moved in self.operations)
 
     def updated_by(self, optimizer: str) -> "Cost":
-        """This and the optimizer's update: it reads weights, gradients and its state, and writes weights and state."""
+        """This cost plus that of the update, which reads weights, gradients and state, and writes weights and state."""
         update = (0, (3 + 2 * STATE[optimizer]) * 4 * self.parameters)
         return replace(self, operations=(*self.operations, update))
 
     def memory(self, optimizer: str) -> dict[str, int]:
-        """Bytes by part."""
+        """Memory of a step in bytes: of weights, gradients, state of the optimizer, and activations."""
         weights = 4 * self.parameters
         return {"weights": weights, "gradients": weights, optimizer: STATE[optimizer] * weights,
                 "activations": self.activations}
 
     def seconds(self, tflops: float, gb_per_s: float, utilisation: float) -> float:
-        """Time of a step on a device that reaches `utilisation` of `tflops` and of `gb_per_s`."""
+        """Time of a step on a device that reaches the share `utilisation` of `tflops` and of `gb_per_s`."""
         return sum(max(flops / (tflops * 1e12), moved / (gb_per_s * 1e9))
                    for flops, moved in self.operations) / utilisation
 
@@ -80,16 +84,16 @@ def _flops(operation: Callable, args: tuple, kwargs: dict, out: object) -> int:
     """FLOPs as PyTorch counts them, except for grouped convolutions, whose backward pass it counts as ungrouped."""
     if operation is torch.ops.aten.convolution_backward:
         gradient, inputs, weight = args[:3]
-        # As much as forward for the gradient of the inputs, and as much for that of the weights; args[7]: transposed.
+        # The gradient of the inputs and that of the weights each cost as much as the forward pass. args[7]: transposed.
         return 2 * (inputs if args[7] else gradient).numel() * weight[0].numel() * sum(args[-1][:2])
     return flop_registry[operation](*args, **kwargs, out_val=out) if operation in flop_registry else 0
 
 
 def cost_of_step(build: Callable[[], nn.Module], inputs: tuple[int, ...], loss: Callable[[object], torch.Tensor],
                  bf16: bool) -> Cost:
-    """Cost of a step, forward and backward, of the model that `build` gives on float32 inputs of a shape.
+    """Cost of one forward and backward pass of the model that `build` returns.
 
-    `loss` makes a scalar of what the model returns.
+    `inputs`: shape of the float32 inputs; `loss`: computes a scalar from the output of the model.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build().train()
@@ -114,7 +118,7 @@ def cost_of_step(build: Callable[[], nn.Module], inputs: tuple[int, ...], loss: 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The devices that a training is planned for: their number, peak rates, and the share of these that is reached."""
+    """The devices of a planned training: their number, peak rates, share of these that is reached, and precision."""
 
     devices: int = 1
     tflops: float = 989.0
@@ -124,14 +128,14 @@ class PlanOptions:
 
 
 def plan_segmenter(options: SegmenterTraining, plan: PlanOptions, images: int) -> str:
-    """The cost of a training of train_victim.py or train_shadow.py on `images` images, as text."""
+    """The predicted cost, as text, of train_victim.py or train_shadow.py with `images` training images."""
     read = options.batch * options.crop[0] * options.crop[1] * 4  # RGB and label, uint8
     return _report(f"{options.model} ({options.backbone})", segmenter_step(options, plan), "SGD", options.epochs, plan,
                    images, max(1, images // options.batch), read)
 
 
 def segmenter_step(options: SegmenterTraining, plan: PlanOptions) -> Cost:
-    """One device's share of a step of train_victim.py."""
+    """Cost of a step of train_victim.py or train_shadow.py on one of the devices."""
     spec = options.spec(len(find_dataset(options.dataset).CLASSES))
 
     def loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -142,7 +146,7 @@ def segmenter_step(options: SegmenterTraining, plan: PlanOptions) -> Cost:
 
 
 def plan_attacker(options: AttackerTraining, plan: PlanOptions, images: int, classes: int) -> str:
-    """The cost of a training of train_attacker.py, where D^S has `images` images, as text."""
+    """The predicted cost, as text, of train_attacker.py with `images` images in D^S."""
     patches = round(images * (1 - HELD_OUT)) * options.patches_per_epoch
     read = options.batch * options.patch_size**2 * (2 * classes + 1)  # posterior float16 and label uint8
     return _report(f"attacker ({options.arch}, width {options.width:g}), {classes} classes",
@@ -151,7 +155,7 @@ def plan_attacker(options: AttackerTraining, plan: PlanOptions, images: int, cla
 
 
 def attacker_step(options: AttackerTraining, plan: PlanOptions, classes: int) -> Cost:
-    """One device's share of a step of train_attacker.py."""
+    """Cost of a step of train_attacker.py on one of the devices."""
     arguments, side = options.spec(classes)["arguments"], options.patch_size
     shape = (math.ceil(options.batch / plan.devices), arguments["channels"], side, side)
     return cost_of_step(lambda: build_attacker(**arguments), shape, lambda outputs: _cross_entropy(outputs[0]),
@@ -164,7 +168,10 @@ def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
 
 def _report(what: str, cost: Cost, optimizer: str, epochs: int, plan: PlanOptions, images: int, steps: int,
             read: int) -> str:
-    """The plan as text. `cost` is that of one device's share of a step, `steps` are those of an epoch."""
+    """The plan as text.
+
+    `cost`: of a step on one device; `steps`: steps of an epoch; `read`: bytes that a step reads.
+    """
     parts = cost.memory(optimizer)
     seconds = cost.seconds(plan.tflops, plan.gb_per_s, plan.utilisation)
     each = "" if plan.devices == 1 else f" on each of {plan.devices} devices"

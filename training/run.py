@@ -1,4 +1,4 @@
-"""A training that can be stopped between any two steps, and resumed to the same weights."""
+"""The run of a training. It can be stopped after any step; after it is resumed, it ends with the same weights."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,12 +11,12 @@ from utils.cli import UserError
 from utils.log import RunLog, progress
 from utils.pause import Pause
 
-SAVE_EVERY = 600.0  # seconds, within an epoch
+SAVE_EVERY = 600.0  # seconds between saves within an epoch
 
 
 @dataclass
 class Progress:
-    """Finished epochs, finished steps of the current epoch, the sum of their losses, and minutes in all."""
+    """Finished epochs, finished steps of the current epoch, the sum of the losses of these steps, and total minutes."""
 
     epoch: int = 0
     step: int = 0
@@ -25,19 +25,19 @@ class Progress:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict, path: Path) -> "Progress":
-        """Read the progress in a checkpoint; one that was written at the end of an epoch may lack fields that are 0."""
-        found = cls(**{field.name: require({field.name: field.default} | checkpoint, field.name, type(field.default),
+        """Read the progress from a checkpoint. A missing field is 0. Raises `UserError` for an invalid value."""
+        loaded = cls(**{field.name: require({field.name: field.default} | checkpoint, field.name, type(field.default),
                                            path) for field in fields(cls)})
-        if found.epoch < 0 or found.step < 0:
-            raise UserError(f"{path} is damaged: it has epoch {found.epoch} and step {found.step}")
-        return found
+        if loaded.epoch < 0 or loaded.step < 0:
+            raise UserError(f"{path} is damaged: it has epoch {loaded.epoch} and step {loaded.step}")
+        return loaded
 
 
 class TrainingRun:
-    """The folder of a training: its checkpoint, progress and log, and the pauses in which it is saved.
+    """The folder of a training: its checkpoint, progress and log, and the regular saves.
 
-    `arguments` are stored in each checkpoint, for --continue. Used as a context manager around the epochs: a signal
-    that asks to stop waits until the next save.
+    `arguments`: stored in each checkpoint, for --continue. In a `with` block around the epochs, SIGINT and SIGTERM take
+    effect only after the next save.
     """
 
     def __init__(self, folder: Path, arguments: dict):
@@ -56,12 +56,12 @@ class TrainingRun:
         self._pause.__exit__(*error)
 
     def save(self, path: Path, spec: dict, state_dict: dict, **rest: object) -> None:
-        """Write a checkpoint with the progress so far."""
+        """Write a checkpoint that also has the progress so far. `rest`: further entries of the checkpoint."""
         self.progress.minutes = (time.monotonic() - self._started) / 60
         save_checkpoint(path, spec, state_dict, **asdict(self.progress), args=self._arguments, **rest)
 
     def steps(self, batches: Iterable, total: int, save: Callable[[], None], what: str = "") -> Iterator:
-        """The remaining batches of an epoch of `total` steps. Counts each step, and calls `save` when a save is due."""
+        """Yield the remaining batches of an epoch of `total` steps. Count each step, and call `save` when it is due."""
         remaining = islice(batches, max(0, total - self.progress.step))
         for batch in progress(remaining, what, total, initial=self.progress.step, hidden=not what):
             yield batch
@@ -71,13 +71,13 @@ class TrainingRun:
                 self._pause.saved()
 
     def finish_epoch(self, **metrics: float) -> None:
-        """Log the metrics of the epoch and begin the next one; `save_epoch` follows."""
+        """Log the metrics of the epoch, and set the progress to the start of the next. Call `save_epoch` afterwards."""
         done = self.progress
         self._log.add(done.epoch + 1, **metrics)
         done.epoch, done.step, done.loss = done.epoch + 1, 0, 0.0
 
     def save_epoch(self, save: Callable[[], None]) -> None:
-        """Call `save`, and stop where a signal has asked for it."""
+        """Call `save`, and raise `Stopped` if a signal has asked to stop."""
         self._pause.due()
         save()
         self._pause.saved()

@@ -29,20 +29,20 @@ from utils.log import progress
 from utils.pause import leave_signals_to_parent
 from utils.randomness import stream
 
-POLY = 0.9  # power of the learning-rate schedule, per iteration
+POLY = 0.9  # power of the "poly" schedule of the learning rate
 
 
 def train_segmenter(options: SegmenterTraining, pairs: Sequence[Pair], folder: Path, compute: Compute,
                     arguments: dict) -> tuple[torch.nn.Module, float, dict]:
-    """Train a model on `pairs` (SGD, momentum 0.9, poly schedule) and leave it in folder/last.pth.tar.
+    """Train a model on `pairs` (SGD, momentum 0.9, poly schedule), and write it to folder/last.pth.tar.
 
-    Returns the model, the minutes of its training, and the result of `defenses.dpsgd.account` under DPSGD. A checkpoint
-    is written after every epoch, every ten minutes, and when a signal asks to stop. Where `folder` has one, training
-    resumes from it, to the weights of an uninterrupted run. Raises `UserError` for fewer than two images, and when the
-    loss is not finite.
+    Returns the model in eval mode, the minutes of the training, and the result of `defenses.dpsgd.account` (empty
+    without DPSGD). A checkpoint is written after every epoch, every ten minutes, and when a signal asks to stop. If
+    `folder` has a checkpoint, the training resumes from it and ends with the weights of an uninterrupted run. Raises
+    `UserError` for fewer than two images per process, and if the loss is not finite.
     """
     if min(options.batch, len(pairs)) < 2 * world_size():
-        raise UserError("--batch, and the training split, must give each process at least two images (BatchNorm)")
+        raise UserError("--batch and the training split must give each process at least two images (for BatchNorm)")
     dataset = find_dataset(options.dataset)
     spec, run = options.spec(len(dataset.CLASSES)), TrainingRun(folder, arguments)
     torch.manual_seed(options.seed)
@@ -51,7 +51,7 @@ def train_segmenter(options: SegmenterTraining, pairs: Sequence[Pair], folder: P
                      tuple(options.scale), options.rotate, options.blur)
     steps = max(1, len(pairs) // options.batch)
     net, optimizer, bounds, private = _for_training(options, model, optimizer, data, run, steps, compute)
-    # One loader for all epochs: workers start once, before the first step, and load ahead.
+    # One loader serves all epochs: its workers start once, before the first step, and load ahead.
     loader = iter(DataLoader(data, batch_sampler=_batches(len(data), options, run.progress),
                              num_workers=1 if options.workers is None else options.workers,
                              worker_init_fn=_start_worker, pin_memory=compute.device.type == "cuda",
@@ -74,7 +74,7 @@ def train_segmenter(options: SegmenterTraining, pairs: Sequence[Pair], folder: P
 
 def _prepare(options: SegmenterTraining, spec: dict, run: TrainingRun,
              compute: Compute) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Model and optimizer, new or from the run's checkpoint."""
+    """Model and optimizer: new, or from the checkpoint of the run."""
     if run.checkpoint:
         model = rebuild(lambda: build_segmenter(spec), run.checkpoint["state_dict"], run.last)
     else:
@@ -90,7 +90,7 @@ def _prepare(options: SegmenterTraining, spec: dict, run: TrainingRun,
 
 def _for_training(options: SegmenterTraining, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Augmented,
                   run: TrainingRun, steps: int, compute: Compute) -> tuple:
-    """Model and optimizer as the loop calls them, and, under DPSGD, clipping bounds and the privacy account."""
+    """Model and optimizer for the training loop, clipping bounds and privacy account (both empty without DPSGD)."""
     bounds = run.checkpoint.get("bounds", {}) if run.checkpoint else {}
     if not options.dpsgd:
         return parallel(model, compute.device), optimizer, bounds, {}
@@ -112,9 +112,10 @@ def make_optimizer(model: torch.nn.Module, options: SegmenterTraining) -> torch.
 
 
 def _batches(images: int, options: SegmenterTraining, done: Progress) -> Iterator[list[tuple[int, int]]]:
-    """This process's share of each remaining batch, as (epoch, image), in the order of (seed, epoch).
+    """Yield this process's share of each remaining batch, as pairs (epoch, image).
 
-    Under DPSGD each batch is a Poisson sample, as its accountant assumes.
+    The order of the images depends on (seed, epoch). Under DPSGD each batch is a Poisson sample, as the computation of
+    epsilon assumes.
     """
     first_epoch, first_step = done.epoch, done.step
     for epoch in range(first_epoch, options.epochs):
@@ -128,13 +129,13 @@ def _batches(images: int, options: SegmenterTraining, done: Progress) -> Iterato
 
 
 def _collate(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images of a batch; a Poisson sample may be empty."""
+    """Stack the images and labels of a batch, which may be empty under Poisson sampling."""
     return default_collate(items) if items else (torch.empty(0, 3, 1, 1), torch.empty(0, 1, 1, dtype=torch.long))
 
 
 def _first_losses(model: torch.nn.Module, data: Augmented, options: SegmenterTraining,
                   compute: Compute) -> Iterator[torch.Tensor]:
-    """The loss of each image of this process's share, before the first step."""
+    """Yield the loss of each image in this process's share, before the first step."""
     _set_training_mode(model, options)
     torch.manual_seed(int(stream(options.seed, "dropout", "bounds").integers(2**62)) + process_rank())
     for index in progress(own_share(range(len(data))), "gradient norms"):
@@ -144,7 +145,7 @@ def _first_losses(model: torch.nn.Module, data: Augmented, options: SegmenterTra
 
 def _step(net: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
           options: SegmenterTraining, done: Progress, steps: int, compute: Compute) -> None:
-    """One step of the schedule; adds its loss to `done`."""
+    """Set the learning rate, run one step, and add its loss to `done`."""
     rate = options.lr * (1 - (done.epoch * steps + done.step) / (options.epochs * steps)) ** POLY
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
@@ -160,7 +161,7 @@ def _set_training_mode(model: torch.nn.Module, options: SegmenterTraining) -> No
 
 
 def _seed_step(options: SegmenterTraining, done: Progress, optimizer: torch.optim.Optimizer) -> None:
-    """Make dropout, and the noise of DPSGD, depend on the seed, the step and this process alone."""
+    """Make dropout, and the noise of DPSGD, depend only on the seed, the step and this process."""
     torch.manual_seed(int(stream(options.seed, "dropout", done.epoch, done.step).integers(2**62)) + process_rank())
     if options.dpsgd:
         from defenses import dpsgd
@@ -170,14 +171,14 @@ def _seed_step(options: SegmenterTraining, done: Progress, optimizer: torch.opti
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
           aux_weight: float, compute: Compute, epoch: int = 0) -> float:
-    """One step on a batch: images float32 (N, 3, H, W), labels int64 (N, H, W). Returns the loss before it."""
+    """One step on a batch: images float32 (N, 3, H, W), labels int64 (N, H, W). Returns the loss before the step."""
     outputs, labels = _forward(model, images, labels, compute)
     return descend(optimizer, segmentation_loss(outputs, labels, aux_weight), epoch)
 
 
 def learn_privately(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor,
                     labels: torch.Tensor, aux_weight: float, compute: Compute, epoch: int = 0) -> float:
-    """`learn` with the model and the optimizer of `defenses.dpsgd.privatise`; N may be 0."""
+    """Like `learn`, with the model and the optimizer of `defenses.dpsgd.privatise`. N may be 0."""
     losses = torch.zeros(0, device=compute.device)
     if len(images):
         losses = image_losses(*_forward(model, images, labels, compute), aux_weight)
@@ -201,7 +202,7 @@ def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
                       aux_weight: float) -> torch.Tensor:
     """Cross-entropy over the labelled positions of the batch, plus that of the auxiliary head.
 
-    The mean is over the positions of all processes; returns the part of this process's images.
+    The mean is over the positions of all processes. The function returns the part of this process's images.
     """
     known = sum_over_processes((labels != VOID).sum()).clamp_min(1)
 
@@ -217,7 +218,8 @@ def image_losses(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labe
                    aux_weight: float) -> torch.Tensor:
     """Cross-entropy of each image (N,): the mean over its own labelled positions, plus that of the auxiliary head.
 
-    With a mean over the positions of the batch, the gradient of an image would depend on the void of the others.
+    With a mean over the positions of the batch, the gradient of an image would depend on the number of void positions
+    in the other images.
     """
     known = (labels != VOID).sum(dim=(1, 2)).clamp_min(1)
 
@@ -230,7 +232,7 @@ def image_losses(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labe
 
 
 def measure_miou(model: torch.nn.Module, pairs: Sequence[Pair], dataset: str, compute: Compute, what: str) -> float:
-    """mIoU in 0..1 of a model on images, at full size, over the classes that occur."""
+    """mIoU in 0..1 of a model on images at full size. The mean is over the classes that occur."""
     classes = len(find_dataset(dataset).CLASSES)
     predictor = ModelPredictor(model, classes, PredictorOptions(compute))
     matrix = np.zeros((classes, classes), np.int64)
@@ -242,9 +244,9 @@ def measure_miou(model: torch.nn.Module, pairs: Sequence[Pair], dataset: str, co
 
 def train_and_report(options: SegmenterTraining, inside: Sequence[Pair], outside: Sequence[Pair], folder: Path,
                      compute: Compute, arguments: dict) -> None:
-    """Train on `inside`, measure mIoU on both sides, write results.json and print the outcome.
+    """Train on `inside`, measure mIoU on `inside` and `outside`, write results.json, and print the result.
 
-    `arguments` are those of the call, which --continue reads from the checkpoint.
+    `arguments`: those of the call; they are stored in the checkpoint, where --continue reads them.
     """
     print_once(f"training {options.model} ({options.backbone}) on {len(inside)} images -> {folder}")
     model, minutes, private = train_segmenter(options, inside, folder, compute, arguments)

@@ -1,4 +1,4 @@
-"""What the three training scripts do, as functions with plain arguments."""
+"""The functions that the three training scripts call."""
 
 import argparse
 from collections.abc import Sequence
@@ -32,30 +32,30 @@ __all__ = ["begin", "cache_shadows", "count", "count_shadow_images", "join_trees
 
 
 def count(split: str | Path) -> int:
-    """How many images a split file names; the files need not be there."""
+    """Number of images that a split file lists. The images need not exist."""
     return len(read_split(split, must_exist=False))
 
 
 def count_shadow_images(shadows: Sequence[str], tree: str | None) -> int:
-    """How many images D^S has, in a tree of posteriors or in the runs of shadows; those of several shadows add up."""
+    """Number of images of D^S: in a tree of posteriors, or else the sum over the runs of shadows."""
     if tree:
         return len(list_records(tree))
     return sum(count(Path(run) / name) for run in shadows for name in ("in.txt", "out.txt"))
 
 
 def plan_of(args: argparse.Namespace) -> PlanOptions:
-    """The flags of `training.add_plan_flags`; `UserError` beside --continue, whose flags are not known here."""
+    """The settings of `training.add_plan_flags`. Raises `UserError` for --continue and for -dpsgd."""
     if args.continue_:
         raise UserError("--plan reads the flags on the command line; leave --continue out")
     if getattr(args, "dpsgd", False):
-        raise UserError("--plan knows plain SGD only; leave -dpsgd out")
+        raise UserError("--plan predicts only plain SGD; leave -dpsgd out")
     return pick(args, PlanOptions, bf16=args.precision != "fp32")
 
 
 def begin(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path | None, Compute]:
-    """The effective arguments, the folder of a run that is resumed (None for a new one), device and precision.
+    """The effective arguments, the folder of a run that is resumed (None for a new run), device and precision.
 
-    Under torchrun, also joins the process group.
+    Under torchrun, the process also joins the process group here.
     """
     device = choose_device(args.gpu)
     args, folder = resume_arguments(args, parser)
@@ -63,18 +63,19 @@ def begin(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[ar
 
 
 def start_run_on_main(stage: str, arguments: dict, out: str | None, compute: Compute) -> Path:
-    """The folder of a new run, made by the main process."""
+    """Make the folder of a new run in the main process, and return it in all processes."""
     return run_on_main(lambda: start_run(stage, arguments, out, compute))
 
 
 def partition(pairs: Sequence[Pair], split: str, victim: str | None, dataset: str, seed: int,
               compute: Compute) -> tuple[list[Pair], list[Pair]]:
-    """Split D^S in two halves by the victim's mean confidence over labelled positions (section 2.2).
+    """Split D^S into two halves by the victim's mean confidence over labelled positions (section 2.2).
 
-    Without a victim, at random and by groups.
+    D_in^S is the half with the higher confidence. Without a victim, the groups are divided at random. `split`: name of
+    the split file, for messages. Raises `UserError` for fewer than two images.
     """
     if len(pairs) < 2:
-        raise UserError(f"{split} names one image; D^S needs two or more")
+        raise UserError(f"{split} lists one image; D^S needs two or more")
     if victim is None:
         inside = deal([pair.group for pair in pairs], (1, 1), seed) == 0
     else:
@@ -89,20 +90,20 @@ def partition(pairs: Sequence[Pair], split: str, victim: str | None, dataset: st
 
 
 def write_shadow_splits(folder: Path, inside: Sequence[Pair], outside: Sequence[Pair], how: str) -> None:
-    """Write in.txt and out.txt of a shadow; `how` says how D^S was split."""
+    """Write in.txt and out.txt of a shadow. `how`: how D^S was split, for the comments in these files."""
     if is_main():
         write_split(folder / "in.txt", inside, f"D_in^S, {how}")
         write_split(folder / "out.txt", outside, f"D_out^S, {how}")
 
 
 def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute: Compute) -> list[Path]:
-    """The trees of the shadows' posteriors on D^S; missing ones are computed."""
+    """The trees of the shadows' posteriors on D^S. Missing posteriors are computed."""
     return [read_shadow(folder).cache(PredictorOptions(compute, stride, defense)) for folder in folders]
 
 
 def train_attacker_and_report(options: AttackerTraining, data: AttackerData, defense: Defense, folder: Path,
                               compute: Compute, arguments: dict) -> None:
-    """Train A_P, write results.json and print the outcome."""
+    """Train A_P, write results.json, and print the result."""
     spec = InputSpec(options.input, options.patch_size, TINY, options.void, data.stride, defense.one_hot)
     results = train_attacker(options, data, spec, folder, compute, arguments)
     if is_main():

@@ -1,4 +1,4 @@
-"""One step of both training loops, in one process or in several."""
+"""One optimization step, which both training loops use, in one process or in several."""
 
 import math
 
@@ -12,10 +12,10 @@ from utils.distributed import sum_over_processes, world_size
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` as the training loop calls it: under torchrun its gradients are averaged over the processes.
+    """Wrap `model` for training. Under torchrun, its gradients are averaged over the processes.
 
-    On GPUs BatchNorm uses the statistics of the complete batch. On CPUs PyTorch has no such layer, and each process
-    normalises its own share.
+    On GPUs BatchNorm becomes SyncBatchNorm, which uses the statistics of the complete batch. PyTorch has no
+    SyncBatchNorm for CPUs, so there each process normalises with the statistics of its share.
     """
     if world_size() == 1:
         return model
@@ -25,7 +25,7 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def agree_on_buffers(model: nn.Module) -> None:
-    """Copy the buffers of the main process, which a checkpoint stores, to all processes."""
+    """Copy the buffers of the main process to all processes, because its checkpoint stores these."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -41,7 +41,7 @@ def freeze_norms(model: nn.Module) -> None:
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, epoch: int) -> float:
     """One step of gradient descent on the loss of the complete batch. Returns that loss.
 
-    `loss` is this process's part of it, a scalar. Raises `UserError` when the sum is not finite.
+    `loss`: a scalar, the part of this process. Raises `UserError` if the sum over all processes is not finite.
     """
     value = _finite(loss, epoch)
     optimizer.zero_grad(set_to_none=True)
@@ -51,16 +51,16 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, epoch: int) ->
 
 
 def descend_privately(optimizer: torch.optim.Optimizer, losses: torch.Tensor, epoch: int) -> float:
-    """One step of DPSGD. Returns the mean loss; `losses` (n,) are those of this process's images.
+    """One step of DPSGD. Returns the mean loss over the images of all processes.
 
-    Raises `UserError` when the mean is not finite.
+    `losses`: float (n,), the loss of each image of this process. Raises `UserError` if the mean is not finite.
     """
     drawn = sum_over_processes(torch.tensor(len(losses), device=losses.device)).clamp_min(1)
     value = _finite(losses.sum() / drawn, epoch)
     optimizer.zero_grad(set_to_none=True)
     if len(losses):
         losses.sum().backward()  # Opacus averages the gradients of the images
-    else:  # Poisson sampling drew no image: the step is noise alone
+    else:  # Poisson sampling drew no image, so the step consists of noise only
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
     optimizer.step()

@@ -41,7 +41,7 @@ def save_checkpoint(path: str | Path, model: dict, state_dict: dict, **entries: 
 
 
 class _ErrorRecorder:
-    """Passes what is written on to `file`, and stores the `OSError` of a failed write in `error`."""
+    """A file that writes to `file`, and stores the `OSError` of a failed write in `error`."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.error = file, None

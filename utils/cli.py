@@ -1,4 +1,4 @@
-"""What all scripts share on the command line: parsers, flags with one dash or two, and errors in one line."""
+"""Command-line functions of all scripts: parsers, flags with one or two dashes, and one-line errors."""
 
 import argparse
 import io
@@ -35,7 +35,7 @@ def flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
 
 
 def pick(args: argparse.Namespace, cls: type[T], **rest: object) -> T:
-    """The dataclass `cls` with the arguments that have the names of its fields; `rest` are other fields."""
+    """Build the dataclass `cls` from the arguments that have the names of its fields. `rest`: other fields."""
     given = {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
     return cls(**given | rest)
 
@@ -100,7 +100,7 @@ def _use_utf8() -> None:
     """Read file names as UTF-8 in every locale, because random streams, and so results, depend on them."""
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, sys.orig_argv)  # start again: Python chooses the encoding only at its start
+        os.execv(sys.executable, sys.orig_argv)  # restart: Python chooses the encoding only at its start
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

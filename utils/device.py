@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""The device and the precision of a run."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from utils.distributed import is_main, join
 
 CPU = torch.device("cpu")
 PRECISIONS = ("fp32", "bf16")
-OVERRIDE = "SEGLEAK_PRECISION"  # environment variable: what `auto` means, so that tests can run both ways anywhere
+OVERRIDE = "SEGLEAK_PRECISION"  # environment variable that sets the meaning of `auto`, for tests of both precisions
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Compute:
     precision: str = "fp32"
 
     def autocast(self) -> AbstractContextManager:
-        """bf16 autocast where the precision is bf16, else no change."""
+        """A context with bf16 autocast if the precision is bf16, and without autocast otherwise."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
@@ -31,16 +31,16 @@ CPU_FP32 = Compute()
 
 
 def choose_compute(gpu: int | None, precision: str = "auto") -> Compute:
-    """The device of `-gpu` and the precision of `--precision`. Under torchrun, also joins the process group."""
+    """The device of `-gpu` and the precision of `--precision`. Under torchrun, the process joins the group."""
     device = choose_device(gpu)
     return Compute(device, resolve_precision(precision, device))
 
 
 def choose_device(gpu: int | None) -> torch.device:
-    """Device of `-gpu`: CUDA where it is available, else the CPU with one line on stderr.
+    """The CUDA device number `gpu` (None: the first one), or the CPU if there is no CUDA.
 
-    Under torchrun each process takes the GPU of its local rank, and joins the process group here. Raises `UserError`
-    when CUDA is available but has no device of that number.
+    Without CUDA, a line on stderr says that -gpu is ignored. Under torchrun each process uses the GPU of its local
+    rank, and joins the process group here. Raises `UserError` if CUDA is available but has no device of this number.
     """
     device = CPU
     if torch.cuda.is_available():
@@ -50,16 +50,16 @@ def choose_device(gpu: int | None) -> torch.device:
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     elif gpu is not None and is_main():
-        print(f"this machine has no CUDA: -gpu {gpu} is ignored and the CPU is used", file=sys.stderr)
+        print(f"this machine has no CUDA: -gpu {gpu} is ignored, and the CPU is used", file=sys.stderr)
     join(device)
     return device
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """"fp32" or "bf16". "auto" is bf16 where the processor has bf16 units, or what SEGLEAK_PRECISION says.
+    """Return "fp32" or "bf16". "auto" is bf16 if the processor has bf16 units, unless SEGLEAK_PRECISION is set.
 
     A processor without bf16 units emulates bf16: one 3x3 convolution layer, forward and backward, took 11 times as long
-    as in float32 on an AVX2 machine.
+    as in float32 on an AVX2 machine. Raises `UserError` for another value of SEGLEAK_PRECISION.
     """
     if precision != "auto":
         return precision

@@ -1,7 +1,7 @@
-"""Run one job in several processes that torchrun starts. With one process these functions do nothing special.
+"""Run one job in several processes that torchrun starts. With one process, no communication takes place.
 
-Work is divided by position and gathered in order, so results do not depend on the number of processes. Only the main
-process prints and writes files.
+Work is divided by the position of the items, and results are gathered in the same order, so they do not depend on the
+number of processes. Only the main process prints, and writes the files of a run.
 """
 
 import atexit
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # how long a process waits for the others, for example while one of them writes
+TIMEOUT = timedelta(minutes=30)  # longest time that a process waits for the others, e.g. while the main process writes
 
 
 def process_rank() -> int:
@@ -35,7 +35,7 @@ def is_main() -> bool:
 
 
 def join(device: "torch.device") -> None:
-    """Connect this process to the others: over NCCL for tensors on GPUs, over gloo for all else."""
+    """Connect this process to the others: with NCCL for tensors on GPUs, and with gloo for all other data."""
     if world_size() == 1:
         return
     import torch.distributed as dist

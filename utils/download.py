@@ -3,9 +3,8 @@
     python -m utils.download                # into authors/
     python attack.py -resume authors/weights/loss.pth.tar --examples authors/examples
 
-An interrupted download resumes where it stopped. All requests use https, and your cookies are not sent. The archives
-are checked before they are unpacked. The first call writes their SHA-256 to DIR/SHA256SUMS; later calls compare with
-it.
+An interrupted download is resumed. All requests use https, and your cookies are not sent. The archives are checked
+before they are unpacked. The first call writes their SHA-256 to DIR/SHA256SUMS, and later calls compare with it.
 """
 
 import argparse
@@ -26,7 +25,7 @@ FOLDER = "1A4WBp5qxS8rn_EnbCY7H5VArtsErS8pv"
 ARCHIVES = ("examples.zip", "weights.zip")
 LIMIT = 8 * 2**30  # bytes that an archive may unpack to
 NAME_LIMIT = 200  # bytes of a file name; the suffix of an incomplete file must still fit
-SUMS, TEMPORARY = "SHA256SUMS", ".unpacking"  # our file and folder beside the archives
+SUMS, TEMPORARY = "SHA256SUMS", ".unpacking"  # file and folder that this script writes beside the archives
 RESERVED = {name.casefold() for name in (SUMS, TEMPORARY, *ARCHIVES)}  # names that an archive may not replace
 
 
@@ -67,7 +66,7 @@ def fetch(folder: Path, names: list[str]) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"the download from Google Drive failed ({reason}); with a browser, put "
                         f"{' and '.join(names)} of https://drive.google.com/drive/folders/{FOLDER} into {folder} "
-                        "and call this again") from None
+                        "and run this command again") from None
 
 
 @contextmanager
@@ -124,7 +123,7 @@ def unpack(archive: Path, folder: Path) -> None:
     link or would be written outside the folder.
     """
     temporary = folder / TEMPORARY
-    with reading(archive, "zip archive", broken="if it is broken, delete it and call this again"), \
+    with reading(archive, "zip archive", broken="if it is broken, delete it and run this command again"), \
             zipfile.ZipFile(archive) as zipped:
         entries = [entry for entry in zip_entries(zipped, LIMIT) if not entry.is_dir()]
         files = {check_entry(entry, archive): entry for entry in entries}
@@ -132,7 +131,7 @@ def unpack(archive: Path, folder: Path) -> None:
             raise ValueError("two of its entries have the same path, or one path is both a file and a folder")
         for path in files:
             check_target(folder, path, archive)
-        shutil.rmtree(temporary, ignore_errors=True)  # a killed call can leave it
+        shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have left it
         temporary.mkdir()
         try:
             for path, entry in files.items():

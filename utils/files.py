@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def atomic_open(path: str | Path, mode: str = "wb") -> Iterator:
-    """Open a file for writing that appears at `path` only after it is complete, synced and closed.
+    """Open a file for writing. It appears at `path` only after it is complete, synced and closed.
 
-    Raises `UserError` if it cannot be written; a previous file at `path` then stays unchanged.
+    Raises `UserError` if the file cannot be written. A previous file at `path` then stays unchanged.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -69,8 +69,8 @@ def fingerprint(paths: list[Path], *values: object) -> str:
 def start_run(stage: str, args: dict, out: str | None, compute: "Compute") -> Path:
     """Create and lock the folder of a run, and write its args.json: effective arguments, versions and commit.
 
-    The folder is `out`, by default `runs/STAGE-N` with the next free N. `compute` is the device and the precision;
-    `--precision auto` leaves the latter to the processor. Raises `UserError` if it is a file, contains
+    The folder is `out`, by default `runs/STAGE-N` with the next free N. args.json also gets the device and the
+    precision of `compute`, because `args` may have `--precision auto`. Raises `UserError` if `out` is a file, contains
     the checkpoint of a run, or is locked by another process.
     """
     folder = Path(out) if out else _next_free(Path("runs"), stage)

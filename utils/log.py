@@ -1,4 +1,4 @@
-"""Record what a run does: a progress bar, log.jsonl, and events for TensorBoard."""
+"""Progress bars, timings, and the logs of a run: log.jsonl and events for TensorBoard."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from utils.files import atomic_open
 
 
 class Timings:
-    """Measure how long each stage of a run takes. Prints as `5.1 s: starting 2.9, ...`."""
+    """Measure the time of each stage of a run. `str` gives, for example, `5.1 s: starting 2.9, ...`."""
 
     def __init__(self, started: float | None = None) -> None:
         self._start = self._last = time.monotonic() if started is None else started
@@ -81,7 +81,7 @@ def _read_lines(path: Path) -> list[dict]:
 
 def progress(items: Iterable | None, title: str | None, total: int | None = None, hidden: bool = False,
              **options: object) -> tqdm:
-    """Show a progress bar on stderr, if stderr is a terminal and this is the main process, and not `hidden`."""
+    """A progress bar on stderr. It is shown only in the main process, on a terminal, and if not `hidden`."""
     visible = is_main() and sys.stderr.isatty() and not hidden
     return tqdm(items, desc=title, total=total, file=sys.stderr, disable=not visible, leave=False, dynamic_ncols=True,
                 **options)

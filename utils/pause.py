@@ -1,4 +1,4 @@
-"""Stop and resume long work: results are saved from time to time, and before the process obeys a signal."""
+"""Save long work at regular intervals, and before the process stops because of a signal."""
 
 import os
 import signal

@@ -15,8 +15,8 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods can alloca
 def reading(path: str | Path, kind: str, missing: str = "", broken: str = "") -> Iterator[None]:
     """Turn every exception in the block into a `UserError` which says that `path` cannot be read as a `kind`.
 
-    Also raises `UserError` if `path` is not a regular file. `missing` and `broken` tell the user what to do in either
-    case.
+    Also raises `UserError` if `path` is not a regular file. `missing` and `broken`: advice for the user if the file
+    is missing, or cannot be read.
     """
     try:
         if not Path(path).is_file():

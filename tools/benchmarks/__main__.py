@@ -52,7 +52,7 @@ def measure(name: str, rounds: int) -> dict:
 
     seconds: dict[str, list[float]] = {"simple": [], "fast": []}
     with prepare_stage(name) as stage:
-        results = {"simple": stage.simple(), "fast": stage.fast()}  # this warms up both versions, too
+        results = {"simple": stage.simple(), "fast": stage.fast()}  # also warms up both versions
         for _ in range(rounds):
             for version, work in (("simple", stage.simple), ("fast", stage.fast)):
                 started = time.perf_counter()
@@ -78,7 +78,7 @@ def measure_memory(name: str) -> dict:
 
 
 def describe_machine() -> dict:
-    """Number of cores and threads, the vector instructions that PyTorch uses, and the version of PyTorch."""
+    """Number of cores and threads, vector instructions that PyTorch uses, and version of PyTorch."""
     import os
 
     import torch

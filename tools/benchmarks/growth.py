@@ -1,4 +1,4 @@
-"""Measure time and memory of an attack on more and more images.
+"""Measure time and memory of an attack on growing numbers of images.
 
     python -m tools.benchmarks.growth --counts 100 1000 10000
 

@@ -3,8 +3,8 @@
     python -m tools.benchmarks.planned                  # small models, for a CPU
     python -m tools.benchmarks.planned --scale paper    # the paper's models and crops, for a GPU
 
-First the rates of large convolutions and copies are measured. The first setting then gives the utilisation, and the
-other settings are predicted with it. The data are random, and loading data is not measured.
+First the rates of large convolutions and copies are measured. Then the utilisation is computed from the first setting,
+and the times of the other settings are predicted with it. The data are random, and the loading of data is not measured.
 """
 
 import argparse
@@ -73,9 +73,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def measure(line: str, compute: "Compute", steps: int) -> dict:
-    """Planned cost and measured median time of one step of a training script's command line.
+    """Planned cost, and measured median time, of one step of the command line of a training script.
 
-    The dict has the peak memory in GiB (`gib`) on a GPU, and None there on a CPU.
+    The entry `gib` is the peak memory in GiB on a GPU, and None on a CPU.
     """
     import statistics
 
@@ -103,7 +103,7 @@ def measure(line: str, compute: "Compute", steps: int) -> dict:
 
 
 def flags_of(script: str) -> argparse.ArgumentParser:
-    """The flags of a training script that decide the cost of a step."""
+    """A parser with the flags of a training script that determine the cost of a step."""
     flags = argparse.ArgumentParser()
     if script == "train_attacker.py":
         training.add_attacker_flags(flags)

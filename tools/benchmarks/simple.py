@@ -1,4 +1,4 @@
-"""Simple code for each stage: one image or patch at a time, float32, default memory layout, PIL."""
+"""Simple code for each stage: one image or patch at a time, in float32, in the default memory layout, with PIL."""
 
 import math
 import random

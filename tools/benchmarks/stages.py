@@ -1,4 +1,4 @@
-"""The measured stages. Each does the same work with simple code (`tools.benchmarks.simple`) and with the project's."""
+"""The measured stages. Each has the same work in simple code (`tools.benchmarks.simple`) and in the project's code."""
 
 import itertools
 import tempfile
@@ -29,7 +29,7 @@ from training import attacker, segmentation
 from training.attacker import Patches
 from utils.device import CPU, Compute, resolve_precision
 
-CROP, FILL, SCALE = (200, 264), (124, 116, 104), (0.85, 1.4)  # of the training images
+CROP, FILL, SCALE = (200, 264), (124, 116, 104), (0.85, 1.4)  # augmentation of the training images
 SEGMENTER = {"name": "pspnet", "backbone": "resnet18", "classes": 19, "output_stride": 8, "stages": 3, "width": 128,
              "dropout": 0.1, "auxiliary": True}
 
@@ -38,8 +38,8 @@ SEGMENTER = {"name": "pspnet", "backbone": "resnet18", "classes": 19, "output_st
 class Stage:
     """Two versions of the same work on `count` units; both return a result that `difference` can compare.
 
-    flops: of the work, 0 if it is bound by memory; bytes_read: size of the inputs; difference: the largest absolute
-    difference of the two results.
+    `flops`: FLOPs of the work, 0 if its speed is limited by memory; `bytes_read`: size of the inputs; `difference`:
+    computes the largest absolute difference of the two results.
     """
 
     unit: str
@@ -63,7 +63,7 @@ def random_samples(count: int, classes: int = 19, shape: tuple[int, int] = (128,
 
 
 def on_cpu(precision: str) -> Compute:
-    """The CPU with a precision of `--precision`."""
+    """The CPU with the precision that `--precision` gives."""
     return Compute(CPU, resolve_precision(precision, CPU))
 
 
@@ -90,7 +90,7 @@ def attack(kind: str, count: int, images: int, precision: str = "auto") -> Stage
     model = Attacker("resnet50", channels).eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         logits, _ = model(torch.rand(1, channels, size, size))
-    model.fc.weight.data /= logits.abs().max()  # keeps the probabilities away from 0 and 1
+    model.fc.weight.data /= logits.abs().max()  # so that the probabilities are not close to 0 or 1
     folded = Attacker("resnet50", channels)
     folded.load_state_dict(model.state_dict())
     attacker = LoadedAttacker(folded.fold_norms(), InputSpec(kind, size, 1e-30), None, "")
@@ -177,7 +177,7 @@ def dpsgd_training(compared_with: str, count: int = 8, precision: str = "auto") 
     torch.manual_seed(0)
     models = [build_segmenter(spec).train().to(memory_format=torch.channels_last) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in models]  # so all rounds have the same gradient
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.0) for m in models]  # lr 0: all rounds have the same gradient
     bounds = dict.fromkeys(dict(models[1].named_parameters()), 1.0)
     net, private = privatise(models[1], optimizers[1], bounds, 0.0, count)
     images, labels = torch.rand(count, 3, *CROP), torch.randint(0, spec["classes"], (count, *CROP))

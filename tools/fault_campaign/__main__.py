@@ -1,4 +1,4 @@
-"""Cause faults on purpose. Check that no result is lost or wrong, and that no malformed file does harm.
+"""Cause faults on purpose, and check that no result is lost or wrong, and that no malformed file does harm.
 
     python -m tools.fault_campaign kills --trials 300    # kill runs at random moments, resume them, compare results
     python -m tools.fault_campaign writes --trials 150   # full disks, failed writes, missing files

@@ -1,4 +1,4 @@
-"""Read the result files of runs: find broken files, and differences between two runs."""
+"""Read the result files of runs, and find broken files and differences between two runs."""
 
 import json
 from pathlib import Path
@@ -68,12 +68,12 @@ def differences(first: Path, second: Path) -> list[str]:
     problems = [f"{path} exists in one of the two folders only" for path in sorted(files[0] ^ files[1])]
     for path in sorted(files[0] & files[1]):
         try:
-            one, two = read_result(first / path), read_result(second / path)
+            left, right = read_result(first / path), read_result(second / path)
         except Exception as error:
             problems.append(_incomplete(path, error))
             continue
-        if one != two:
-            keys = [key for key in one if one[key] != two.get(key)] if isinstance(one, dict) else ""
+        if left != right:
+            keys = [key for key in left if left[key] != right.get(key)] if isinstance(left, dict) else ""
             problems.append(f"{path} differs {keys}")
     return problems
 

@@ -39,7 +39,8 @@ KINDS: dict[str, tuple[str, Callable, Callable, float]] = {
 SPECIAL = {("checkpoint", 1000): hostile.zip_bomb, ("image", 1000): inputs.large_png,
            ("label", 1000): inputs.large_png}  # by kind and number
 SCRIPT_SHARE = 0.01  # number of inputs for complete scripts, as a share of the others
-INDEX, STARTED, PEAK, REFUSED = range(4)  # state of a reading process: number of the input, time, bytes, count
+# State of a reading process: number of the input, start time, peak memory in bytes, number of refused inputs.
+INDEX, STARTED, PEAK, REFUSED = range(4)
 
 
 def run_fuzz(workspace: Path, _: dict[str, Baseline], count: int, seed: int, jobs: int) -> dict:
@@ -49,7 +50,7 @@ def run_fuzz(workspace: Path, _: dict[str, Baseline], count: int, seed: int, job
     chunks = [(kind, first, min(first + INPUTS_PER_CHUNK, total)) for kind, (*_, share) in KINDS.items()
               for total in [max(1, round(count * share))] for first in range(0, total, INPUTS_PER_CHUNK)]
     read = run_all(partial(read_chunk, folder, seed, chunks), len(chunks), jobs, "inputs")
-    # One at a time, since each lists the files of the campaign before and after.
+    # One job: each trial lists the files of the campaign before and after, so another must not write at the same time.
     scripts = run_all(partial(script_trial, workspace, seed), max(1, round(count * SCRIPT_SHARE)), 1, "scripts")
     rows: dict = {}
     for part in [*read, *scripts]:
@@ -68,7 +69,7 @@ def make_input(kind: str, seed: int, index: int) -> bytes:
 
 
 def read_chunk(folder: Path, seed: int, chunks: list[tuple[str, int, int]], number: int) -> dict:
-    """Read the inputs of one chunk in a child process. If an input ends the process, another one reads the rest."""
+    """Read the inputs of one chunk in a child process. If an input ends the process, a new process reads the rest."""
     kind, first, end = chunks[number]
     scratch, failures, outcomes, peak = folder / f"{kind} {first}", [], Counter(), 0
     while first < end:
@@ -113,7 +114,7 @@ def _wait(pid: int, state: memoryview) -> str:
 
 
 def _read_inputs(kind: str, seed: int, first: int, end: int, scratch: Path, state: memoryview) -> None:
-    """Read the inputs `first` to `end` - 1 in this process, and exit; exit early if one takes too much memory."""
+    """Read the inputs `first` to `end` - 1 in this process, and exit. Exit early if an input takes too much memory."""
     code = 1
     try:
         null = os.open(os.devnull, os.O_RDWR)

@@ -22,7 +22,7 @@ from utils.checkpoints import FORMAT
 MARK = "made-by-a-pickle"  # name of the file or folder that a hostile pickle creates if its function is called
 NESTED = ["ha"] * 10
 for _ in range(12):
-    NESTED = [NESTED] * 10  # a small pickle, but 20 TB of text when it is printed
+    NESTED = [NESTED] * 10  # the pickle is small, but printing the value would give 20 TB of text
 
 # Calls that no checkpoint may make: (function, arguments).
 CALLS = ((os.mkdir, MARK), (os.system, f"touch {MARK}"), (builtins.open, MARK, "w"), (eval, f"open('{MARK}', 'w')"),
@@ -178,7 +178,7 @@ def checkpoint_files(old: bool) -> list[bytes]:
 
 
 def checkpoint(rng: np.random.Generator, old: bool = False, original: dict | None = None) -> bytes:
-    """A malformed checkpoint file, as a zip or in the old form: `original`, or one of `checkpoints`, with changes."""
+    """A malformed checkpoint file, as a zip or in the old form: `original` or one of `checkpoints`, with changes."""
     first, second = rng.integers(len(checkpoints()), size=2)
     valid, way = original or checkpoints()[first], rng.random()
     if way < 0.2:

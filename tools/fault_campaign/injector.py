@@ -20,8 +20,8 @@ class FaultInjector:
     A write is one system call: write, fsync, rename, or the opening of a file for writing. A read is the opening of a
     file for reading. `action` runs at write number `at` (with `on_read`: at read number `at`), counted from 1. An errno
     makes the call fail; a call of write has then written half of its bytes. "kill" sends SIGKILL to the process and
-    its children. A float delays every write by so many seconds. None only counts. The counters are in shared memory,
-    so the parent can read them after the process has ended.
+    its children. A float delays every write by this number of seconds. None: accesses are only counted. The counters
+    are in shared memory, so the parent can read them after the process has ended.
     """
 
     folder: Path

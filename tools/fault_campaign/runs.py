@@ -1,6 +1,6 @@
 """Run scripts, and other work, in forked processes.
 
-The parent process has imported everything and has started no threads, so a forked script starts at once.
+The parent process has imported all modules and has started no threads, so a forked script starts quickly.
 """
 
 import atexit
@@ -52,7 +52,7 @@ class RunResult:
     peak: int
 
     def problems(self, *expected: int) -> list[str]:
-        """At most one message: the exit code is not expected, or an error is not reported in one line on stderr."""
+        """One message if the exit code is not expected, or if stderr does not have exactly one line for an error."""
         problems = []
         if self.code not in expected:
             problems.append(f"exit code {self.code} instead of {' or '.join(map(str, expected))}")

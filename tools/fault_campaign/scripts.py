@@ -1,4 +1,4 @@
-"""Give malformed files to complete scripts, which must succeed or exit with one line and write to their folder only."""
+"""Give malformed files to complete scripts. They must succeed or exit with one line, and write only to their folder."""
 
 import shutil
 import signal
@@ -36,11 +36,11 @@ LINES = (
     ("posterior", "tree/train/pred_sgd/img/0.npy", ATTACK + ATTACKER + "--examples {folder}/tree"),
     ("archive", "examples.zip", "utils/download.py --to {folder}"),
 )
-WRITABLE = {"split": ("run", "kept")}  # the only folders in {folder} that a script may write to; others: all of it
+WRITABLE = {"split": ("run", "kept")}  # folders in {folder} that a script may write to (default: all of {folder})
 
 
 def script_trial(workspace: Path, seed: int, number: int) -> dict:
-    """Run a script on a malformed file. Checks its end, its memory, and which files it creates."""
+    """Run a script on a malformed file. Check its exit code, its memory, and which files it creates."""
     kind, path, line = LINES[number % len(LINES)]
     folder = workspace / "trials" / f"script {number}"
     in_child(prepare_files, kind, path, workspace, folder, stream(seed, "scripts", number))

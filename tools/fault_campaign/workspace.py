@@ -1,4 +1,4 @@
-"""The commands of the campaign, the small data set and models that they use, and one trial of a command."""
+"""The commands of the campaign, the small data set and models for them, and one trial of a command."""
 
 import shutil
 import time
@@ -21,7 +21,7 @@ LIVE = ("--victim {workspace}/victim/last.pth.tar --root {workspace}/data --memb
         "--non-members {workspace}/victim_out.txt ")
 ATTACK = ("attack.py -resume {workspace}/attacker/best.pth.tar --precision fp32 -num-patch 3 --batch 6 --save-every 0 "
           "--out {folder}/run ")
-IMAGES_PER_BATCH = 2  # of ATTACK, which saves after each batch
+IMAGES_PER_BATCH = 2  # images that ATTACK scores between two saves
 COMMANDS = {
     "victim": VICTIM,
     "victim, 1 worker": VICTIM + "--workers 1",
@@ -106,7 +106,7 @@ def run_baseline(name: str, workspace: Path) -> Baseline:
 
 @dataclass
 class Trial:
-    """One run of the command `name` in `folder`. A fault stops it, and it is resumed and compared with its baseline."""
+    """One run of the command `name` in `folder`. A fault stops it; it is resumed and compared with its baseline."""
 
     name: str
     workspace: Path
@@ -127,7 +127,7 @@ class Trial:
         return command
 
     def check(self, result: RunResult, *codes: int) -> None:
-        """Check the exit code and stderr of a run that met a fault. All its result files must be complete."""
+        """Check the exit code and stderr of a run with a fault, and that all its result files are complete."""
         self.problems += result.problems(*codes) + in_child(broken_files, self.folder)
 
     def finish(self) -> RunResult:
