@@ -84,8 +84,11 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
 
 
 def source_files(*objects: object) -> list[Path]:
-    """The source files of the classes of `objects`. After an edit of one of them, an unfinished run is not resumed."""
-    files = (getattr(sys.modules[type(item).__module__], "__file__", None) for item in objects)
+    """The source files of the classes of `objects` and of their base classes.
+
+    After an edit of one of them, an unfinished run is not resumed.
+    """
+    files = (getattr(sys.modules[one.__module__], "__file__", None) for item in objects for one in type(item).__mro__)
     return sorted({Path(file) for file in files if file})
 
 

@@ -103,10 +103,11 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Answer:
-    """The output of a model for a query, (C, h, w)."""
+    """The output of a model for a query, (C, h, w), and those of other models for the same query."""
 
     query: Query
     output: torch.Tensor
+    others: tuple[torch.Tensor, ...] = ()
 
     @property
     def record(self) -> Record:
@@ -121,16 +122,19 @@ class Answer:
 
 
 def predict_records(predictor: Predictor, records: Sequence[Record], what: str = "",
-                    with_images: bool = False) -> Iterator[Answer]:
-    """Query a predictor about records, and yield the answers in the same order.
+                    with_images: bool = False, others: Sequence[Predictor] = ()) -> Iterator[Answer]:
+    """Query a predictor, and `others`, about records, and yield the answers in the same order.
 
-    `what`: title of the progress bar; without a title there is no bar. Images are loaded only if the predictor reads
-    them or `with_images` is true. At most `BATCH` images are in memory.
+    `what`: title of the progress bar; without a title there is no bar. Images are loaded only if a predictor reads them
+    or `with_images` is true. At most `BATCH` images are in memory.
     """
+    predictors = [predictor, *others]
+    with_images = with_images or any(one.reads_images for one in predictors)
     with progress(None, what or None, len(records), hidden=not what) as bar:
         for start in range(0, len(records), BATCH):
-            queries = [Query(record, record.load_image() if with_images or predictor.reads_images else None)
+            queries = [Query(record, record.load_image() if with_images else None)
                        for record in records[start : start + BATCH]]
-            for query, output in zip(queries, predictor.predict(queries), strict=True):
-                yield Answer(query, output)
+            outputs = [one.predict(queries) for one in predictors]
+            for query, output, *rest in zip(queries, *outputs, strict=True):
+                yield Answer(query, output, tuple(rest))
                 bar.update()

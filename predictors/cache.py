@@ -21,8 +21,8 @@ def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record]
 
     Posteriors that are already stored are not computed again, so a second call resumes an interrupted one. `made_from`:
     the files that the posteriors depend on (checkpoint and split files). If the files, the records, the precision, the
-    stride or the defense have changed, all posteriors are deleted and computed again. Raises `UserError` if `tree` is a
-    folder that this function did not make.
+    stride or the defense at query time have changed, all posteriors are deleted and computed again. Raises `UserError`
+    if `tree` is a folder that this function did not make.
     """
     run_on_main(lambda: _prepare(tree, predictor, records, made_from))
     sides = {member: side for side, member in SIDES.items()}
@@ -38,10 +38,11 @@ def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record]
 def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], made_from: Sequence[Path]) -> None:
     """Delete posteriors that were made from other inputs, and record the present inputs in the file `MARKER`."""
     spec, precision = predictor.options.defense.spec, predictor.options.compute.precision
-    about = {"precision": precision, "stride": predictor.stride, "defense": spec.describe()}
+    defense = [spec.describe(), spec.seed] if spec.stage == "query" else None  # others change the output afterwards
+    about = {"precision": precision, "stride": predictor.stride, "defense": defense}
     queried = [(record.member, str(record.image.absolute()), str(record.label.absolute()), record.dataset)
                for record in records]
-    about["fingerprint"] = fingerprint(list(made_from), about, spec.seed if about["defense"] else None, queried)
+    about["fingerprint"] = fingerprint(list(made_from), about, queried)
     marker, before = tree / MARKER, None
     if not marker.is_file() and tree.exists() and any(path.suffix != ".partial" for path in tree.iterdir()):
         raise UserError(f"{tree} is no cache of posteriors; give a folder that does not exist yet")

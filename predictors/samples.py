@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from datasets.pairs import read_split
 from defenses.base import NO_DEFENSE, Defense
 from defenses.gauss import normalise
 from predictors import open_predictor
-from predictors.base import Answer, Predictor, PredictorOptions, Query, Record, predict_records
+from predictors.base import Answer, Predictor, PredictorOptions, Record, predict_records
 from predictors.reference import Reference
 from predictors.stored import StoredPredictor, infer_stride, list_records
 from utils import VOID
@@ -44,9 +45,9 @@ class Source:
             yield self._sample(answer, needs, undefended)
 
     def answers(self, with_images: bool = False) -> Iterator[Answer]:
-        """Yield the outputs of the target model for all records, without checks."""
-        images = with_images or any(reference.predictor.reads_images for reference in self.references)
-        return predict_records(self.predictor, self.records, with_images=images)
+        """Yield the outputs of the target model and of the references for all records, without checks."""
+        references = [reference.predictor for reference in self.references]
+        return predict_records(self.predictor, self.records, with_images=with_images, others=references)
 
     def form(self) -> tuple[int, int]:
         """Number of classes, and pixels per position, of the first output."""
@@ -73,7 +74,7 @@ class Source:
         if "image" in needs:
             image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
         return Sample(record.name, record.id, record.group, record.member, defended, truth, image,
-                      tuple(self._reference_output(one, answer.query, output) for one in self.references),
+                      tuple(map(self._reference_output, self.references, answer.others, repeat(answer))),
                       tuple(one.saw(record) for one in self.references), plain if undefended else None)
 
     def _truth(self, answer: Answer, output: torch.Tensor, needed: bool) -> torch.Tensor | None:
@@ -97,13 +98,13 @@ class Source:
         return None
 
     @staticmethod
-    def _reference_output(reference: Reference, query: Query, output: torch.Tensor) -> torch.Tensor:
+    def _reference_output(reference: Reference, output: torch.Tensor, answer: Answer) -> torch.Tensor:
         """The posterior of a reference model. Raises `UserError` if its shape is not that of the target's posterior."""
-        found = reference.predictor.predict([query])[0]
-        if found.shape != output.shape:
-            raise UserError(f"the reference {reference.predictor.where} gives {tuple(found.shape)} for "
-                            f"{query.record.name}, the target model {tuple(output.shape)} (classes, height, width)")
-        return check_output(found, reference.predictor, query.record.name)
+        if output.shape != answer.output.shape:
+            raise UserError(f"the reference {reference.predictor.where} gives {tuple(output.shape)} for "
+                            f"{answer.record.name}, the target model {tuple(answer.output.shape)} (classes, height, "
+                            "width)")
+        return check_output(output, reference.predictor, answer.record.name)
 
 
 def check_output(output: torch.Tensor, predictor: Predictor, name: str) -> torch.Tensor:

@@ -188,6 +188,8 @@ def test_cached_posteriors_serve_later_attacks(world, live, tmp_path):
     files = sorted((tmp_path / "tree").rglob("*.npy"))
     before = {file: file.stat().st_mtime_ns for file in files}
     must(script(*attack, "--keep", tmp_path / "tree", "--out", tmp_path / "second"))
+    for number, defense in enumerate((["-argmax"], ["-gauss", 0.1])):  # they change the stored posteriors afterwards
+        must(script(*attack, *defense, "--keep", tmp_path / "tree", "--out", tmp_path / f"defended-{number}"))
     assert len(files) == 16 and before == {file: file.stat().st_mtime_ns for file in files}
     cached = scores(tmp_path / "second")
     assert cached == scores(tmp_path / "first")
