@@ -375,7 +375,7 @@ def test_label_outside_the_classes_of_the_posterior(live, damaged, tmp_path):
 
 def test_victim_with_other_classes_than_its_data_set_or_attacker(world, live, tmp_path):
     result = script("attack.py", "--attack", "loss", *live, "--dataset", "camvid", "--out", tmp_path / "run")
-    assert_refused(result, "has 19 classes; camvid has 11", "--dataset")
+    assert_refused(result, "has 19 classes; the data set camvid has 11", "--dataset")
     write_attacker(tmp_path / "a.pth.tar")
     checkpoint = torch.load(tmp_path / "a.pth.tar", weights_only=True)
     checkpoint["model"]["classes"] = 11
