@@ -22,7 +22,7 @@ import datasets
 import defenses
 from attacks import ATTACKS, REPRESENTATIONS
 from predictors import PREDICTORS
-from utils.cli import UserError, add_run_flags, flag, new_parser, pick, positive, run
+from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, run
 
 ATTACKER = "weights/loss.pth.tar"
 
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
                       help="draw the maps of the first N members and the first N non-members, by name (default: 4)")
     flags.add_argument("--hash-names", metavar="KEYFILE", help="write keyed hashes (HMAC-SHA256) instead of the "
                        "images' names; the key is the content of this file, 16 bytes or more")
-    flags.add_argument("--save-every", type=float, default=10, metavar="SECONDS", help="time between two saves of "
+    flags.add_argument("--save-every", type=number(0), default=10, metavar="SECONDS", help="time between two saves of "
                        "the scores; after a stop, the same command resumes from the last save (default: 10)")
     add_run_flags(flags, "attack")
     return flags

@@ -8,7 +8,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils.cli import UserError, positive
+from utils.cli import UserError, number, positive
 from utils.tables import Entry, Table
 
 if TYPE_CHECKING:
@@ -130,5 +130,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="number of stages of the backbone that are used (default: 3)")
     model.add_argument("--width", type=positive, default=128,
                        help="number of channels of the head (default: 128; the paper has 512)")
-    model.add_argument("--dropout", type=float, default=0.1, help="dropout ratio before the classifier (default: 0.1)")
+    model.add_argument("--dropout", type=number(0, 0.99), default=0.1,
+                       help="dropout ratio before the classifier (default: 0.1)")
     model.add_argument("--pretrained", action="store_true", help="start from ImageNet weights")

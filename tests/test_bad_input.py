@@ -414,3 +414,33 @@ def test_loss_that_becomes_infinite(victim_command, tmp_path):
 @pytest.mark.parametrize("out", ["/proc/run", "/sys/run"])
 def test_output_folder_that_cannot_be_written(folder, out):
     assert_refused(folder, out, "--out", out)
+
+
+@pytest.mark.parametrize("name, flags", [
+    ("train_victim.py", ["--crop", 0, 128]), ("train_victim.py", ["--dropout", 1.5]),
+    ("train_victim.py", ["--workers", -1]), ("train_victim.py", ["--lr", -1]), ("train_victim.py", ["--lr", "nan"]),
+    ("train_victim.py", ["--lr", "inf"]), ("train_victim.py", ["--scale", 2, 0.5]), ("train_victim.py", ["--blur", 2]),
+    ("train_victim.py", ["--seed", 10**23]), ("train_victim.py", ["--epochs", 0]), ("train_victim.py", ["--seed", "x"]),
+    ("train_shadow.py", ["--rotate", -5]), ("train_shadow.py", ["--head-factor", -1]),
+    ("train_attacker.py", ["--weight-decay", -0.1]), ("train_attacker.py", ["--width", 0]),
+    ("train_attacker.py", ["--dropout", -0.1]), ("train_attacker.py", ["--seed", -1]),
+    ("attack.py", ["--seed", 10**23]), ("attack.py", ["--save-every", -1]), ("attack.py", ["--batch", 0])])
+def test_numbers_out_of_range(tmp_path, name, flags):
+    result = script(name, *flags, "--out", tmp_path / "run")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert str(flags[0]) in result.stderr and str(flags[1]) in result.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--epochs", 99], "epochs 2, not 99"), (["--seed", 1], "seed 0, not 1"), (["--crop", 32, 32], "crop [64, 128]"),
+    (["--precision", "bf16"], "precision fp32, not bf16")])
+def test_resumed_run_keeps_its_arguments(world, tmp_path, flags, message):
+    shutil.copytree(world / "victim", tmp_path / "run")
+    result = script("train_victim.py", "--continue", tmp_path / "run", *flags)
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    must(script("train_victim.py", "--continue", tmp_path / "run", "--epochs", 2, "--crop", 64, 128, "--workers", 0))
+
+
+def test_dpsgd_with_a_batch_larger_than_the_training_split(victim_command, tmp_path):
+    result = script(*victim_command, "-dpsgd", "--batch", 40, "--out", tmp_path / "run")
+    assert result.returncode == 2 and "--batch 40" in result.stderr and result.stderr.count("\n") == 1

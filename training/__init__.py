@@ -4,7 +4,7 @@ import argparse
 
 from attacks import REPRESENTATIONS
 from training.options import NOISE_VARIANCE, AttackerTraining, SegmenterTraining
-from utils.cli import flag, positive
+from utils.cli import flag, number, positive
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -16,12 +16,12 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
                       help="number of training images (default: that of the split file)")
     plan.add_argument("--devices", type=positive, default=1, help="number of devices that share a batch "
                       "(default: 1)")
-    plan.add_argument("--tflops", type=float, default=989.0, help="peak rate of a device in TFLOP/s (default: "
+    plan.add_argument("--tflops", type=number(0.001), default=989.0, help="peak rate of a device in TFLOP/s (default: "
                       "989, an H100 in bf16)")
-    plan.add_argument("--gb-per-s", type=float, default=3350.0, help="memory bandwidth of a device in GB/s "
+    plan.add_argument("--gb-per-s", type=number(0.001), default=3350.0, help="memory bandwidth of a device in GB/s "
                       "(default: 3350)")
-    plan.add_argument("--utilisation", type=float, default=0.4, help="share of these two rates that is reached "
-                      "(default: 0.4)")
+    plan.add_argument("--utilisation", type=number(0.001, 1), default=0.4, help="share of these two rates that is "
+                      "reached (default: 0.4)")
     return plan
 
 
@@ -37,24 +37,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     train = parser.add_argument_group("training")
     train.add_argument("--epochs", type=positive, default=of.epochs, help=f"number of epochs (default: {of.epochs})")
     train.add_argument("--batch", type=positive, default=of.batch, help=f"images per step (default: {of.batch})")
-    train.add_argument("--lr", type=float, default=of.lr, help=f"learning rate of the backbone (default: {of.lr})")
-    train.add_argument("--head-factor", type=float, default=of.head_factor, help="learning-rate multiplier of the "
+    train.add_argument("--lr", type=number(0), default=of.lr, help=f"learning rate of the backbone (default: {of.lr})")
+    train.add_argument("--head-factor", type=number(0), default=of.head_factor, help="learning-rate multiplier of the "
                        "heads; 10 for PSPNet from ImageNet weights (default: 1)")
-    train.add_argument("--weight-decay", type=float, default=of.weight_decay, help="weight decay (default: 1e-4)")
-    train.add_argument("--aux-weight", type=float, default=of.aux_weight, help="weight of the auxiliary loss; with 0 "
-                       f"there is no auxiliary head (default: {of.aux_weight})")
-    train.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=of.crop,
+    train.add_argument("--weight-decay", type=number(0), default=of.weight_decay, help="weight decay (default: 1e-4)")
+    train.add_argument("--aux-weight", type=number(0), default=of.aux_weight, help="weight of the auxiliary loss; with "
+                       f"0 there is no auxiliary head (default: {of.aux_weight})")
+    train.add_argument("--crop", type=positive, nargs=2, metavar=("H", "W"), default=of.crop,
                        help="size of the crops of training images, in pixels (default: 128 256)")
-    train.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), default=of.scale,
+    train.add_argument("--scale", type=number(0.01, 100), nargs=2, metavar=("LOW", "HIGH"), default=of.scale,
                        help="range of the random scaling; the paper has 0.5 2 (default: 0.85 1.4)")
-    train.add_argument("--rotate", type=float, default=of.rotate,
+    train.add_argument("--rotate", type=number(0, 180), default=of.rotate,
                        help="largest angle of the random rotation, in degrees; the paper has 10 (default: 0)")
-    train.add_argument("--blur", type=float, default=of.blur, help="probability of a 5 x 5 Gaussian blur; lower it for "
-                       "small images (default: 0.5, as in the paper)")
+    train.add_argument("--blur", type=number(0, 1), default=of.blur, help="probability of a 5 x 5 Gaussian blur; lower "
+                       "it for small images (default: 0.5, as in the paper)")
     train.add_argument("--freeze-norms", action="store_true", help="for tiny batches: freeze BatchNorm that has "
                        "ImageNet weights, and use GroupNorm without scales in parts that are trained from scratch")
-    train.add_argument("--workers", type=int, metavar="N", help="number of processes that load images (default: 1, or "
-                       "that of the run that is resumed); results do not depend on it")
+    train.add_argument("--workers", type=number(0, 1024, int), metavar="N", help="number of processes that load images "
+                       "(default: 1, or that of the run that is resumed); results do not depend on it")
     add_continue_flag(train)
     defense = parser.add_argument_group("DPSGD")
     flag(defense, "dpsgd", action="store_true", help="clip the gradient of each image, one tensor after another, add "
@@ -77,17 +77,17 @@ def add_attacker_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-a", "-arch", "--arch", choices=("resnet18", "resnet50", "pixelwise"), default=of.arch,
                         help="architecture (default: resnet18; the paper has resnet50); pixelwise is the learned 1x1 "
                         "baseline of Salem et al., which needs -input concate")
-    parser.add_argument("--width", type=float, default=of.width,
+    parser.add_argument("--width", type=number(0.001, 64), default=of.width,
                         help="multiplier of the numbers of channels (default: 0.25; the paper has 1)")
-    parser.add_argument("--dropout", type=float, default=of.dropout,
+    parser.add_argument("--dropout", type=number(0, 0.99), default=of.dropout,
                         help="dropout ratio before the last layer (default: 0)")
     parser.add_argument("--epochs", type=positive, default=of.epochs, help=f"number of epochs (default: {of.epochs})")
     parser.add_argument("--patches-per-epoch", type=positive, default=of.patches_per_epoch, metavar="N",
                         help=f"patches of each image per epoch (default: {of.patches_per_epoch})")
     parser.add_argument("--batch", type=positive, default=of.batch, help=f"patches per step (default: {of.batch})")
-    parser.add_argument("--lr", type=float, default=of.lr, help="first learning rate of AdamW; it falls by a cosine "
-                        "schedule (default: 1e-3)")
-    parser.add_argument("--weight-decay", type=float, default=of.weight_decay, help="weight decay (default: 1e-2)")
+    parser.add_argument("--lr", type=number(0), default=of.lr, help="first learning rate of AdamW; it falls by a "
+                        "cosine schedule (default: 1e-3)")
+    parser.add_argument("--weight-decay", type=number(0), default=of.weight_decay, help="weight decay (default: 1e-2)")
     add_continue_flag(parser)
     plan = add_plan_flags(parser)
     plan.add_argument("--classes", type=positive, default=19, metavar="C", help="number of classes of the data "

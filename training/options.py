@@ -40,6 +40,8 @@ class SegmenterTraining:
             raise UserError("-noise-variance needs -dpsgd; give both, or leave it out")
         if not 0 <= self.variance < float("inf"):
             raise UserError(f"-noise-variance {self.noise_variance}: a variance must be 0 or more, and finite")
+        if self.scale[0] > self.scale[1]:
+            raise UserError(f"--scale {self.scale[0]:g} {self.scale[1]:g}: give the smaller factor first")
 
     @property
     def variance(self) -> float:

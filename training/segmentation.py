@@ -43,6 +43,9 @@ def train_segmenter(options: SegmenterTraining, pairs: Sequence[Pair], folder: P
     """
     if min(options.batch, len(pairs)) < 2 * world_size():
         raise UserError("--batch and the training split must give each process at least two images (for BatchNorm)")
+    if options.dpsgd and options.batch > len(pairs):
+        raise UserError(f"--batch {options.batch}: with -dpsgd the expected batch of a Poisson sample cannot be larger "
+                        f"than the training split, which has {len(pairs)} images")
     dataset = find_dataset(options.dataset)
     spec, run = options.spec(len(dataset.CLASSES)), TrainingRun(folder, arguments)
     torch.manual_seed(options.seed)

@@ -2,12 +2,13 @@
 
 import argparse
 import io
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -26,7 +27,14 @@ class Stopped(KeyboardInterrupt):
 
 def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
     """Create a parser whose help text starts with `doc`, the docstring of the script, and keeps its line breaks."""
-    return argparse.ArgumentParser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return _Parser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_print_error(self.prog, f"{message}; --help explains the flags", 2))
 
 
 def flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
@@ -40,12 +48,20 @@ def pick(args: argparse.Namespace, cls: type[T], **rest: object) -> T:
     return cls(**given | rest)
 
 
-def positive(text: str) -> int:
-    """Argument type: an integer of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
+def number(low: float, high: float = math.inf, kind: type = float) -> Callable[[str], float]:
+    """Argument type: a finite number of `kind` (float or int) from `low` to `high`."""
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            raise argparse.ArgumentTypeError(
+                f"{text} must be {low} or more" if high == math.inf else f"{text} must be between {low} and {high}")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse names it where the text is no number
+    return convert
+
+
+positive = number(1, kind=int)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, stage: str) -> None:
@@ -54,7 +70,8 @@ def add_run_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="fp32: no autocast; bf16: bf16 autocast; auto: bf16 if the processor has bf16 units "
                         "(default: auto)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
+    parser.add_argument("--seed", type=number(0, 2**63 - 1, int), default=0,
+                        help="seed of all random choices (default: 0)")
     parser.add_argument("--out", metavar="DIR", help=f"output folder (default: runs/{stage}-N with the next free N)")
 
 

@@ -11,6 +11,7 @@ from utils.cli import UserError
 from utils.distributed import run_on_main, sum_over_processes
 from utils.files import lock_run
 
+CURRENT = ("gpu", "workers", "continue_", "out")  # arguments that a resumed run may change
 RENAMED = {"pictures": "images"}  # arguments in checkpoints of earlier versions: old name -> new name
 
 
@@ -20,8 +21,8 @@ def resume_arguments(args: argparse.Namespace,
 
     A training is resumed with `--continue DIR`, or when torchrun restarts its processes and `--out DIR` has a
     last.pth.tar. All arguments except -gpu and --workers then come from the checkpoint. A new run gets `args` and None.
-    Raises `UserError` if the folder has no checkpoint or is locked, or if the checkpoint stores an argument that
-    `parser` does not accept.
+    Raises `UserError` if the folder has no checkpoint or is locked, if the checkpoint stores an argument that `parser`
+    does not accept, and if the command line gives another value than the checkpoint.
     """
     # On a node where no process failed, the count does not rise. The sum over all processes shows every restart.
     restarts = sum_over_processes(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))).item()
@@ -35,8 +36,9 @@ def resume_arguments(args: argparse.Namespace,
     stored = {RENAMED.get(name, name): value
               for name, value in require(load_checkpoint(path), "args", dict, path).items()}
     _check_arguments(parser, stored, path)
+    _check_flags(parser, stored, folder)
     run_on_main(lambda: lock_run(folder))
-    current = {name: getattr(args, name) for name in ("gpu", "workers") if getattr(args, name, None) is not None}
+    current = {name: getattr(args, name) for name in CURRENT[:2] if getattr(args, name, None) is not None}
     return argparse.Namespace(**{**vars(args), **stored, **current}), folder
 
 
@@ -47,6 +49,22 @@ def _check_arguments(parser: argparse.ArgumentParser, stored: dict, path: Path) 
         if not isinstance(name, str) or name not in flags or not _accepts(flags[name], value):
             raise UserError(f"{path} stores an argument {str(name)[:40]} that this version does not take; start a new "
                             "run")
+
+
+def _check_flags(parser: argparse.ArgumentParser, stored: dict, folder: Path) -> None:
+    """Raise `UserError` if a flag of the command line has another value than the run that is resumed."""
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS  # so that only the flags that were given are parsed
+    for name, value in vars(parser.parse_args()).items():
+        before = stored.get(name, value)
+        if name not in CURRENT and _as_list(before) != _as_list(value):
+            raise UserError(f"{folder} was started with {name.replace('_', '-')} {before}, not {value}; leave the flag "
+                            "out to resume, or start a new run")
+
+
+def _as_list(value: object) -> object:
+    """A tuple as a list; other values unchanged."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _accepts(flag: argparse.Action, value: object) -> bool:
