@@ -3,20 +3,19 @@
 Each file must be read or refused with a `UserError`, within limits of time and memory, and must not create other files.
 """
 
-import json
-import mmap
 import os
 import shutil
-import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tools.fault_campaign import hostile, inputs, readers
-from tools.fault_campaign.runs import in_child, limit_memory, run_all
+from tools.fault_campaign.runs import FORK, in_child, limit_memory, run_all
 from tools.fault_campaign.scripts import MEMORY_LIMIT, script_trial
 from tools.fault_campaign.workspace import Baseline
 from utils.cli import UserError
@@ -39,8 +38,6 @@ KINDS: dict[str, tuple[str, Callable, Callable, float]] = {
 SPECIAL = {("checkpoint", 1000): hostile.zip_bomb, ("image", 1000): inputs.large_png,
            ("label", 1000): inputs.large_png}  # by kind and number
 SCRIPT_SHARE = 0.01  # number of inputs for complete scripts, as a share of the others
-# State of a reading process: number of the input, start time, peak memory in bytes, number of refused inputs.
-INDEX, STARTED, PEAK, REFUSED = range(4)
 
 
 def run_fuzz(workspace: Path, _: dict[str, Baseline], count: int, seed: int, jobs: int) -> dict:
@@ -69,26 +66,27 @@ def make_input(kind: str, seed: int, index: int) -> bytes:
 
 
 def read_chunk(folder: Path, seed: int, chunks: list[tuple[str, int, int]], number: int) -> dict:
-    """Read the inputs of one chunk in a child process. If an input ends the process, a new process reads the rest."""
+    """Read the inputs of one chunk in a child process. After a failure, a new process reads the rest."""
     kind, first, end = chunks[number]
-    scratch, failures, outcomes, peak = folder / f"{kind} {first}", [], Counter(), 0
+    scratch, failures, peak = folder / f"{kind} {first}", [], 0
+    outcomes = Counter(refused=0, read=0, failed=0)
     while first < end:
-        state = memoryview(mmap.mmap(-1, 32)).cast("d")
         (scratch / "target").mkdir(parents=True)
-        pid = os.fork()
-        if pid == 0:
-            _read_inputs(kind, seed, first, end, scratch, state)
-        problem = _wait(pid, state)
-        index, peak = int(state[INDEX]), max(peak, int(state[PEAK]))
-        for line in (scratch / "problems").read_text().splitlines() if (scratch / "problems").exists() else ():
-            failures.append(_record_failure(folder, kind, seed, **json.loads(line)))
-        if problem:
-            failures.append(_record_failure(folder, kind, seed, index, problem))
-        refused = int(state[REFUSED])
-        outcomes.update({"refused": refused, "read": index + 1 - first - refused})
+        results, sender = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=_read_inputs, args=(kind, seed, first, end, scratch, sender))
+        process.start()
+        sender.close()
+        problem = ""
+        while first < end and not problem:
+            problem, refused, used = _next_result(process, results)
+            outcomes["failed" if problem else "refused" if refused else "read"] += 1
+            peak = max(peak, used)
+            if problem:
+                failures.append(_record_failure(folder, kind, seed, first, problem))
+            first += 1
+        process.kill()
+        process.join()
         shutil.rmtree(scratch)
-        first = index + 1
-    outcomes.update({"read": -len(failures), "failed": len(failures)})
     return {"kind": kind, "outcomes": outcomes, "peak": peak, "failures": failures}
 
 
@@ -101,47 +99,35 @@ def _record_failure(folder: Path, kind: str, seed: int, index: int, problem: str
     return {"kind": kind, "seed": seed, "index": index, "bytes": len(data), "problem": problem, "file": file.name}
 
 
-def _wait(pid: int, state: memoryview) -> str:
-    """Wait for a reading process. Returns the problem, or an empty text."""
-    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        if 0 < state[STARTED] < time.monotonic() - TIME_LIMIT:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            return f"longer than {TIME_LIMIT:g} seconds"
-        time.sleep(0.01)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return f"the process ended with exit code {code}" if code else ""
-
-
-def _read_inputs(kind: str, seed: int, first: int, end: int, scratch: Path, state: memoryview) -> None:
-    """Read the inputs `first` to `end` - 1 in this process, and exit. Exit early if an input takes too much memory."""
-    code = 1
+def _next_result(process: BaseProcess, results: Connection) -> tuple[str, bool, int]:
+    """Problem of one input (or an empty text), whether it was refused, and the peak memory in bytes."""
     try:
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream_number in range(3):
-            os.dup2(null, stream_number)
-        warnings.simplefilter("ignore")
-        limit_memory()
-        os.chdir(scratch)
-        path = scratch / KINDS[kind][0]
-        for index in range(first, end):
-            state[INDEX], state[STARTED] = index, 0
-            path.write_bytes(make_input(kind, seed, index))
-            Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
-            state[STARTED] = time.monotonic()
-            problem, refused = _read_one(KINDS[kind][2], path, scratch)
-            peak = _peak_bytes()
-            state[STARTED], state[PEAK], state[REFUSED] = 0, max(state[PEAK], peak), state[REFUSED] + refused
-            if peak > MEMORY_LIMIT:
-                problem += f"; {peak >> 20} MiB of memory"
-            if problem:
-                with open(scratch / "problems", "a") as file:
-                    print(json.dumps({"index": index, "problem": problem}), file=file)
-                if peak > MEMORY_LIMIT:
-                    break
-        code = 0
-    finally:
-        os._exit(code)
+        results.recv()  # the process has made the input, and starts to read it
+        if results.poll(TIME_LIMIT):
+            return results.recv()
+        return f"longer than {TIME_LIMIT:g} seconds", False, 0
+    except EOFError:
+        process.join()
+        return f"the process ended with exit code {process.exitcode}", False, 0
+
+
+def _read_inputs(kind: str, seed: int, first: int, end: int, scratch: Path, results: Connection) -> None:
+    """Read the inputs `first` to `end` - 1. Send None before each input is read, and its result afterwards."""
+    for stream_number in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream_number)
+    warnings.simplefilter("ignore")
+    limit_memory()
+    os.chdir(scratch)
+    path = scratch / KINDS[kind][0]
+    for index in range(first, end):
+        path.write_bytes(make_input(kind, seed, index))
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
+        results.send(None)
+        problem, refused = _read_one(KINDS[kind][2], path, scratch)
+        peak = _peak_bytes()
+        if peak > MEMORY_LIMIT:
+            problem += f"; {peak >> 20} MiB of memory"
+        results.send((problem, refused, peak))
 
 
 def _read_one(reader: Callable, path: Path, scratch: Path) -> tuple[str, bool]:
@@ -154,17 +140,14 @@ def _read_one(reader: Callable, path: Path, scratch: Path) -> tuple[str, bool]:
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
-    allowed = {path.name, "target", "problems", "label.png", "train", "val"}
-    others = {*os.listdir(scratch)} - allowed
-    created = [*others] + [name for name in os.listdir(scratch.parent) if name == "out"]
+    allowed = {path.name, "target", "label.png", "train", "val"}
+    created = [*({*os.listdir(scratch)} - allowed), *(["out"] if (scratch.parent / "out").exists() else [])]
     created += [str(file) for file in target.rglob("*") if file.is_symlink() or not (file.is_file() or file.is_dir())]
     if refused and any(target.iterdir()):
         created.append("a part of the refused file")
     if any(target.iterdir()):
         shutil.rmtree(target)
         target.mkdir()
-    for name in others:
-        shutil.rmtree(scratch / name) if (scratch / name).is_dir() else (scratch / name).unlink()
     return problem + f"; created {created}" * bool(created), refused
 
 

@@ -1,6 +1,7 @@
 """Count the file accesses of a process and make one of them fail."""
 
 import builtins
+import ctypes
 import errno
 import io
 import mmap
@@ -8,9 +9,17 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 PERSISTENT = (errno.ENOSPC, errno.EROFS)  # on a full or read-only disk all later writes fail, too
+
+
+class Counters(ctypes.Structure):
+    """Numbers of accesses, and whether the action has run. Each image that is queried reads one label file."""
+
+    _fields_ = [("writes", ctypes.c_int64), ("reads", ctypes.c_int64), ("label_reads", ctypes.c_int64),
+                ("triggered", ctypes.c_bool)]
 
 
 @dataclass
@@ -28,40 +37,22 @@ class FaultInjector:
     action: int | float | str | None = None
     at: int = 0
     on_read: bool = False
-    _counters: memoryview = field(default_factory=lambda: memoryview(mmap.mmap(-1, 32)).cast("q"))
-
-    @property
-    def writes(self) -> int:
-        return self._counters[0]
-
-    @property
-    def reads(self) -> int:
-        return self._counters[1]
-
-    @property
-    def label_reads(self) -> int:
-        """Number of label files that were read: one for each image that is queried or attacked."""
-        return self._counters[2]
-
-    @property
-    def triggered(self) -> bool:
-        return bool(self._counters[3])
+    counters: Counters = field(default_factory=lambda: Counters.from_buffer(mmap.mmap(-1, ctypes.sizeof(Counters))))
 
     def install(self) -> None:
         """Replace `open`, `os.fsync` and `os.replace` in this process."""
         self._open, self._prefix = builtins.open, f"{self.folder.resolve()}{os.sep}"
         builtins.open = io.open = self.open
-        for name in ("fsync", "replace"):
-            setattr(os, name, self._counted(getattr(os, name)))
+        os.fsync, os.replace = partial(self._call, os.fsync), partial(self._call, os.replace)
 
     def open(self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
         """Like the builtin `open`, but counts. Every write to the returned file is counted, too."""
         path = os.path.abspath(os.fsdecode(file)) if not isinstance(file, int) else ""
-        if not path.startswith(self._prefix):
-            return self._open(file, mode, buffering, encoding, errors, newline, closefd, opener)
-        if not set(mode) & set("wax+"):
-            self._counters[2] += f"{os.sep}label{os.sep}" in path
+        inside, writing = path.startswith(self._prefix), set(mode) & set("wax+")
+        if inside and not writing:
+            self.counters.label_reads += f"{os.sep}label{os.sep}" in path
             self.count(path, read=True)
+        if not inside or not writing:
             return self._open(file, mode, buffering, encoding, errors, newline, closefd, opener)
         self.count(path)
         raw_mode = mode.replace("b", "").replace("t", "").replace("+", "") + "+"
@@ -69,22 +60,21 @@ class FaultInjector:
         buffered = io.BufferedRandom(_CountedFile(self, path, raw_mode))
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline, buffering == 1)
 
-    def _counted(self, call):
-        def counted(first, *rest, **options):
-            self.count(str(first))
-            return call(first, *rest, **options)
-
-        return counted
+    def _call(self, function, first, *rest, **options):
+        self.count(str(first))
+        return function(first, *rest, **options)
 
     def count(self, path: str, write_half=lambda: None, read: bool = False) -> None:
         """Count one access, and run the action if it is due. `write_half` is called before a failure."""
-        self._counters[int(read)] += 1
+        name = "reads" if read else "writes"
+        number = getattr(self.counters, name) + 1
+        setattr(self.counters, name, number)
         if read is not self.on_read or self.action is None:
             return
         if isinstance(self.action, float):
             time.sleep(self.action)
-        elif self._counters[int(read)] == self.at or (self.triggered and self.action in PERSISTENT):
-            self._counters[3] = 1
+        elif number == self.at or (self.counters.triggered and self.action in PERSISTENT):
+            self.counters.triggered = True
             write_half()
             if self.action == "kill":
                 os.killpg(0, signal.SIGKILL)

@@ -21,14 +21,10 @@ from utils.cli import UserError
 from utils.download import unpack
 
 
-def read_attacker(path: Path, _: Path) -> None:
-    load_attacker(str(path))
-
-
-def read_checkpoint(path: Path, folder: Path) -> None:
+def read_checkpoint(path: Path, _: Path) -> None:
     """Read an attacker or a segmentation model."""
     try:
-        read_attacker(path, folder)
+        load_attacker(str(path))
     except UserError:
         load_segmenter(path)
 

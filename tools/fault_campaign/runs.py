@@ -6,7 +6,6 @@ The parent process has imported all modules and has started no threads, so a for
 import atexit
 import importlib
 import os
-import pickle
 import resource
 import runpy
 import signal
@@ -23,12 +22,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from tools.fault_campaign.injector import FaultInjector
+from tools.fault_campaign.injector import Counters, FaultInjector
 from utils.files import ROOT
 from utils.log import progress
 
 TIME_LIMIT = 30.0  # seconds for a run that takes about two
 MORE_MEMORY = 8 * 2**30  # bytes of address space that a child process may add
+FORK = get_context("fork")
 NOBODY = 65534  # a user id that owns none of the files
 
 
@@ -48,7 +48,7 @@ class RunResult:
     code: int
     seconds: float
     stderr: str
-    injector: FaultInjector
+    counters: Counters
     peak: int
 
     def problems(self, *expected: int) -> list[str]:
@@ -96,7 +96,7 @@ class ScriptProcess:
         with open(self._stderr, "rb") as file:
             file.seek(0)
             text = file.read().decode(errors="replace") + f"killed after {TIME_LIMIT:g} seconds" * timed_out
-        return RunResult(os.waitstatus_to_exitcode(status), seconds, text, self.injector, usage.ru_maxrss * 1024)
+        return RunResult(os.waitstatus_to_exitcode(status), seconds, text, self.injector.counters, usage.ru_maxrss * 1024)
 
 
 def _run_in_child(command: Sequence[str], injector: FaultInjector, stderr: int, as_nobody: bool) -> None:
@@ -143,26 +143,13 @@ def run_script(command: Sequence[str], folder: Path, **fault: object) -> RunResu
 
 def in_child(work: Callable, *args: object) -> object:
     """`work(*args)`, computed in a forked process."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with open(write, "wb") as file:
-                pickle.dump(work(*args), file)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read, "rb") as file:
-        answer = file.read()
-    os.waitpid(pid, 0)
-    return pickle.loads(answer)
+    with ProcessPoolExecutor(1, FORK) as pool:
+        return pool.submit(work, *args).result()
 
 
 def run_all(work: Callable[[int], dict], count: int, jobs: int, description: str) -> list[dict]:
     """`work(0)` to `work(count - 1)` in order, computed by `jobs` processes at a time."""
     if jobs == 1:
         return [work(index) for index in progress(range(count), description)]
-    with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
+    with ProcessPoolExecutor(jobs, FORK) as pool:
         return list(progress(pool.map(work, range(count)), description, total=count))

@@ -100,8 +100,8 @@ def run_baseline(name: str, workspace: Path) -> Baseline:
         raise UserError(f"{name}: two runs without a fault differ: {problems}")
     shutil.rmtree(folders[1])
     size = sum(path.stat().st_size for path in folders[0].rglob("*") if path.is_file())
-    accesses = result.injector
-    return Baseline(folders[0], result.seconds, accesses.writes, accesses.reads, accesses.label_reads, size)
+    counters = result.counters
+    return Baseline(folders[0], result.seconds, counters.writes, counters.reads, counters.label_reads, size)
 
 
 @dataclass

@@ -77,7 +77,7 @@ def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kind
         if kind != "NaN loss":
             trial.finish()
     return trial.report(trial=number, kind=kind, state=state, stderr=result.stderr[-300:],
-                        **{"fault occurred": bool(result.code) or result.injector.triggered})
+                        **{"fault occurred": bool(result.code) or result.counters.triggered})
 
 
 def run_with_fault(kind: str, trial: Trial, rng: np.random.Generator) -> tuple[RunResult, tuple[int, ...]]:
@@ -86,12 +86,12 @@ def run_with_fault(kind: str, trial: Trial, rng: np.random.Generator) -> tuple[R
     if kind in ERRORS:
         at = int(rng.integers(1, baseline.writes + 1))
         result = run_script(command, folder, action=getattr(errno, kind), at=at)
-        return result, (2,) if result.injector.triggered else (0,)
+        return result, (2,) if result.counters.triggered else (0,)
     if kind in ("missing file", "EIO on read"):
         action = errno.ENOENT if kind == "missing file" else errno.EIO
         at = int(rng.integers(1, baseline.reads + 1))
         result = run_script(command, folder, action=action, at=at, on_read=True)
-        return result, (2,) if result.injector.triggered else (0,)
+        return result, (2,) if result.counters.triggered else (0,)
     if kind == "slow disk":
         return run_script(command, folder, action=1.0 / baseline.writes), (0,)
     if kind == "NaN loss":
