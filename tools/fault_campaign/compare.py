@@ -25,8 +25,7 @@ def read_result(path: Path) -> object:
         return {key: _comparable(value) for key, value in checkpoint.items() if key not in ("args", "minutes")}
     if path.suffix == ".npz":
         with np.load(path) as arrays:
-            return {name: _comparable(torch.from_numpy(array)) if array.dtype.kind in "if" else array.tolist()
-                    for name, array in arrays.items()}
+            return {name: (str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()}
     data = path.read_bytes()
     if path.suffix == ".json":
         return None if path.name == "args.json" and json.loads(data) else {**json.loads(data), "minutes": 0}
@@ -72,4 +71,5 @@ def _problem(path: Path, *folders: Path) -> str:
     if contents[0] == contents[-1]:
         return ""
     first, second = contents
-    return f"{path} differs {[key for key in first if first[key] != second.get(key)] if isinstance(first, dict) else ''}"
+    keys = [key for key in first if first[key] != second.get(key)] if isinstance(first, dict) else ""
+    return f"{path} differs {keys}"

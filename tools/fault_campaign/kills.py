@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.fault_campaign.injector import FaultInjector
 from tools.fault_campaign.runs import RunResult, ScriptProcess, run_all, run_script
 from tools.fault_campaign.workspace import IMAGES_PER_BATCH, Baseline, Trial, is_attack
 from utils.randomness import stream
@@ -67,7 +66,7 @@ def run_and_kill(trial: Trial, way: str, rng: np.random.Generator) -> RunResult:
     if way == "during a write":
         at = int(rng.integers(1, baseline.writes + 1))
         return run_script(trial.command(), trial.workspace, action="kill", at=at)
-    process = ScriptProcess(trial.command(), FaultInjector(trial.workspace))
+    process = ScriptProcess(trial.command(), trial.workspace)
     if not process.ended_within(rng.uniform(0.1 if way in EXIT_CODES else 0, 1) * baseline.seconds):
         group = way == "random moment" or (way in EXIT_CODES and rng.random() < 0.5)
         process.send(signal.Signals[way] if way in EXIT_CODES else signal.SIGKILL, group)

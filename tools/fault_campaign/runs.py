@@ -29,7 +29,6 @@ from utils.log import progress
 TIME_LIMIT = 30.0  # seconds for a run that takes about two
 MORE_MEMORY = 8 * 2**30  # bytes of address space that a child process may add
 FORK = get_context("fork")
-NOBODY = 65534  # a user id that owns none of the files
 
 
 def preload() -> None:
@@ -64,15 +63,19 @@ class RunResult:
 
 
 class ScriptProcess:
-    """A script that runs in a forked process, with a new process group."""
+    """A script that runs in a forked process, with a new process group.
 
-    def __init__(self, command: Sequence[str], injector: FaultInjector, as_nobody: bool = False):
-        self.injector, self.started = injector, time.monotonic()
+    `folder` is its working directory, and that of a `FaultInjector` whose other fields are `fault`. `setup` is called
+    in the process before the script.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, setup: Callable = lambda: None, **fault: object):
+        self._injector, self._started = FaultInjector(folder, **fault), time.monotonic()
         self._stderr = os.memfd_create("stderr")
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _run_in_child(command, injector, self._stderr, as_nobody)
+            _run_in_child(command, self._injector, self._stderr, setup)
 
     def send(self, number: int, group: bool = True) -> None:
         """Send a signal to the process, or to its group."""
@@ -90,16 +93,17 @@ class ScriptProcess:
     def result(self) -> RunResult:
         """Wait for the end, and kill the rest of the process group. A process that takes too long is killed."""
         timed_out = not self.ended_within(TIME_LIMIT)
-        seconds = time.monotonic() - self.started
+        seconds = time.monotonic() - self._started
         self.send(signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
         with open(self._stderr, "rb") as file:
             file.seek(0)
             text = file.read().decode(errors="replace") + f"killed after {TIME_LIMIT:g} seconds" * timed_out
-        return RunResult(os.waitstatus_to_exitcode(status), seconds, text, self.injector.counters, usage.ru_maxrss * 1024)
+        code, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+        return RunResult(code, seconds, text, self._injector.counters, peak)
 
 
-def _run_in_child(command: Sequence[str], injector: FaultInjector, stderr: int, as_nobody: bool) -> None:
+def _run_in_child(command: Sequence[str], injector: FaultInjector, stderr: int, setup: Callable) -> None:
     """Run the script in this process as `python NAME ARGS` would, and exit."""
     code = 1
     try:
@@ -112,8 +116,7 @@ def _run_in_child(command: Sequence[str], injector: FaultInjector, stderr: int, 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = [str(ROOT / command[0]), *map(str, command[1:])]
         os.chdir(injector.folder)
-        if as_nobody:
-            os.seteuid(NOBODY)
+        setup()
         injector.install()
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
@@ -136,9 +139,9 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + MORE_MEMORY,) * 2)
 
 
-def run_script(command: Sequence[str], folder: Path, **fault: object) -> RunResult:
-    """Run a script to its end; `fault` are the other fields of a `FaultInjector` for `folder`."""
-    return ScriptProcess(command, FaultInjector(folder, **fault)).result()
+def run_script(command: Sequence[str], folder: Path, **options: object) -> RunResult:
+    """Run a script to its end; `options` are those of a `ScriptProcess`."""
+    return ScriptProcess(command, folder, **options).result()
 
 
 def in_child(work: Callable, *args: object) -> object:
@@ -149,7 +152,5 @@ def in_child(work: Callable, *args: object) -> object:
 
 def run_all(work: Callable[[int], dict], count: int, jobs: int, description: str) -> list[dict]:
     """`work(0)` to `work(count - 1)` in order, computed by `jobs` processes at a time."""
-    if jobs == 1:
-        return [work(index) for index in progress(range(count), description)]
     with ProcessPoolExecutor(jobs, FORK) as pool:
         return list(progress(pool.map(work, range(count)), description, total=count))

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.fault_campaign.injector import FaultInjector
 from tools.fault_campaign.runs import RunResult, ScriptProcess, run_all, run_script
 from tools.fault_campaign.workspace import Baseline, Trial, is_attack
 from utils.randomness import stream
 
 ERRORS = ("ENOSPC", "EIO", "EROFS", "EACCES")  # a write fails with this error
-KINDS = (*ERRORS, "full disk", *ERRORS, "file size limit", "missing file", "EIO on read", "folder of another user",
+READ_ERRORS = {"missing file": errno.ENOENT, "EIO on read": errno.EIO}  # a read fails with this error
+NOBODY = 65534  # a user id that owns none of the files
+KINDS = (*ERRORS, "full disk", *ERRORS, "file size limit", *READ_ERRORS, "folder of another user",
          "slow disk", "worker killed", "NaN loss")
 FAILED_WRITES = (*ERRORS, "full disk", "file size limit")
 WORKER = "victim, 1 worker"
@@ -83,26 +84,23 @@ def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kind
 def run_with_fault(kind: str, trial: Trial, rng: np.random.Generator) -> tuple[RunResult, tuple[int, ...]]:
     """Run the command of a trial with a fault. Returns the result and the exit codes that are correct."""
     command, folder, baseline = trial.command(), trial.workspace, trial.baseline
-    if kind in ERRORS:
-        at = int(rng.integers(1, baseline.writes + 1))
-        result = run_script(command, folder, action=getattr(errno, kind), at=at)
-        return result, (2,) if result.counters.triggered else (0,)
-    if kind in ("missing file", "EIO on read"):
-        action = errno.ENOENT if kind == "missing file" else errno.EIO
-        at = int(rng.integers(1, baseline.reads + 1))
-        result = run_script(command, folder, action=action, at=at, on_read=True)
+    if kind in (*ERRORS, *READ_ERRORS):
+        on_read = kind in READ_ERRORS
+        action = READ_ERRORS[kind] if on_read else getattr(errno, kind)
+        at = int(rng.integers(1, (baseline.reads if on_read else baseline.writes) + 1))
+        result = run_script(command, folder, action=action, at=at, on_read=on_read)
         return result, (2,) if result.counters.triggered else (0,)
     if kind == "slow disk":
         return run_script(command, folder, action=1.0 / baseline.writes), (0,)
     if kind == "NaN loss":
         return run_script([*command, "--lr", "1e30"], folder), (2,)
     if kind == "folder of another user":
-        return ScriptProcess(command, FaultInjector(folder), as_nobody=True).result(), (2,)
+        return run_script(command, folder, setup=partial(os.seteuid, NOBODY)), (2,)
     if kind == "file size limit":
-        largest = max(path.stat().st_size for path in baseline.folder.rglob("*.*"))
-        with file_size_limit(int(rng.uniform(0.05, 1) * largest)):
-            return run_script(command, folder), (0, 2)
-    process = ScriptProcess(command, FaultInjector(folder))
+        size = int(rng.uniform(0.05, 1) * max(path.stat().st_size for path in baseline.folder.rglob("*.*")))
+        set_limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+        return run_script(command, folder, setup=set_limit), (0, 2)
+    process = ScriptProcess(command, folder)
     if kind == "worker killed":
         kill_first_child(process, rng.uniform(0, 0.3) * baseline.seconds)
     return process.result(), (0, 2)
@@ -118,17 +116,6 @@ def kill_first_child(process: ScriptProcess, delay: float) -> None:
                     process.ended_within(delay)
                     os.kill(int(child), signal.SIGKILL)
                     return
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Child processes started in this block cannot write more than `size` bytes to a file."""
-    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, previous[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
 
 
 @contextlib.contextmanager
