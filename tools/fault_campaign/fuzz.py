@@ -3,6 +3,7 @@
 Each file must be read or refused with a `UserError`, within limits of time and memory, and must not create other files.
 """
 
+import contextlib
 import os
 import shutil
 import traceback
@@ -14,26 +15,83 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tools.fault_campaign import hostile, inputs, readers
+import numpy as np
+from PIL import Image
+
+from datasets import DATASETS, find_dataset
+from datasets.images import load_image
+from datasets.pairs import load_label, read_split
+from models import load_attacker, load_segmenter
+from predictors.base import PredictorOptions, Record
+from predictors.samples import Source
+from predictors.stored import StoredPredictor, list_records
+from tools.fault_campaign import hostile, inputs
 from tools.fault_campaign.runs import FORK, in_child, limit_memory, run_all
 from tools.fault_campaign.scripts import MEMORY_LIMIT, script_trial
 from tools.fault_campaign.workspace import Baseline
+from utils import VOID
 from utils.cli import UserError
+from utils.download import unpack
 from utils.randomness import stream
 
 TIME_LIMIT = 10.0  # seconds for one input
 INPUTS_PER_CHUNK = 250
 
+# A reader gets the path of a file and an empty folder. It reads the file as the project does, or raises `UserError`.
+def read_checkpoint(path: Path, _: Path) -> None:
+    """Read an attacker or a segmentation model."""
+    try:
+        load_attacker(str(path))
+    except UserError:
+        load_segmenter(path)
+
+
+def read_split_file(path: Path, _: Path) -> None:
+    with contextlib.suppress(UserError):
+        read_split(path, path.parent)
+    read_split(path, path.parent, "/BS/", must_exist=False)
+
+
+def read_groups(path: Path, _: Path) -> None:
+    for side in ("train", "val"):
+        (path.parent / side / "pred_sgd").mkdir(parents=True, exist_ok=True)
+        (path.parent / side / "pred_sgd" / "a.npy").touch()
+    list_records(path.parent)
+
+
+def read_posterior(path: Path, _: Path) -> None:
+    label_path = path.with_name("label.png")
+    if not label_path.exists():
+        Image.new("L", (16, 8)).save(label_path)
+    record = Record("train/a", "a", "a", True, path, label_path)
+    source = Source([record], StoredPredictor(path.parent, PredictorOptions(), paths={"train/a": path}))
+    sample = next(source.samples())
+    assert sample.output.isfinite().all() and sample.truth.shape == sample.output.shape[1:]
+
+
+def read_image(path: Path, _: Path) -> None:
+    array = load_image(path)
+    assert array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
+
+
+def read_label(path: Path, _: Path) -> None:
+    """Read a label file of a data set that depends on the size of the file."""
+    dataset = find_dataset(list(DATASETS)[path.stat().st_size % len(DATASETS)])
+    array = load_label(path, dataset)
+    assert array.dtype == np.uint8 and array.ndim == 2
+    assert set(np.unique(array)) <= {*range(len(dataset.CLASSES)), VOID}
+
+
 # Kind of file -> file name, function that makes the content, reader, share of the inputs.
 KINDS: dict[str, tuple[str, Callable, Callable, float]] = {
-    "checkpoint": ("x.pth.tar", hostile.checkpoint, readers.read_checkpoint, 0.18),
-    "checkpoint, old form": ("x.pth.tar", partial(hostile.checkpoint, old=True), readers.read_checkpoint, 0.16),
-    "posterior": ("x.npy", inputs.posterior, readers.read_posterior, 0.18),
-    "image": ("x.png", inputs.image, readers.read_image, 0.12),
-    "label": ("x_labelIds.png", inputs.image, readers.read_label, 0.12),
-    "archive": ("x.zip", inputs.archive, readers.read_archive, 0.12),
-    "split": ("x.txt", inputs.split, readers.read_split_file, 0.09),
-    "groups": ("groups.txt", inputs.groups, readers.read_groups, 0.03),
+    "checkpoint": ("x.pth.tar", hostile.checkpoint, read_checkpoint, 0.18),
+    "checkpoint, old form": ("x.pth.tar", partial(hostile.checkpoint, old=True), read_checkpoint, 0.16),
+    "posterior": ("x.npy", inputs.posterior, read_posterior, 0.18),
+    "image": ("x.png", inputs.image, read_image, 0.12),
+    "label": ("x_labelIds.png", inputs.image, read_label, 0.12),
+    "archive": ("x.zip", inputs.archive, unpack, 0.12),
+    "split": ("x.txt", inputs.split, read_split_file, 0.09),
+    "groups": ("groups.txt", inputs.groups, read_groups, 0.03),
 }
 SPECIAL = {("checkpoint", 1000): hostile.zip_bomb, ("image", 1000): inputs.large_png,
            ("label", 1000): inputs.large_png}  # by kind and number

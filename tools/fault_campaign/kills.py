@@ -1,5 +1,6 @@
 """Kill runs at random moments, resume them, and compare their results with those of undisturbed runs."""
 
+import os
 import signal
 from collections import Counter
 from functools import partial
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.fault_campaign.runs import RunResult, ScriptProcess, run_all, run_script
+from tools.fault_campaign.runs import RunResult, run_all
 from tools.fault_campaign.workspace import IMAGES_PER_BATCH, Baseline, Trial, is_attack
 from utils.randomness import stream
 
@@ -41,7 +42,7 @@ def run_kills(workspace: Path, baselines: dict[str, Baseline], count: int, seed:
 def kill_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, number: int) -> dict:
     """Kill a run once or several times, resume it to its end, and check its results."""
     name, rng = list(baselines)[number % len(baselines)], stream(seed, "kills", number)
-    trial = Trial(name, workspace, baselines[name], workspace / "trials" / f"kill {number}")
+    trial = Trial(name, workspace, workspace / "trials" / f"kill {number}", baselines[name])
     trial.prepare()
     ways, scored, complete = [], 0, False
     for _ in range(int(rng.integers(2, 5)) if rng.random() < SEVERAL else 1):
@@ -65,9 +66,9 @@ def run_and_kill(trial: Trial, way: str, rng: np.random.Generator) -> RunResult:
     baseline = trial.baseline
     if way == "during a write":
         at = int(rng.integers(1, baseline.writes + 1))
-        return run_script(trial.command(), trial.workspace, action="kill", at=at)
-    process = ScriptProcess(trial.command(), trial.workspace)
+        return trial.start(action="kill", at=at).result()
+    process = trial.start()
     if not process.ended_within(rng.uniform(0.1 if way in EXIT_CODES else 0, 1) * baseline.seconds):
         group = way == "random moment" or (way in EXIT_CODES and rng.random() < 0.5)
-        process.send(signal.Signals[way] if way in EXIT_CODES else signal.SIGKILL, group)
+        (os.killpg if group else os.kill)(process.pid, signal.Signals[way] if way in EXIT_CODES else signal.SIGKILL)
     return process.result()

@@ -77,10 +77,6 @@ class ScriptProcess:
         if self.pid == 0:
             _run_in_child(command, self._injector, self._stderr, setup)
 
-    def send(self, number: int, group: bool = True) -> None:
-        """Send a signal to the process, or to its group."""
-        (os.killpg if group else os.kill)(self.pid, number)
-
     def ended_within(self, seconds: float) -> bool:
         """Wait for the end of the process, but not longer than `seconds`. Returns whether it has ended."""
         deadline = time.monotonic() + seconds
@@ -94,7 +90,7 @@ class ScriptProcess:
         """Wait for the end, and kill the rest of the process group. A process that takes too long is killed."""
         timed_out = not self.ended_within(TIME_LIMIT)
         seconds = time.monotonic() - self._started
-        self.send(signal.SIGKILL)
+        os.killpg(self.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
         with open(self._stderr, "rb") as file:
             file.seek(0)
@@ -137,11 +133,6 @@ def limit_memory() -> None:
     """Make allocations fail in this process once it has added `MORE_MEMORY` bytes."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MORE_MEMORY,) * 2)
-
-
-def run_script(command: Sequence[str], folder: Path, **options: object) -> RunResult:
-    """Run a script to its end; `options` are those of a `ScriptProcess`."""
-    return ScriptProcess(command, folder, **options).result()
 
 
 def in_child(work: Callable, *args: object) -> object:

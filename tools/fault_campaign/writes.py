@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.fault_campaign.runs import RunResult, ScriptProcess, run_all, run_script
+from tools.fault_campaign.runs import RunResult, ScriptProcess, run_all
 from tools.fault_campaign.workspace import Baseline, Trial, is_attack
 from utils.randomness import stream
 
@@ -59,7 +59,7 @@ def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kind
     names = possible.get(kind, list(baselines))
     name = names[rng.integers(len(names))]
     baseline, state = baselines[name], "new"
-    trial = Trial(name, workspace, baseline, workspace / "trials" / f"write {number}")
+    trial = Trial(name, workspace, workspace / "trials" / f"write {number}", baseline)
     # The files that are copied into the folder before the run must fit on the disk.
     copied = sum(4096 + path.stat().st_size for path in baseline.folder.glob("shadow/*") if path.is_file())
     size = copied + rng.uniform(0.02, 0.9) * (baseline.size - copied)
@@ -69,7 +69,7 @@ def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kind
             state = str(rng.choice(["new", "half complete", "complete"]))
             if state != "new":
                 stop_at = baseline.writes // 2 if state == "half complete" else -1
-                run_script(trial.command(), workspace, action="kill", at=stop_at)
+                trial.start(action="kill", at=stop_at).result()
         result, codes = run_with_fault(kind, trial, rng)
         trial.check(result, *codes)
         if state == "complete":
@@ -83,24 +83,24 @@ def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kind
 
 def run_with_fault(kind: str, trial: Trial, rng: np.random.Generator) -> tuple[RunResult, tuple[int, ...]]:
     """Run the command of a trial with a fault. Returns the result and the exit codes that are correct."""
-    command, folder, baseline = trial.command(), trial.workspace, trial.baseline
+    baseline = trial.baseline
     if kind in (*ERRORS, *READ_ERRORS):
         on_read = kind in READ_ERRORS
         action = READ_ERRORS[kind] if on_read else getattr(errno, kind)
         at = int(rng.integers(1, (baseline.reads if on_read else baseline.writes) + 1))
-        result = run_script(command, folder, action=action, at=at, on_read=on_read)
+        result = trial.start(action=action, at=at, on_read=on_read).result()
         return result, (2,) if result.counters.triggered else (0,)
     if kind == "slow disk":
-        return run_script(command, folder, action=1.0 / baseline.writes), (0,)
+        return trial.start(action=1.0 / baseline.writes).result(), (0,)
     if kind == "NaN loss":
-        return run_script([*command, "--lr", "1e30"], folder), (2,)
+        return trial.start("--lr", "1e30").result(), (2,)
     if kind == "folder of another user":
-        return run_script(command, folder, setup=partial(os.seteuid, NOBODY)), (2,)
+        return trial.start(setup=partial(os.seteuid, NOBODY)).result(), (2,)
     if kind == "file size limit":
         size = int(rng.uniform(0.05, 1) * max(path.stat().st_size for path in baseline.folder.rglob("*.*")))
         set_limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
-        return run_script(command, folder, setup=set_limit), (0, 2)
-    process = ScriptProcess(command, folder)
+        return trial.start(setup=set_limit).result(), (0, 2)
+    process = trial.start()
     if kind == "worker killed":
         kill_first_child(process, rng.uniform(0, 0.3) * baseline.seconds)
     return process.result(), (0, 2)
