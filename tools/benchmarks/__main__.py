@@ -11,8 +11,14 @@ import argparse
 import os
 import time
 
+import numpy as np
+import torch
+
+from tools.benchmarks.limits import in_new_process, measure_limits, uses_bf16
+from tools.benchmarks.stages import STAGES, measure_memory, prepare_stage
 from utils.cli import UserError, new_parser, positive, run
 from utils.files import write_json
+from utils.log import progress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,10 +31,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from tools.benchmarks.limits import measure_limits, uses_bf16
-    from tools.benchmarks.stages import STAGES
-    from utils.log import progress
-
     if unknown := set(args.stage or ()) - set(STAGES):
         raise UserError(f"there is no stage {min(unknown)!r}; choose from: {'; '.join(STAGES)}")
     limits = measure_limits()
@@ -40,9 +42,6 @@ def main(args: argparse.Namespace) -> None:
 
 def measure(name: str, rounds: int) -> dict:
     """Measure one stage: seconds of both versions in each round, difference of their results, and peak memory."""
-    from tools.benchmarks.limits import in_new_process
-    from tools.benchmarks.stages import measure_memory, prepare_stage
-
     seconds: dict[str, list[float]] = {"simple": [], "fast": []}
     with prepare_stage(name) as stage:
         results = {"simple": stage.simple(), "fast": stage.fast()}  # also warms up both versions
@@ -59,16 +58,12 @@ def measure(name: str, rounds: int) -> dict:
 
 def describe_machine() -> dict:
     """Number of cores and threads, vector instructions that PyTorch uses, and version of PyTorch."""
-    import torch
-
     return {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "vector instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
 
 
 def table(stages: dict, limits: dict, bf16: bool) -> str:
     """Markdown: one line with the limits of the machine, then a table with one row per stage."""
-    import numpy as np
-
     rate = limits["convolution_bf16" if bf16 else "convolution_fp32"]
     lines = [", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in limits.items())
              + " (TFLOP/s; copy in GB/s)", "",
