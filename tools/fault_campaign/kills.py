@@ -55,7 +55,7 @@ def kill_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, numbe
         scored += result.counters.label_reads
         trial.check(result, EXIT_CODES.get(way, -signal.SIGKILL))
     last = trial.finish()
-    again = 0 if complete else max(0, scored + last.counters.label_reads - trial.baseline.label_reads)
+    again = 0 if complete else max(0, scored + last.counters.label_reads - trial.baseline.counters.label_reads)
     if is_attack(name) and again > 3 * IMAGES_PER_BATCH * len(ways):
         trial.problems.append(f"{again} of {scored} images were scored again after {len(ways)} kills")
     return trial.report(trial=number, kills=ways, scored=scored, **{"scored again": again})
@@ -65,7 +65,7 @@ def run_and_kill(trial: Trial, way: str, rng: np.random.Generator) -> RunResult:
     """Start or resume a run and stop it in one of `WAYS`, unless it ends before."""
     baseline = trial.baseline
     if way == "during a write":
-        at = int(rng.integers(1, baseline.writes + 1))
+        at = int(rng.integers(1, baseline.counters.writes + 1))
         return trial.start(action="kill", at=at).result()
     process = trial.start()
     if not process.ended_within(rng.uniform(0.1 if way in EXIT_CODES else 0, 1) * baseline.seconds):

@@ -10,7 +10,7 @@ from PIL import Image
 from datasets import streets
 from datasets.pairs import Pair, write_split
 from tools.fault_campaign.compare import broken_files, differences
-from tools.fault_campaign.runs import RunResult, ScriptProcess, in_child
+from tools.fault_campaign.runs import Counters, RunResult, ScriptProcess, in_child
 from utils.cli import UserError
 
 # Command lines: {workspace} is the folder that `make_workspace` fills, {folder} that of the trial.
@@ -65,13 +65,11 @@ def _draw_data(workspace: Path) -> None:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A run without a fault: its folder, duration in seconds, numbers of accesses, and size of its files in bytes."""
+    """A run without a fault: its folder, duration in seconds, file accesses, and size of its files in bytes."""
 
     folder: Path
     seconds: float
-    writes: int
-    reads: int
-    label_reads: int
+    counters: Counters
     size: int
 
 
@@ -88,8 +86,7 @@ def run_baseline(name: str, workspace: Path) -> Baseline:
         raise UserError(f"{name}: two runs without a fault differ: {problems}")
     shutil.rmtree(again)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    counters = result.counters
-    return Baseline(folder, result.seconds, counters.writes, counters.reads, counters.label_reads, size)
+    return Baseline(folder, result.seconds, result.counters, size)
 
 
 @dataclass

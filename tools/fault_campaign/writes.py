@@ -68,7 +68,7 @@ def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kind
         if kind not in ("full disk", "NaN loss", "worker killed"):
             state = str(rng.choice(["new", "half complete", "complete"]))
             if state != "new":
-                stop_at = baseline.writes // 2 if state == "half complete" else -1
+                stop_at = baseline.counters.writes // 2 if state == "half complete" else -1
                 trial.start(action="kill", at=stop_at).result()
         result, codes = run_with_fault(kind, trial, rng)
         trial.check(result, *codes)
@@ -87,11 +87,11 @@ def run_with_fault(kind: str, trial: Trial, rng: np.random.Generator) -> tuple[R
     if kind in (*ERRORS, *READ_ERRORS):
         on_read = kind in READ_ERRORS
         action = READ_ERRORS[kind] if on_read else getattr(errno, kind)
-        at = int(rng.integers(1, (baseline.reads if on_read else baseline.writes) + 1))
+        at = int(rng.integers(1, (baseline.counters.reads if on_read else baseline.counters.writes) + 1))
         result = trial.start(action=action, at=at, on_read=on_read).result()
         return result, (2,) if result.counters.triggered else (0,)
     if kind == "slow disk":
-        return trial.start(action=1.0 / baseline.writes).result(), (0,)
+        return trial.start(action=1.0 / baseline.counters.writes).result(), (0,)
     if kind == "NaN loss":
         return trial.start("--lr", "1e30").result(), (2,)
     if kind == "folder of another user":
