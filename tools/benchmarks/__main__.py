@@ -8,13 +8,17 @@ the speedup over the rounds. Peak memory is measured in a separate process that 
 """
 
 import argparse
-import json
-import subprocess
-import sys
+import os
 import time
 
-from utils.cli import new_parser, positive, run
-from utils.files import ROOT
+import numpy as np
+import torch
+
+from tools.benchmarks.limits import in_new_process, measure_limits, uses_bf16
+from tools.benchmarks.stages import STAGES, measure_memory, prepare_stage
+from utils.cli import UserError, new_parser, positive, run
+from utils.files import write_json
+from utils.log import progress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,21 +27,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--rounds", type=positive, default=5, help="rounds per stage (default: 5)")
     flags.add_argument("--out", default="runs/benchmark.json",
                        help="JSON file for the measurements (default: runs/benchmark.json)")
-    flags.add_argument("--memory-of", metavar="NAME", help=argparse.SUPPRESS)
     return flags
 
 
 def main(args: argparse.Namespace) -> None:
-    from tools.benchmarks.limits import measure_limits, uses_bf16
-    from tools.benchmarks.stages import STAGES
-    from utils.cli import UserError
-    from utils.files import write_json
-    from utils.log import progress
-
-    if args.memory_of:
-        return print(json.dumps(measure_memory(args.memory_of)))
-    unknown = set(args.stage or ()) - set(STAGES)
-    if unknown:
+    if unknown := set(args.stage or ()) - set(STAGES):
         raise UserError(f"there is no stage {min(unknown)!r}; choose from: {'; '.join(STAGES)}")
     limits = measure_limits()
     stages = {name: measure(name, args.rounds) for name in progress(args.stage or STAGES, "stages")}
@@ -48,8 +42,6 @@ def main(args: argparse.Namespace) -> None:
 
 def measure(name: str, rounds: int) -> dict:
     """Measure one stage: seconds of both versions in each round, difference of their results, and peak memory."""
-    from tools.benchmarks.stages import prepare_stage
-
     seconds: dict[str, list[float]] = {"simple": [], "fast": []}
     with prepare_stage(name) as stage:
         results = {"simple": stage.simple(), "fast": stage.fast()}  # also warms up both versions
@@ -61,36 +53,17 @@ def measure(name: str, rounds: int) -> dict:
         difference = stage.difference(results["simple"], results["fast"]) if stage.difference else None
         measured = {"unit": stage.unit, "count": stage.count, "flops": stage.flops, "bytes_read": stage.bytes_read,
                     "seconds": seconds, "difference": difference}
-    command = [sys.executable, "-m", "tools.benchmarks", "--memory-of", name]
-    child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    return measured | json.loads(child.stdout)
-
-
-def measure_memory(name: str) -> dict:
-    """Peak resident memory in MiB before and after one run of the project's code of a stage."""
-    from tools.benchmarks.limits import peak_mib
-    from tools.benchmarks.stages import prepare_stage
-
-    with prepare_stage(name) as stage:
-        before = peak_mib()
-        stage.fast()
-        return {"mib_before": before, "mib_peak": peak_mib()}
+    return measured | in_new_process(measure_memory, name)
 
 
 def describe_machine() -> dict:
     """Number of cores and threads, vector instructions that PyTorch uses, and version of PyTorch."""
-    import os
-
-    import torch
-
     return {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "vector instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
 
 
 def table(stages: dict, limits: dict, bf16: bool) -> str:
     """Markdown: one line with the limits of the machine, then a table with one row per stage."""
-    import numpy as np
-
     rate = limits["convolution_bf16" if bf16 else "convolution_fp32"]
     lines = [", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in limits.items())
              + " (TFLOP/s; copy in GB/s)", "",

@@ -7,12 +7,14 @@ separate process.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 
+import numpy as np
+
+from tools.benchmarks.limits import in_new_process
+from tools.benchmarks.stages import measure_attack
 from utils.cli import new_parser, positive, run
-from utils.files import ROOT
+from utils.files import write_json
+from utils.log import progress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,23 +23,11 @@ def parser() -> argparse.ArgumentParser:
                        help="numbers of images (default: 100 1000 10000)")
     flags.add_argument("--out", default="runs/growth.json",
                        help="JSON file for the measurements (default: runs/growth.json)")
-    flags.add_argument("--one", type=positive, help=argparse.SUPPRESS)
     return flags
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.one:
-        return print(json.dumps(measure_attack(args.one)))
-    import numpy as np
-
-    from utils.files import write_json
-    from utils.log import progress
-
-    rows = []
-    for count in progress(args.counts, "counts"):
-        command = [sys.executable, "-m", "tools.benchmarks.growth", "--one", str(count)]
-        child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-        rows.append(json.loads(child.stdout))
+    rows = [in_new_process(measure_attack, count) for count in progress(args.counts, "counts")]
     write_json(args.out, rows)
     print("| images | seconds | ms per image | peak MiB |\n|---|---|---|---|")
     for row in rows:
@@ -46,37 +36,6 @@ def main(args: argparse.Namespace) -> None:
     if len(rows) > 1:
         slope, start = np.polyfit([row["images"] for row in rows], [row["seconds"] for row in rows], 1)
         print(f"linear fit: {start:.2f} s + {1000 * slope:.3f} ms per image; measurements: {args.out}")
-
-
-def measure_attack(count: int) -> dict:
-    """Attack `count` images: seconds from loading the first posterior to the metrics, and peak memory in MiB."""
-    import time
-    from dataclasses import replace
-    from itertools import cycle, islice
-
-    from attacks import build_attack
-    from attacks.sample import AttackSettings
-    from evaluation.metrics import compute_metrics
-    from models import load_attacker
-    from predictors.samples import tree_source
-    from predictors.stored import StoredPredictor
-    from tools.benchmarks.limits import peak_mib
-    from utils.device import choose_compute
-
-    source, paths = tree_source("examples"), {}
-    members, non_members = ([record for record in source.records if record.member == side] for side in (True, False))
-    alternating = cycle(record for pair in zip(members, non_members, strict=True) for record in pair)
-    records = []
-    for index, record in enumerate(islice(alternating, count)):
-        records.append(replace(record, name=f"{record.name}-{index}"))
-        paths[records[-1].name] = source.predictor.paths[record.name]
-    source = replace(source, records=records, predictor=StoredPredictor("examples", paths=paths))
-    attacker = load_attacker("weights/loss.pth.tar")
-    attack = build_attack("learned", AttackSettings(attacker=attacker, compute=choose_compute(None)))
-    started = time.perf_counter()
-    scored = list(attack.score(source.samples()))
-    compute_metrics([image.score for image in scored], [image.member for image in scored])
-    return {"images": count, "seconds": time.perf_counter() - started, "mib_peak": peak_mib()}
 
 
 if __name__ == "__main__":

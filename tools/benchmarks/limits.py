@@ -4,6 +4,8 @@ import re
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -48,6 +50,12 @@ def measure_limits(device: torch.device = CPU) -> dict[str, float]:
 def uses_bf16(device: torch.device = CPU) -> bool:
     """Whether `--precision auto` means bf16 on this device."""
     return resolve_precision("auto", device) == "bf16"
+
+
+def in_new_process(work: Callable, *args: object) -> dict:
+    """`work(*args)`, computed in a new process, so that its peak memory is not that of other work."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
 
 
 def peak_mib() -> int:

@@ -8,17 +8,23 @@ and the times of the other settings are predicted with it. The data are random, 
 """
 
 import argparse
+import statistics
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import torch
 
 import datasets
 import models
 import training
+from models.attacker import build_attacker
+from tools.benchmarks.limits import measure_limits, time_calls
+from training import attacker, segmentation
 from training.options import AttackerTraining, SegmenterTraining
+from training.plan import GIB, PlanOptions, attacker_step, segmenter_step
 from utils.cli import new_parser, pick, positive, run
-
-if TYPE_CHECKING:
-    from utils.device import Compute
+from utils.device import Compute, choose_compute
+from utils.files import write_json
+from utils.log import progress
 
 PSPNET = "train_victim.py --backbone resnet101s --stages 4 --width 512 --crop 713 713 --dataset cityscapes --batch 8"
 XCEPTION = "--backbone xception71 --stages 4 --output-stride 16 --width 256 --crop 769 769 --aux-weight 0"
@@ -46,11 +52,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from tools.benchmarks.limits import measure_limits
-    from utils.device import choose_compute
-    from utils.files import write_json
-    from utils.log import progress
-
     compute = choose_compute(None)
     limits, bf16 = measure_limits(compute.device), compute.precision == "bf16"
     rate = limits["convolution_bf16" if bf16 else "convolution_fp32"]
@@ -72,26 +73,23 @@ def main(args: argparse.Namespace) -> None:
     print(f"measurements: {args.out}")
 
 
-def measure(line: str, compute: "Compute", steps: int) -> dict:
+def measure(line: str, compute: Compute, steps: int) -> dict:
     """Planned cost, and measured median time, of one step of the command line of a training script.
 
     The entry `gib` is the peak memory in GiB on a GPU, and None on a CPU.
     """
-    import statistics
-
-    import torch
-
-    from tools.benchmarks.limits import time_calls
-    from training.plan import GIB, PlanOptions, attacker_step, segmenter_step
-
     script, *words = line.split()
     plan = PlanOptions(bf16=compute.precision == "bf16")
-    args = flags_of(script).parse_args(words)
+    flags = argparse.ArgumentParser()
     if script == "train_attacker.py":
+        training.add_attacker_flags(flags)
+        args = flags.parse_args(words)
         options = pick(args, AttackerTraining)
         cost, step = attacker_step(options, plan, args.classes), make_attacker_step(options, args.classes, compute)
     else:
-        options = pick(args, SegmenterTraining)
+        for package in (datasets, models, training):
+            package.add_flags(flags)
+        options = pick(flags.parse_args(words), SegmenterTraining)
         cost, step = segmenter_step(options, plan), make_segmenter_step(options, compute)
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(compute.device)
@@ -102,44 +100,24 @@ def measure(line: str, compute: "Compute", steps: int) -> dict:
             "gib": torch.cuda.max_memory_allocated(compute.device) / GIB if compute.device.type == "cuda" else None}
 
 
-def flags_of(script: str) -> argparse.ArgumentParser:
-    """A parser with the flags of a training script that determine the cost of a step."""
-    flags = argparse.ArgumentParser()
-    if script == "train_attacker.py":
-        training.add_attacker_flags(flags)
-    else:
-        for package in (datasets, models, training):
-            package.add_flags(flags)
-    return flags
-
-
-def make_segmenter_step(options: SegmenterTraining, compute: "Compute") -> Callable[[], object]:
+def make_segmenter_step(options: SegmenterTraining, compute: Compute) -> Callable[[], object]:
     """A function that runs one training step of a segmentation model on random images."""
-    import torch
-
-    from training.segmentation import learn, make_optimizer
-
     classes, device = len(datasets.find_dataset(options.dataset).CLASSES), compute.device
     model = models.build_segmenter(options.spec(classes)).to(device, memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(model, options)
+    optimizer = segmentation.make_optimizer(model, options)
     images = torch.rand(options.batch, 3, *options.crop, device=device)
     labels = torch.randint(0, classes, (options.batch, *options.crop), device=device)
-    return lambda: learn(model, optimizer, images, labels, options.aux_weight, compute)
+    return lambda: segmentation.learn(model, optimizer, images, labels, options.aux_weight, compute)
 
 
-def make_attacker_step(options: AttackerTraining, classes: int, compute: "Compute") -> Callable[[], object]:
+def make_attacker_step(options: AttackerTraining, classes: int, compute: Compute) -> Callable[[], object]:
     """A function that runs one training step of an attacker on random maps."""
-    import torch
-
-    from models.attacker import build_attacker
-    from training.attacker import learn
-
     arguments, device = options.spec(classes)["arguments"], compute.device
     model = build_attacker(**arguments).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     shape = (options.batch, arguments["channels"], options.patch_size, options.patch_size)
     maps, member = torch.rand(shape, device=device), torch.randint(0, 2, (options.batch,), device=device)
-    return lambda: learn(model, optimizer, maps, member, options.batch, compute)
+    return lambda: attacker.learn(model, optimizer, maps, member, options.batch, compute)
 
 
 if __name__ == "__main__":

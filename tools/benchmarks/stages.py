@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from attacks import build_attack
 from attacks.learned import LearnedAttack
 from attacks.patches import Selection
 from attacks.representation import concatenation, loss_map, represent
@@ -20,14 +22,19 @@ from attacks.sample import AttackSettings, Sample
 from datasets import streets
 from datasets.pairs import Pair
 from datasets.transforms import Augmented
-from models import LoadedAttacker, build_segmenter
+from evaluation.metrics import compute_metrics
+from models import LoadedAttacker, build_segmenter, load_attacker
 from models.attacker import Attacker, InputSpec
 from predictors.base import PredictorOptions, Query, Record
 from predictors.checkpoint import ModelPredictor
+from predictors.samples import tree_source
+from predictors.stored import StoredPredictor
 from tools.benchmarks import simple
+from tools.benchmarks.limits import peak_mib
 from training import attacker, segmentation
 from training.attacker import Patches
-from utils.device import CPU, Compute, resolve_precision
+from utils.device import CPU, Compute, choose_compute, resolve_precision
+from utils.files import ROOT
 
 CROP, FILL, SCALE = (200, 264), (124, 116, 104), (0.85, 1.4)  # augmentation of the training images
 SEGMENTER = {"name": "pspnet", "backbone": "resnet18", "classes": 19, "output_stride": 8, "stages": 3, "width": 128,
@@ -60,6 +67,13 @@ def random_samples(count: int, classes: int = 19, shape: tuple[int, int] = (128,
         posterior = torch.randn(classes, *shape, generator=rng).softmax(0)
         samples.append(Sample(f"{index}", f"{index}", f"{index}", index % 2 == 0, posterior, label))
     return samples
+
+
+def count_flops(work: Callable, *args: object) -> int:
+    """FLOPs of `work(*args)`."""
+    with FlopCounterMode(display=False) as counter:
+        work(*args)
+    return counter.get_total_flops()
 
 
 def on_cpu(precision: str) -> Compute:
@@ -111,11 +125,9 @@ def querying(precision: str = "auto") -> Stage:
     predictor = ModelPredictor(fast, SEGMENTER["classes"], PredictorOptions(on_cpu(precision), stride=2))
     record = Record("", "", "", None, Path(), Path())
     images = [np.random.default_rng(i).integers(0, 256, (180, 240, 3), np.uint8) for i in range(8)]
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        simple.query(model, images[0], 2)
     return Stage("images", len(images), lambda: [simple.query(model, image, 2) for image in images],
                  lambda: predictor.predict([Query(record, image) for image in images]),
-                 flops=counter.get_total_flops() * len(images), difference=largest_difference)
+                 flops=count_flops(simple.query, model, images[0], 2) * len(images), difference=largest_difference)
 
 
 def draw_pairs(folder: Path, count: int) -> list[Pair]:
@@ -164,9 +176,9 @@ def victim_training(folder: Path, count: int = 16, batch: int = 8, precision: st
         for images, labels in itertools.islice(loader, count // batch):
             segmentation.learn(models[1], optimizers[1], images, labels, 0.4, on_cpu(precision))
 
-    with FlopCounterMode(display=False) as counter:
-        simple.train_step(models[0], optimizers[0], torch.zeros(2, 3, *CROP), torch.zeros(2, *CROP).long())
-    return Stage("images", count, slow, fast, flops=counter.get_total_flops() / 2 * count)
+    flops = count_flops(simple.train_step, models[0], optimizers[0], torch.zeros(2, 3, *CROP),
+                        torch.zeros(2, *CROP).long())
+    return Stage("images", count, slow, fast, flops=flops / 2 * count)
 
 
 def dpsgd_training(compared_with: str, count: int = 8, precision: str = "auto") -> Stage:
@@ -193,9 +205,8 @@ def dpsgd_training(compared_with: str, count: int = 8, precision: str = "auto") 
         segmentation.learn_privately(net, private, images, labels, 0.4, on_cpu(precision))
         return [p.grad for p in models[1].parameters()]
 
-    with FlopCounterMode(display=False) as counter:
-        simple.train_step(models[0], optimizers[0], images[:2], labels[:2])
-    return Stage("images", count, slow, fast, flops=counter.get_total_flops() / 2 * count,
+    flops = count_flops(simple.train_step, models[0], optimizers[0], images[:2], labels[:2])
+    return Stage("images", count, slow, fast, flops=flops / 2 * count,
                  difference=None if compared_with == "SGD" else largest_difference)
 
 
@@ -216,10 +227,8 @@ def attacker_training(images: int = 16, repeat: int = 8, batch: int = 32, precis
             maps = represent("loss", posterior, label)
             attacker.learn(models[1], optimizers[1], maps, member, batch, on_cpu(precision))
 
-    with FlopCounterMode(display=False) as counter:
-        logits, _ = models[0](torch.zeros(2, 1, 45, 45))
-        logits.sum().backward()
-    return Stage("patches", len(data), slow, fast, flops=counter.get_total_flops() / 2 * len(data))
+    flops = count_flops(lambda: models[0](torch.zeros(2, 1, 45, 45))[0].sum().backward())
+    return Stage("patches", len(data), slow, fast, flops=flops / 2 * len(data))
 
 
 STAGES = {
@@ -243,3 +252,30 @@ def prepare_stage(name: str) -> Iterator[Stage]:
     """Build a stage of `STAGES`. Its temporary files are deleted on exit."""
     with tempfile.TemporaryDirectory() as folder:
         yield STAGES[name](Path(folder))
+
+
+def measure_memory(name: str) -> dict:
+    """Peak resident memory in MiB before and after one run of the project's code of a stage."""
+    with prepare_stage(name) as stage:
+        before = peak_mib()
+        stage.fast()
+        return {"mib_before": before, "mib_peak": peak_mib()}
+
+
+def measure_attack(count: int) -> dict:
+    """Attack `count` images: seconds from loading the first posterior to the metrics, and peak memory in MiB."""
+    tree = str(ROOT / "examples")
+    source, paths = tree_source(tree), {}
+    members, non_members = ([record for record in source.records if record.member == side] for side in (True, False))
+    alternating = itertools.cycle(record for pair in zip(members, non_members, strict=True) for record in pair)
+    records = []
+    for index, record in enumerate(itertools.islice(alternating, count)):
+        records.append(replace(record, name=f"{record.name}-{index}"))
+        paths[records[-1].name] = source.predictor.paths[record.name]
+    source = replace(source, records=records, predictor=StoredPredictor(tree, paths=paths))
+    loaded = load_attacker(str(ROOT / "weights/loss.pth.tar"))
+    learned = build_attack("learned", AttackSettings(attacker=loaded, compute=choose_compute(None)))
+    started = time.perf_counter()
+    scored = list(learned.score(source.samples()))
+    compute_metrics([image.score for image in scored], [image.member for image in scored])
+    return {"images": count, "seconds": time.perf_counter() - started, "mib_peak": peak_mib()}

@@ -16,13 +16,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # set before torch is imported: forks need 
 import argparse
 import platform
 import shutil
-import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 from utils.cli import UserError, new_parser, positive, run
-from utils.files import ROOT, write_json
+from utils.files import commit, write_json
 
 PARTS = {"kills": 300, "writes": 150, "fuzz": 20000}  # default counts
 
@@ -74,11 +73,8 @@ def main(args: argparse.Namespace) -> None:
 
 def describe_version(seed: int) -> dict:
     """Commit, seed, and versions of the packages that read files or train."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
-    commit = subprocess.run(git, capture_output=True, text=True)
     versions = {name: version(name) for name in ("torch", "numpy", "pillow", "opencv-python-headless", "opacus")}
-    return {"commit": commit.stdout.strip() or "unknown", "seed": seed,
-            "versions": {"python": platform.python_version(), **versions}}
+    return {"commit": commit(), "seed": seed, "versions": {"python": platform.python_version(), **versions}}
 
 
 def table(part: str, counts: dict) -> str:

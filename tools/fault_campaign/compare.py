@@ -25,8 +25,7 @@ def read_result(path: Path) -> object:
         return {key: _comparable(value) for key, value in checkpoint.items() if key not in ("args", "minutes")}
     if path.suffix == ".npz":
         with np.load(path) as arrays:
-            return {name: _comparable(torch.from_numpy(array)) if array.dtype.kind in "if" else array.tolist()
-                    for name, array in arrays.items()}
+            return {name: (str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()}
     data = path.read_bytes()
     if path.suffix == ".json":
         return None if path.name == "args.json" and json.loads(data) else {**json.loads(data), "minutes": 0}
@@ -53,30 +52,24 @@ def _comparable(value: object) -> object:
 
 def broken_files(folder: Path) -> list[str]:
     """One message for each incomplete file in `folder`."""
-    problems = []
-    for path in result_files(folder):
-        try:
-            read_result(folder / path)
-        except Exception as error:
-            problems.append(_incomplete(path, error))
-    return problems
+    return list(filter(None, (_problem(path, folder) for path in result_files(folder))))
 
 
 def differences(first: Path, second: Path) -> list[str]:
     """One message for each result file that differs between two folders, or is incomplete or missing in one of them."""
     files = [{path for path in result_files(folder) if "unfinished" not in path.parts} for folder in (first, second)]
     problems = [f"{path} exists in one of the two folders only" for path in sorted(files[0] ^ files[1])]
-    for path in sorted(files[0] & files[1]):
-        try:
-            left, right = read_result(first / path), read_result(second / path)
-        except Exception as error:
-            problems.append(_incomplete(path, error))
-            continue
-        if left != right:
-            keys = [key for key in left if left[key] != right.get(key)] if isinstance(left, dict) else ""
-            problems.append(f"{path} differs {keys}")
-    return problems
+    return problems + list(filter(None, (_problem(path, first, second) for path in sorted(files[0] & files[1]))))
 
 
-def _incomplete(path: Path, error: Exception) -> str:
-    return f"{path} is incomplete: {type(error).__name__}: {error}"[:300]
+def _problem(path: Path, *folders: Path) -> str:
+    """A message if `path` is incomplete in one of the folders or differs between them, else an empty text."""
+    try:
+        contents = [read_result(folder / path) for folder in folders]
+    except Exception as error:
+        return f"{path} is incomplete: {type(error).__name__}: {error}"[:300]
+    if contents[0] == contents[-1]:
+        return ""
+    first, second = contents
+    keys = [key for key in first if first[key] != second.get(key)] if isinstance(first, dict) else ""
+    return f"{path} differs {keys}"

@@ -1,5 +1,6 @@
 """Kill runs at random moments, resume them, and compare their results with those of undisturbed runs."""
 
+import os
 import signal
 from collections import Counter
 from functools import partial
@@ -7,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.fault_campaign.injector import FaultInjector
-from tools.fault_campaign.runs import RunResult, ScriptProcess, run_all, run_script
+from tools.fault_campaign.runs import RunResult, run_all
 from tools.fault_campaign.workspace import IMAGES_PER_BATCH, Baseline, Trial, is_attack
 from utils.randomness import stream
 
@@ -42,7 +42,7 @@ def run_kills(workspace: Path, baselines: dict[str, Baseline], count: int, seed:
 def kill_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, number: int) -> dict:
     """Kill a run once or several times, resume it to its end, and check its results."""
     name, rng = list(baselines)[number % len(baselines)], stream(seed, "kills", number)
-    trial = Trial(name, workspace, baselines[name], workspace / "trials" / f"kill {number}")
+    trial = Trial(name, workspace, workspace / "trials" / f"kill {number}", baselines[name])
     trial.prepare()
     ways, scored, complete = [], 0, False
     for _ in range(int(rng.integers(2, 5)) if rng.random() < SEVERAL else 1):
@@ -52,10 +52,10 @@ def kill_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, numbe
         if result.code == 0:
             break
         ways.append(way)
-        scored += result.injector.label_reads
+        scored += result.counters.label_reads
         trial.check(result, EXIT_CODES.get(way, -signal.SIGKILL))
     last = trial.finish()
-    again = 0 if complete else max(0, scored + last.injector.label_reads - trial.baseline.label_reads)
+    again = 0 if complete else max(0, scored + last.counters.label_reads - trial.baseline.counters.label_reads)
     if is_attack(name) and again > 3 * IMAGES_PER_BATCH * len(ways):
         trial.problems.append(f"{again} of {scored} images were scored again after {len(ways)} kills")
     return trial.report(trial=number, kills=ways, scored=scored, **{"scored again": again})
@@ -65,10 +65,10 @@ def run_and_kill(trial: Trial, way: str, rng: np.random.Generator) -> RunResult:
     """Start or resume a run and stop it in one of `WAYS`, unless it ends before."""
     baseline = trial.baseline
     if way == "during a write":
-        at = int(rng.integers(1, baseline.writes + 1))
-        return run_script(trial.command(), trial.workspace, action="kill", at=at)
-    process = ScriptProcess(trial.command(), FaultInjector(trial.workspace))
+        at = int(rng.integers(1, baseline.counters.writes + 1))
+        return trial.start(action="kill", at=at).result()
+    process = trial.start()
     if not process.ended_within(rng.uniform(0.1 if way in EXIT_CODES else 0, 1) * baseline.seconds):
         group = way == "random moment" or (way in EXIT_CODES and rng.random() < 0.5)
-        process.send(signal.Signals[way] if way in EXIT_CODES else signal.SIGKILL, group)
+        (os.killpg if group else os.kill)(process.pid, signal.Signals[way] if way in EXIT_CODES else signal.SIGKILL)
     return process.result()

@@ -1,12 +1,16 @@
-"""Run scripts, and other work, in forked processes.
+"""Run scripts, and other work, in forked processes. Count the file accesses of a script and make one of them fail.
 
 The parent process has imported all modules and has started no threads, so a forked script starts quickly.
 """
 
 import atexit
+import builtins
+import ctypes
+import errno
 import importlib
+import io
+import mmap
 import os
-import pickle
 import resource
 import runpy
 import signal
@@ -16,20 +20,21 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from tools.fault_campaign.injector import FaultInjector
 from utils.files import ROOT
 from utils.log import progress
 
 TIME_LIMIT = 30.0  # seconds for a run that takes about two
 MORE_MEMORY = 8 * 2**30  # bytes of address space that a child process may add
-NOBODY = 65534  # a user id that owns none of the files
+PERSISTENT = (errno.ENOSPC, errno.EROFS)  # on a full or read-only disk all later writes fail, too
+FORK = get_context("fork")
 
 
 def preload() -> None:
@@ -41,6 +46,85 @@ def preload() -> None:
     Image.init()
 
 
+class Counters(ctypes.Structure):
+    """Numbers of accesses, and whether the action has run. Each image that is queried reads one label file."""
+
+    _fields_ = [("writes", ctypes.c_int64), ("reads", ctypes.c_int64), ("label_reads", ctypes.c_int64),
+                ("triggered", ctypes.c_bool)]
+
+
+@dataclass
+class FaultInjector:
+    """Count the reads and writes of files in `folder`, and run `action` at one of them.
+
+    A write is one system call: write, fsync, rename, or the opening of a file for writing. A read is the opening of a
+    file for reading. `action` runs at write number `at` (with `on_read`: at read number `at`), counted from 1. An errno
+    makes the call fail; a call of write has then written half of its bytes. "kill" sends SIGKILL to the process and
+    its children. A float delays every write by this number of seconds. None: accesses are only counted. The counters
+    are in shared memory, so the parent can read them after the process has ended.
+    """
+
+    folder: Path
+    action: int | float | str | None = None
+    at: int = 0
+    on_read: bool = False
+    counters: Counters = field(default_factory=lambda: Counters.from_buffer(mmap.mmap(-1, ctypes.sizeof(Counters))))
+
+    def install(self) -> None:
+        """Replace `open`, `os.fsync` and `os.replace` in this process."""
+        self._open, self._prefix = builtins.open, f"{self.folder.resolve()}{os.sep}"
+        builtins.open = io.open = self.open
+        os.fsync, os.replace = partial(self._call, os.fsync), partial(self._call, os.replace)
+
+    def open(self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
+        """Like the builtin `open`, but counts. Every write to the returned file is counted, too."""
+        path = os.path.abspath(os.fsdecode(file)) if not isinstance(file, int) else ""
+        inside, writing = path.startswith(self._prefix), set(mode) & set("wax+")
+        if inside and not writing:
+            self.counters.label_reads += f"{os.sep}label{os.sep}" in path
+            self.count(path, read=True)
+        if not inside or not writing:
+            return self._open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+        self.count(path)
+        raw_mode = mode.replace("b", "").replace("t", "").replace("+", "") + "+"
+        # Not a BufferedWriter: numpy would write to its file descriptor, and the write would not be counted.
+        buffered = io.BufferedRandom(_CountedFile(self, path, raw_mode))
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline, buffering == 1)
+
+    def _call(self, function, first, *rest, **options):
+        self.count(str(first))
+        return function(first, *rest, **options)
+
+    def count(self, path: str, write_half=lambda: None, read: bool = False) -> None:
+        """Count one access, and run the action if it is due. `write_half` is called before a failure."""
+        name = "reads" if read else "writes"
+        number = getattr(self.counters, name) + 1
+        setattr(self.counters, name, number)
+        if read is not self.on_read or self.action is None:
+            return
+        if isinstance(self.action, float):
+            time.sleep(self.action)
+        elif number == self.at or (self.counters.triggered and self.action in PERSISTENT):
+            self.counters.triggered = True
+            write_half()
+            if self.action == "kill":
+                os.killpg(0, signal.SIGKILL)
+            raise OSError(self.action, os.strerror(self.action), path)
+
+
+class _CountedFile(io.FileIO):
+    """An unbuffered file whose writes are counted."""
+
+    def __init__(self, injector: FaultInjector, path: str, mode: str):
+        super().__init__(path, mode)
+        self._injector = injector
+
+    def write(self, data) -> int:
+        data = memoryview(data).cast("B")
+        self._injector.count(self.name, lambda: super(_CountedFile, self).write(data[: len(data) // 2]))
+        return super().write(data)
+
+
 @dataclass
 class RunResult:
     """Result of a run: exit code (-N: killed by signal N), seconds, stderr, file accesses, peak memory in bytes."""
@@ -48,7 +132,7 @@ class RunResult:
     code: int
     seconds: float
     stderr: str
-    injector: FaultInjector
+    counters: Counters
     peak: int
 
     def problems(self, *expected: int) -> list[str]:
@@ -64,19 +148,19 @@ class RunResult:
 
 
 class ScriptProcess:
-    """A script that runs in a forked process, with a new process group."""
+    """A script that runs in a forked process, with a new process group.
 
-    def __init__(self, command: Sequence[str], injector: FaultInjector, as_nobody: bool = False):
-        self.injector, self.started = injector, time.monotonic()
+    `folder` is its working directory, and that of a `FaultInjector` whose other fields are `fault`. `setup` is called
+    in the process before the script.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, setup: Callable = lambda: None, **fault: object):
+        self._injector, self._started = FaultInjector(folder, **fault), time.monotonic()
         self._stderr = os.memfd_create("stderr")
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _run_in_child(command, injector, self._stderr, as_nobody)
-
-    def send(self, number: int, group: bool = True) -> None:
-        """Send a signal to the process, or to its group."""
-        (os.killpg if group else os.kill)(self.pid, number)
+            _run_in_child(command, self._injector, self._stderr, setup)
 
     def ended_within(self, seconds: float) -> bool:
         """Wait for the end of the process, but not longer than `seconds`. Returns whether it has ended."""
@@ -90,16 +174,17 @@ class ScriptProcess:
     def result(self) -> RunResult:
         """Wait for the end, and kill the rest of the process group. A process that takes too long is killed."""
         timed_out = not self.ended_within(TIME_LIMIT)
-        seconds = time.monotonic() - self.started
-        self.send(signal.SIGKILL)
+        seconds = time.monotonic() - self._started
+        os.killpg(self.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
         with open(self._stderr, "rb") as file:
             file.seek(0)
             text = file.read().decode(errors="replace") + f"killed after {TIME_LIMIT:g} seconds" * timed_out
-        return RunResult(os.waitstatus_to_exitcode(status), seconds, text, self.injector, usage.ru_maxrss * 1024)
+        code, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+        return RunResult(code, seconds, text, self._injector.counters, peak)
 
 
-def _run_in_child(command: Sequence[str], injector: FaultInjector, stderr: int, as_nobody: bool) -> None:
+def _run_in_child(command: Sequence[str], injector: FaultInjector, stderr: int, setup: Callable) -> None:
     """Run the script in this process as `python NAME ARGS` would, and exit."""
     code = 1
     try:
@@ -112,8 +197,7 @@ def _run_in_child(command: Sequence[str], injector: FaultInjector, stderr: int, 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = [str(ROOT / command[0]), *map(str, command[1:])]
         os.chdir(injector.folder)
-        if as_nobody:
-            os.seteuid(NOBODY)
+        setup()
         injector.install()
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
@@ -136,33 +220,13 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + MORE_MEMORY,) * 2)
 
 
-def run_script(command: Sequence[str], folder: Path, **fault: object) -> RunResult:
-    """Run a script to its end; `fault` are the other fields of a `FaultInjector` for `folder`."""
-    return ScriptProcess(command, FaultInjector(folder, **fault)).result()
-
-
 def in_child(work: Callable, *args: object) -> object:
     """`work(*args)`, computed in a forked process."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with open(write, "wb") as file:
-                pickle.dump(work(*args), file)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read, "rb") as file:
-        answer = file.read()
-    os.waitpid(pid, 0)
-    return pickle.loads(answer)
+    with ProcessPoolExecutor(1, FORK) as pool:
+        return pool.submit(work, *args).result()
 
 
 def run_all(work: Callable[[int], dict], count: int, jobs: int, description: str) -> list[dict]:
     """`work(0)` to `work(count - 1)` in order, computed by `jobs` processes at a time."""
-    if jobs == 1:
-        return [work(index) for index in progress(range(count), description)]
-    with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
+    with ProcessPoolExecutor(jobs, FORK) as pool:
         return list(progress(pool.map(work, range(count)), description, total=count))

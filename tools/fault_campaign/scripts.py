@@ -9,7 +9,7 @@ import torch
 
 from tools.fault_campaign import hostile, inputs
 from tools.fault_campaign.mutators import mutate
-from tools.fault_campaign.runs import in_child, run_script
+from tools.fault_campaign.runs import ScriptProcess, in_child
 from tools.fault_campaign.workspace import LIVE
 from utils.randomness import stream
 
@@ -47,7 +47,7 @@ def script_trial(workspace: Path, seed: int, number: int) -> dict:
     file, before = folder / path, other_files(kind, workspace, folder)
     written = file.stat().st_mtime
     words = [word.format(folder=folder, workspace=workspace, file=file) for word in line.split()]
-    result = run_script(words, workspace)
+    result = ScriptProcess(words, workspace).result()
     problems = result.problems(0, 2)
     if result.code == -signal.SIGKILL and file.exists() and file.stat().st_mtime > written:
         problems = []  # the checkpoint asked for very many epochs, and the training was running

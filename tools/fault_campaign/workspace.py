@@ -10,7 +10,7 @@ from PIL import Image
 from datasets import streets
 from datasets.pairs import Pair, write_split
 from tools.fault_campaign.compare import broken_files, differences
-from tools.fault_campaign.runs import RunResult, in_child, run_script
+from tools.fault_campaign.runs import Counters, RunResult, ScriptProcess, in_child
 from utils.cli import UserError
 
 # Command lines: {workspace} is the folder that `make_workspace` fills, {folder} that of the trial.
@@ -36,31 +36,18 @@ COMMANDS = {
 SPLITS = {"victim_in": range(8), "victim_out": range(100, 108), "shadow": range(200, 224)}  # scenes of streets
 
 
-def command_line(name: str, workspace: Path, folder: Path) -> list[str]:
-    """The command `name` of `COMMANDS` for a trial in `folder`."""
-    return [word.format(workspace=workspace, folder=folder) for word in COMMANDS[name].split()]
-
-
 def is_attack(name: str) -> bool:
     """Whether a command of `COMMANDS` is an attack. All others are trainings."""
     return COMMANDS[name].startswith("attack.py")
-
-
-def prepare_folder(name: str, workspace: Path, folder: Path) -> None:
-    """Make the folder of a run. A run that trains an attacker gets a copy of the shadow, since it writes there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if name == "attacker":
-        shutil.copytree(workspace / "shadow", folder / "shadow",
-                        ignore=shutil.ignore_patterns("posteriors*", "events"))
 
 
 def make_workspace(workspace: Path) -> Path:
     """Fill a folder with data/, split files, runs of victim and shadow, and an attacker of 12 x 12 patches."""
     in_child(_draw_data, workspace)
     for name in ("victim", "shadow", "attacker"):
-        command = command_line(name, workspace, workspace)
+        command = Trial(name, workspace, workspace).command()
         command[command.index("--out") + 1] = str(workspace / name)
-        result = run_script(command, workspace)
+        result = ScriptProcess(command, workspace).result()
         if result.code:
             raise UserError(f"preparing the campaign: {name} failed: {result.stderr}")
     return workspace
@@ -78,30 +65,28 @@ def _draw_data(workspace: Path) -> None:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A run without a fault: its folder, duration in seconds, numbers of accesses, and size of its files in bytes."""
+    """A run without a fault: its folder, duration in seconds, file accesses, and size of its files in bytes."""
 
     folder: Path
     seconds: float
-    writes: int
-    reads: int
-    label_reads: int
+    counters: Counters
     size: int
 
 
 def run_baseline(name: str, workspace: Path) -> Baseline:
     """Run a command twice without a fault. Both runs must give the same results; the first one is kept."""
-    folders = [workspace / "baselines" / f"{name}{suffix}" for suffix in ("", ", again")]
-    for folder in folders:
-        prepare_folder(name, workspace, folder)
-        result = run_script(command_line(name, workspace, folder), workspace)
+    trials = [Trial(name, workspace, workspace / "baselines" / f"{name}{suffix}") for suffix in ("", ", again")]
+    for trial in trials:
+        trial.prepare()
+        result = trial.start().result()
         if problems := result.problems(0):
             raise UserError(f"{name} fails without a fault: {problems[0]}")
-    if problems := in_child(differences, *folders):
+    folder, again = (trial.folder for trial in trials)
+    if problems := in_child(differences, folder, again):
         raise UserError(f"{name}: two runs without a fault differ: {problems}")
-    shutil.rmtree(folders[1])
-    size = sum(path.stat().st_size for path in folders[0].rglob("*") if path.is_file())
-    accesses = result.injector
-    return Baseline(folders[0], result.seconds, accesses.writes, accesses.reads, accesses.label_reads, size)
+    shutil.rmtree(again)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Baseline(folder, result.seconds, result.counters, size)
 
 
 @dataclass
@@ -110,21 +95,28 @@ class Trial:
 
     name: str
     workspace: Path
-    baseline: Baseline
     folder: Path
+    baseline: Baseline | None = None
     problems: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     def prepare(self) -> None:
-        """Make the folder."""
-        prepare_folder(self.name, self.workspace, self.folder)
+        """Make the folder. A run that trains an attacker gets a copy of the shadow, since it writes there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.name == "attacker":
+            shutil.copytree(self.workspace / "shadow", self.folder / "shadow",
+                            ignore=shutil.ignore_patterns("posteriors*", "events"))
 
     def command(self) -> list[str]:
         """The command line that starts the run, or resumes it. An attack is resumed by the same command."""
-        command = command_line(self.name, self.workspace, self.folder)
+        command = [word.format(workspace=self.workspace, folder=self.folder) for word in COMMANDS[self.name].split()]
         if not is_attack(self.name) and (self.folder / "run" / "last.pth.tar").exists():
             return [command[0], "--continue", str(self.folder / "run")]
         return command
+
+    def start(self, *more: str, **options: object) -> ScriptProcess:
+        """Start or resume the run, with `more` arguments and the `options` of a `ScriptProcess`."""
+        return ScriptProcess([*self.command(), *more], self.workspace, **options)
 
     def check(self, result: RunResult, *codes: int) -> None:
         """Check the exit code and stderr of a run with a fault, and that all its result files are complete."""
@@ -132,7 +124,7 @@ class Trial:
 
     def finish(self) -> RunResult:
         """Run the command to its end. The results must equal those of the baseline."""
-        result = run_script(self.command(), self.workspace)
+        result = self.start().result()
         self.problems += result.problems(0) or self.differences()
         return result
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.fault_campaign.injector import FaultInjector
-from tools.fault_campaign.runs import RunResult, ScriptProcess, run_all, run_script
+from tools.fault_campaign.runs import RunResult, ScriptProcess, run_all
 from tools.fault_campaign.workspace import Baseline, Trial, is_attack
 from utils.randomness import stream
 
 ERRORS = ("ENOSPC", "EIO", "EROFS", "EACCES")  # a write fails with this error
-KINDS = (*ERRORS, "full disk", *ERRORS, "file size limit", "missing file", "EIO on read", "folder of another user",
+READ_ERRORS = {"missing file": errno.ENOENT, "EIO on read": errno.EIO}  # a read fails with this error
+NOBODY = 65534  # a user id that owns none of the files
+KINDS = (*ERRORS, "full disk", *ERRORS, "file size limit", *READ_ERRORS, "folder of another user",
          "slow disk", "worker killed", "NaN loss")
 FAILED_WRITES = (*ERRORS, "full disk", "file size limit")
 WORKER = "victim, 1 worker"
@@ -58,7 +59,7 @@ def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kind
     names = possible.get(kind, list(baselines))
     name = names[rng.integers(len(names))]
     baseline, state = baselines[name], "new"
-    trial = Trial(name, workspace, baseline, workspace / "trials" / f"write {number}")
+    trial = Trial(name, workspace, workspace / "trials" / f"write {number}", baseline)
     # The files that are copied into the folder before the run must fit on the disk.
     copied = sum(4096 + path.stat().st_size for path in baseline.folder.glob("shadow/*") if path.is_file())
     size = copied + rng.uniform(0.02, 0.9) * (baseline.size - copied)
@@ -67,8 +68,8 @@ def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kind
         if kind not in ("full disk", "NaN loss", "worker killed"):
             state = str(rng.choice(["new", "half complete", "complete"]))
             if state != "new":
-                stop_at = baseline.writes // 2 if state == "half complete" else -1
-                run_script(trial.command(), workspace, action="kill", at=stop_at)
+                stop_at = baseline.counters.writes // 2 if state == "half complete" else -1
+                trial.start(action="kill", at=stop_at).result()
         result, codes = run_with_fault(kind, trial, rng)
         trial.check(result, *codes)
         if state == "complete":
@@ -77,32 +78,29 @@ def write_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, kind
         if kind != "NaN loss":
             trial.finish()
     return trial.report(trial=number, kind=kind, state=state, stderr=result.stderr[-300:],
-                        **{"fault occurred": bool(result.code) or result.injector.triggered})
+                        **{"fault occurred": bool(result.code) or result.counters.triggered})
 
 
 def run_with_fault(kind: str, trial: Trial, rng: np.random.Generator) -> tuple[RunResult, tuple[int, ...]]:
     """Run the command of a trial with a fault. Returns the result and the exit codes that are correct."""
-    command, folder, baseline = trial.command(), trial.workspace, trial.baseline
-    if kind in ERRORS:
-        at = int(rng.integers(1, baseline.writes + 1))
-        result = run_script(command, folder, action=getattr(errno, kind), at=at)
-        return result, (2,) if result.injector.triggered else (0,)
-    if kind in ("missing file", "EIO on read"):
-        action = errno.ENOENT if kind == "missing file" else errno.EIO
-        at = int(rng.integers(1, baseline.reads + 1))
-        result = run_script(command, folder, action=action, at=at, on_read=True)
-        return result, (2,) if result.injector.triggered else (0,)
+    baseline = trial.baseline
+    if kind in (*ERRORS, *READ_ERRORS):
+        on_read = kind in READ_ERRORS
+        action = READ_ERRORS[kind] if on_read else getattr(errno, kind)
+        at = int(rng.integers(1, (baseline.counters.reads if on_read else baseline.counters.writes) + 1))
+        result = trial.start(action=action, at=at, on_read=on_read).result()
+        return result, (2,) if result.counters.triggered else (0,)
     if kind == "slow disk":
-        return run_script(command, folder, action=1.0 / baseline.writes), (0,)
+        return trial.start(action=1.0 / baseline.counters.writes).result(), (0,)
     if kind == "NaN loss":
-        return run_script([*command, "--lr", "1e30"], folder), (2,)
+        return trial.start("--lr", "1e30").result(), (2,)
     if kind == "folder of another user":
-        return ScriptProcess(command, FaultInjector(folder), as_nobody=True).result(), (2,)
+        return trial.start(setup=partial(os.seteuid, NOBODY)).result(), (2,)
     if kind == "file size limit":
-        largest = max(path.stat().st_size for path in baseline.folder.rglob("*.*"))
-        with file_size_limit(int(rng.uniform(0.05, 1) * largest)):
-            return run_script(command, folder), (0, 2)
-    process = ScriptProcess(command, FaultInjector(folder))
+        size = int(rng.uniform(0.05, 1) * max(path.stat().st_size for path in baseline.folder.rglob("*.*")))
+        set_limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+        return trial.start(setup=set_limit).result(), (0, 2)
+    process = trial.start()
     if kind == "worker killed":
         kill_first_child(process, rng.uniform(0, 0.3) * baseline.seconds)
     return process.result(), (0, 2)
@@ -118,17 +116,6 @@ def kill_first_child(process: ScriptProcess, delay: float) -> None:
                     process.ended_within(delay)
                     os.kill(int(child), signal.SIGKILL)
                     return
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Child processes started in this block cannot write more than `size` bytes to a file."""
-    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, previous[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
 
 
 @contextlib.contextmanager
