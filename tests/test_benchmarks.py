@@ -6,8 +6,8 @@ The comparisons are in float32, since `--precision auto` means bf16 on some proc
 import pytest
 from conftest import must, script
 
-from tools.benchmarks.planned import measure
 from tools.benchmarks.stages import attack, dpsgd_training, prepare_stage, querying
+from tools.benchmarks.steps import measure
 from utils.device import CPU_FP32
 
 

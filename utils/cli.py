@@ -99,6 +99,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         lines = str(error).strip().splitlines()
         text = lines[-1].removeprefix("utils.cli.UserError: ") if "Traceback" in str(error) else " ".join(lines)
         sys.exit(_print_error(parser.prog, text, 2))
+    except ConnectionError:  # a killed worker may close its pipe before the DataLoader notices
+        sys.exit(_print_error(parser.prog, MACHINE_ERRORS["DataLoader worker"], 2))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         sys.exit(_print_error(parser.prog, f"{error.strerror or error}{where}", 2))

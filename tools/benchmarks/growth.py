@@ -8,10 +8,6 @@ separate process.
 
 import argparse
 
-import numpy as np
-
-from tools.benchmarks.limits import in_new_process
-from tools.benchmarks.stages import measure_attack
 from utils.cli import new_parser, positive, run
 from utils.files import write_json
 from utils.log import progress
@@ -27,6 +23,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from tools.benchmarks.limits import in_new_process
+    from tools.benchmarks.stages import measure_attack
+
     rows = [in_new_process(measure_attack, count) for count in progress(args.counts, "counts")]
     write_json(args.out, rows)
     print("| images | seconds | ms per image | peak MiB |\n|---|---|---|---|")

@@ -1,0 +1,56 @@
+"""Measure the two versions of a stage, and print the measurements as a table."""
+
+import os
+import time
+
+import numpy as np
+import torch
+
+from tools.benchmarks.limits import in_new_process
+from tools.benchmarks.stages import measure_memory, prepare_stage
+
+
+def measure(name: str, rounds: int) -> dict:
+    """Measure one stage: seconds of both versions in each round, difference of their results, and peak memory."""
+    seconds: dict[str, list[float]] = {"simple": [], "fast": []}
+    with prepare_stage(name) as stage:
+        results = {"simple": stage.simple(), "fast": stage.fast()}  # also warms up both versions
+        for _ in range(rounds):
+            for version, work in (("simple", stage.simple), ("fast", stage.fast)):
+                started = time.perf_counter()
+                work()
+                seconds[version].append(time.perf_counter() - started)
+        difference = stage.difference(results["simple"], results["fast"]) if stage.difference else None
+        measured = {"unit": stage.unit, "count": stage.count, "flops": stage.flops, "bytes_read": stage.bytes_read,
+                    "seconds": seconds, "difference": difference}
+    return measured | in_new_process(measure_memory, name)
+
+
+def describe_machine() -> dict:
+    """Number of cores and threads, vector instructions that PyTorch uses, and version of PyTorch."""
+    return {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "vector instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
+
+
+def table(stages: dict, limits: dict, bf16: bool) -> str:
+    """Markdown: one line with the limits of the machine, then a table with one row per stage."""
+    rate = limits["convolution_bf16" if bf16 else "convolution_fp32"]
+    lines = [", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in limits.items())
+             + " (TFLOP/s; copy in GB/s)", "",
+             "| stage | simple code | this project | speedup, median (range) | share of the limit | difference | "
+             "peak MiB before -> after |",
+             "|---|---|---|---|---|---|---|"]
+    for name, stage in stages.items():
+        simple, fast = (np.array(stage["seconds"][version]) for version in ("simple", "fast"))
+        ratio = simple / fast
+        speeds = [f"{stage['count'] / np.median(seconds):.4g} {stage['unit']}/s" for seconds in (simple, fast)]
+        share = ""
+        if stage["flops"]:
+            share = f"{stage['flops'] / np.median(fast) / 1e12 / rate:.0%} of convolution"
+        elif stage["bytes_read"]:
+            share = f"{stage['bytes_read'] / np.median(fast) / 1e9 / limits['copy']:.0%} of copying memory"
+        difference = "" if stage["difference"] is None else f"{stage['difference']:.1g}"
+        speedup = f"{np.median(ratio):.1f} ({ratio.min():.1f}-{ratio.max():.1f})"
+        memory = f"{stage['mib_before']} -> {stage['mib_peak']}"
+        lines.append(f"| {' | '.join([name, *speeds, speedup, share, difference, memory])} |")
+    return "\n".join(lines)
