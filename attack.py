@@ -20,7 +20,7 @@ from pathlib import Path
 
 import datasets
 import defenses
-from attacks import ATTACKS, REPRESENTATIONS
+from attacks import ATTACKS, REPRESENTATIONS, SCHEMES
 from predictors import PREDICTORS
 from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, run
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
                        help="architecture of a release checkpoint, which does not store it (default: resnet50)")
     flag(flags, "dilation", action="store_true", help="the release checkpoint has dilated layer3 and layer4")
     patches = flags.add_argument_group("patches")
-    patches.add_argument("--select", choices=("random", "sliding", "rejection", "full"),
+    patches.add_argument("--select", choices=SCHEMES,
                          help="how patches are selected (default: random; full for a pixelwise attacker)")
     flag(patches, "num-patch", type=int, default=6, metavar="N", help="patches per image (default: 6)")
     flag(patches, "tau", type=float, help="--select rejection: reject patches whose mean posterior of the labelled "

@@ -59,6 +59,7 @@ def main(args: argparse.Namespace) -> None:
             pairs = setup.read_split(args.split, args.root, args.strip_prefix)
             inside, outside = setup.partition(pairs, args.split, victim if args.partition == "confidence" else None,
                                               args.dataset, args.seed, compute)
+        setup.check_batch(options, len(inside))
         folder = setup.start_run_on_main("shadow", vars(args), args.out, compute)
         setup.write_shadow_splits(folder, inside, outside, how)
     setup.train_and_report(options, inside, outside, folder, compute, vars(args))

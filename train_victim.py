@@ -37,9 +37,11 @@ def main(args: argparse.Namespace) -> None:
     if args.plan:
         return print(setup.plan_segmenter(options, setup.plan_of(args), args.images or setup.count(args.train)))
     args, folder, compute = setup.begin(args, parser())
-    sides = [setup.read_split(path, args.root, args.strip_prefix) for path in (args.train, args.test)]
+    options = pick(args, SegmenterTraining)
+    inside, outside = (setup.read_split(path, args.root, args.strip_prefix) for path in (args.train, args.test))
+    setup.check_batch(options, len(inside))
     folder = folder or setup.start_run_on_main("victim", vars(args), args.out, compute)
-    setup.train_and_report(pick(args, SegmenterTraining), *sides, folder, compute, vars(args))
+    setup.train_and_report(options, inside, outside, folder, compute, vars(args))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ ATTACKS = Table("attack", {
     "calibrated": Entry("attacks.calibrated:CalibratedScore", "log-posterior minus c times that of --references"),
 })
 
+SCHEMES = ("random", "sliding", "rejection", "full")  # how the patches of an image are selected
+
 REPRESENTATIONS = Table("representation", {
     "loss": Entry("attacks.representation:LOSS_MAP", "structured loss map"),
     "concate": Entry("attacks.representation:CONCATENATION", "posterior and one-hot label concatenated"),

@@ -16,14 +16,13 @@ from utils.randomness import stream
 
 TRIES = 50  # after so many candidates for one patch, rejection takes the least confident of them
 CPU_BATCH = 16  # patches in one forward pass on a CPU
-SCHEMES = ("random", "sliding", "rejection", "full")
 
 
 @dataclass(frozen=True)
 class Selection:
     """Which patches of an image are scored.
 
-    `scheme`: one of `SCHEMES`; `count`: number of patches; `size`: side of a patch in positions; `tau`: rejection
+    `scheme`: one of `attacks.SCHEMES`; `count`: number of patches; `size`: side of a patch in positions; `tau`: rejection
     threshold; `seed`: seed of the random locations. Raises `UserError` if `count` or `size` is less than 1.
     """
 

@@ -444,3 +444,4 @@ def test_resumed_run_keeps_its_arguments(world, tmp_path, flags, message):
 def test_dpsgd_with_a_batch_larger_than_the_training_split(victim_command, tmp_path):
     result = script(*victim_command, "-dpsgd", "--batch", 40, "--out", tmp_path / "run")
     assert result.returncode == 2 and "--batch 40" in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -41,11 +41,7 @@ def train_segmenter(options: SegmenterTraining, pairs: Sequence[Pair], folder: P
     `folder` has a checkpoint, the training resumes from it and ends with the weights of an uninterrupted run. Raises
     `UserError` for fewer than two images per process, and if the loss is not finite.
     """
-    if min(options.batch, len(pairs)) < 2 * world_size():
-        raise UserError("--batch and the training split must give each process at least two images (for BatchNorm)")
-    if options.dpsgd and options.batch > len(pairs):
-        raise UserError(f"--batch {options.batch}: with -dpsgd the expected batch of a Poisson sample cannot be larger "
-                        f"than the training split, which has {len(pairs)} images")
+    check_batch(options, len(pairs))
     dataset = find_dataset(options.dataset)
     spec, run = options.spec(len(dataset.CLASSES)), TrainingRun(folder, arguments)
     torch.manual_seed(options.seed)
@@ -73,6 +69,15 @@ def train_segmenter(options: SegmenterTraining, pairs: Sequence[Pair], folder: P
             run.finish_epoch(loss=run.progress.loss / steps, lr=optimizer.param_groups[0]["lr"])
             run.save_epoch(save)
     return model.eval(), run.progress.minutes, private
+
+
+def check_batch(options: SegmenterTraining, images: int) -> None:
+    """Raise `UserError` if --batch does not suit a training split of `images` images."""
+    if min(options.batch, images) < 2 * world_size():
+        raise UserError("--batch and the training split must give each process at least two images (for BatchNorm)")
+    if options.dpsgd and options.batch > images:
+        raise UserError(f"--batch {options.batch}: with -dpsgd the expected batch of a Poisson sample cannot be larger "
+                        f"than the training split, which has {images} images")
 
 
 def _prepare(options: SegmenterTraining, spec: dict, run: TrainingRun,

@@ -18,7 +18,7 @@ from predictors.stored import TINY, list_records
 from training.attacker import AttackerData, prepare, train_attacker
 from training.options import AttackerTraining
 from training.plan import PlanOptions, plan_attacker, plan_segmenter
-from training.segmentation import train_and_report
+from training.segmentation import check_batch, train_and_report
 from utils import VOID
 from utils.cli import UserError, pick
 from utils.device import Compute, choose_device, resolve_precision
@@ -26,7 +26,7 @@ from utils.distributed import gather, is_main, own_share, print_once, run_on_mai
 from utils.files import start_run, write_json
 from utils.resume import resume_arguments
 
-__all__ = ["begin", "cache_shadows", "count", "count_shadow_images", "join_trees", "partition",
+__all__ = ["begin", "cache_shadows", "check_batch", "count", "count_shadow_images", "join_trees", "partition",
            "plan_attacker", "plan_of", "plan_segmenter", "prepare", "read_split",
            "start_run_on_main", "train_and_report", "train_attacker_and_report", "write_shadow_splits"]
 

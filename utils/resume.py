@@ -11,7 +11,7 @@ from utils.cli import UserError
 from utils.distributed import run_on_main, sum_over_processes
 from utils.files import lock_run
 
-CURRENT = ("gpu", "workers", "continue_", "out")  # arguments that a resumed run may change
+CURRENT = ("gpu", "workers")  # arguments that a resumed run takes from the command line
 RENAMED = {"pictures": "images"}  # arguments in checkpoints of earlier versions: old name -> new name
 
 
@@ -38,7 +38,7 @@ def resume_arguments(args: argparse.Namespace,
     _check_arguments(parser, stored, path)
     _check_flags(parser, stored, folder)
     run_on_main(lambda: lock_run(folder))
-    current = {name: getattr(args, name) for name in CURRENT[:2] if getattr(args, name, None) is not None}
+    current = {name: getattr(args, name) for name in CURRENT if getattr(args, name, None) is not None}
     return argparse.Namespace(**{**vars(args), **stored, **current}), folder
 
 
@@ -57,7 +57,7 @@ def _check_flags(parser: argparse.ArgumentParser, stored: dict, folder: Path) ->
         action.default = argparse.SUPPRESS  # so that only the flags that were given are parsed
     for name, value in vars(parser.parse_args()).items():
         before = stored.get(name, value)
-        if name not in CURRENT and _as_list(before) != _as_list(value):
+        if name not in (*CURRENT, "continue_", "out") and _as_list(before) != _as_list(value):
             raise UserError(f"{folder} was started with {name.replace('_', '-')} {before}, not {value}; leave the flag "
                             "out to resume, or start a new run")
 
