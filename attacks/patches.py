@@ -22,8 +22,8 @@ CPU_BATCH = 16  # patches in one forward pass on a CPU
 class Selection:
     """Which patches of an image are scored.
 
-    `scheme`: one of `attacks.SCHEMES`; `count`: number of patches; `size`: side of a patch in positions; `tau`: rejection
-    threshold; `seed`: seed of the random locations. Raises `UserError` if `count` or `size` is less than 1.
+    `scheme`: one of `attacks.SCHEMES`; `count`: number of patches; `size`: side of a patch in positions; `tau`:
+    rejection threshold; `seed`: seed of the random locations. Raises `UserError` if `count` or `size` is less than 1.
     """
 
     scheme: str = "random"
