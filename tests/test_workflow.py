@@ -1,5 +1,6 @@
 """The reproduction as a workflow: its command lines, and a small scale from data to report."""
 
+import base64
 import json
 import os
 import runpy
@@ -201,6 +202,9 @@ def test_a_killed_run_resumes(small_scale):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (results / "report.md").exists()
+    (runs / "shadow-psp" / "results.json").unlink(missing_ok=True)
+    mark = base64.b64encode(str(runs / "victim-psp" / "results.json").encode()).decode()
+    (ROOT / ".snakemake" / "incomplete" / mark).touch()  # as if the kill had come just after this file was written
     again = finished(reproduce(small_scale))
     assert "one core" in again and f"--continue {runs / 'shadow-psp'}" in again
     text = (results / "report.md").read_text()

@@ -84,6 +84,9 @@ MACHINE_ERRORS = {
 }
 
 
+AFTER_SUCCESS: list[Callable[[], None]] = []  # `run` calls these functions after `main` returned without an error
+
+
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Parse the command line and call `main`. Errors of the user or the machine become one line on stderr.
 
@@ -94,6 +97,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     signal.signal(signal.SIGTERM, _raise_stopped)
     try:
         main(args)
+        for call in AFTER_SUCCESS:
+            call()
     except UserError as error:
         # An error in a DataLoader worker arrives with its traceback; the last line is the message.
         lines = str(error).strip().splitlines()
