@@ -29,7 +29,7 @@ demo: $(STAMP)
 	@$(RUN) attack.py -resume weights/concate.pth.tar -input concate --out runs/demo-concate
 	@echo "== attack 3 of 3: a threshold on the loss, which learns nothing"
 	@$(RUN) attack.py --attack loss --out runs/demo-threshold
-	@echo "== curves: roc.png and precision-recall.png in runs/demo-loss, runs/demo-concate and runs/demo-threshold"
+	@echo "== curves: roc.png, roc-log.png and precision-recall.png in runs/demo-loss, runs/demo-concate and runs/demo-threshold"
 
 test: $(STAMP)
 	@$(RUN) -m pytest

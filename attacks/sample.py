@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Sample:
     """One image as an attack receives it.
 
-    `id`: key of the random streams of this image. `group`: block of the bootstrap.
+    `id`: key of the random streams of this image. `group`: images that belong together, for the intervals.
     `member`: whether the target model was trained on the image; None if this is not known.
     `output`: float32 (C, h, w), the posterior of the target model under its defense; it sums to 1 over the classes.
     `truth`: uint8 (h, w), train ids with 255 = void; None if there is no label.

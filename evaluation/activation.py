@@ -16,7 +16,7 @@ from utils.files import atomic_open
 SIDES = {"members": True, "non_members": False}
 
 
-def write_cams(folder: Path, cams: Sequence[CamResult], defense: str | None, seed: int) -> dict:
+def write_cams(folder: Path, cams: Sequence[CamResult], defense: str | None) -> dict:
     """Write correlations.csv and, for the images with maps, NAME.png and maps.npz. Returns the mean correlations.
 
     maps.npz has the arrays `NAME:loss` and `NAME:cam` of `CamMaps`, computed from the posterior that was attacked.
@@ -39,7 +39,7 @@ def write_cams(folder: Path, cams: Sequence[CamResult], defense: str | None, see
     taken: set[str] = set()
     for name, cam in drawn.items():
         draw(folder / f"{file_name(name, taken)}.png", cam, defense)
-    return summarise_cams(cams, columns, seed)
+    return summarise_cams(cams, columns)
 
 
 def file_name(name: str, taken: set[str]) -> str:
@@ -63,11 +63,11 @@ def columns_of(cams: Sequence[CamResult]) -> dict[str, list[float | None]]:
     return columns | ({"cam_kept": [cam.cam_correlation for cam in cams]} if len(columns) > 2 else {})
 
 
-def summarise_cams(cams: Sequence[CamResult], columns: dict[str, list[float | None]], seed: int) -> dict:
+def summarise_cams(cams: Sequence[CamResult], columns: dict[str, list[float | None]]) -> dict:
     """Mean of each column over members and over non-members, with 95 % intervals over groups.
 
     Images without a correlation are left out; `without_correlation` is their number. If all images of a side are left
-    out, the mean and the interval are None.
+    out, the mean and the interval are None; with few groups, the interval is None.
     """
     out: dict = {"without_correlation": sum(value is None for value in columns["pearson"])}
     for column, values in columns.items():
@@ -77,16 +77,20 @@ def summarise_cams(cams: Sequence[CamResult], columns: dict[str, list[float | No
                      if cam.member is member and value is not None]
             known, group = zip(*pairs, strict=True) if pairs else ((), ())
             out[f"{name}_{side}"] = float(np.mean(known)) if pairs else None
-            out[f"{name}_{side}_interval"] = mean_interval(np.array(known), group, seed) if pairs else None
+            out[f"{name}_{side}_interval"] = mean_interval(np.array(known), group) if pairs else None
     return out
 
 
 def describe_cams(cam: dict) -> str:
     """The line that a run prints: the means of `summarise_cams`."""
     means = [f"{side.replace('_', '-')} " + ("none" if cam[f"correlation_{side}"] is None else
-             "{:+.3f} [{:+.3f}, {:+.3f}]".format(cam[f"correlation_{side}"], *cam[f"correlation_{side}_interval"]))
+             f"{cam[f'correlation_{side}']:+.3f}" + _signed(cam[f"correlation_{side}_interval"]))
              for side in SIDES]
     return f"correlation of activation map and loss map: {', '.join(means)}"
+
+
+def _signed(interval: list[float] | None) -> str:
+    return "" if interval is None else " [{:+.3f}, {:+.3f}]".format(*interval)
 
 
 def draw(path: Path, cam: CamResult, defense: str | None) -> None:

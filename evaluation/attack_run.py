@@ -160,8 +160,8 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
              "miou": utility, "defense": source.defense.spec.describe()}
     if run.cam:
         cams = [replace(cam, name=write_name(cam.name)) for part in parts for cam in part.cams]
-        about["cam"] = write_cams(Path(run.cam), cams, about["defense"], run.seed)
-    results = write_report(folder, [one for part in parts for one in part.scored], about, run.seed, write_name)
+        about["cam"] = write_cams(Path(run.cam), cams, about["defense"])
+    results = write_report(folder, [one for part in parts for one in part.scored], about, write_name)
     title = f"attack {run.name}" + (f" on {kind}" if isinstance(attack, LearnedAttack) else "")
     print(f"{title}, {selection.scheme} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")

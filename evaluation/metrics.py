@@ -1,65 +1,78 @@
 """Membership metrics (section 2.3) and segmentation utility."""
 
 import numpy as np
+from scipy.stats import rankdata
 
 from utils import VOID
+
+RATES = {"tpr_at_10_fpr": 0.1, "tpr_at_5_fpr": 0.05, "tpr_at_1_fpr": 0.01, "tpr_at_0.1_fpr": 0.001}
+METRICS = ("auc", "max_f", *RATES)
 
 
 class Curves:
     """True and false positives at every threshold: score (n,), member bool (n,).
 
-    `counts(weights)`, weights (B, n), returns the weighted true and false positives (B, T) of "score >= t" at each of
-    the T distinct scores, highest first. Without weights each item counts once, and B is 1.
+    `true`, `false` int (T,): members and non-members with "score >= t" at each of the T distinct scores in
+    `thresholds` (T,), highest first.
     """
 
     def __init__(self, score: np.ndarray, member: np.ndarray):
-        score, member = np.asarray(score, float), np.asarray(member, bool)
-        self.order = np.argsort(-score, kind="stable")
-        self.member = member[self.order]
-        ranked = score[self.order]
-        self.last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-        self.size = len(score)
+        self.score, self.member = np.asarray(score, float), np.asarray(member, bool)
+        order = np.argsort(-self.score, kind="stable")
+        ranked, inside = self.score[order], self.member[order]
+        last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+        self.thresholds = ranked[last]
+        self.true, self.false = np.cumsum(inside)[last], np.cumsum(~inside)[last]
 
-    def counts(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        ranked = np.ones((1, self.size)) if weights is None else np.atleast_2d(weights)[:, self.order]
-        return (np.cumsum(ranked * self.member, axis=1)[:, self.last],
-                np.cumsum(ranked * ~self.member, axis=1)[:, self.last])
+    def f_scores(self) -> np.ndarray:
+        """2 precision recall / (precision + recall) at each threshold (T,)."""
+        return 2 * self.true / (self.true + self.false + self.true[-1])
 
+    def allowed(self, rate: float) -> int:
+        """The number of leading thresholds with an FPR of at most `rate`."""
+        return int((self.false <= rate * self.false[-1] + 1e-9).sum())
 
-def _auc(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve, by trapezoids: equal scores count one half."""
-    step = np.diff(false, axis=1, prepend=0)
-    height = true - np.diff(true, axis=1, prepend=0) / 2
-    return (step * height).sum(axis=1) / (true[:, -1] * false[:, -1])
-
-
-def _max_f(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Largest 2 precision recall / (precision + recall) over all thresholds."""
-    return (2 * true / (true + false + true[:, -1:])).max(axis=1)
+    def above(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Which members bool (m,) and non-members bool (n,) reach the threshold of max-F or of a TPR at an FPR."""
+        count = self.allowed(RATES[metric]) if metric in RATES else int(self.f_scores().argmax()) + 1
+        high = self.score >= (self.thresholds[count - 1] if count else np.inf)
+        return high[self.member], high[~self.member]
 
 
-def _tpr_at(rate: float):
-    def tpr(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-        allowed = false <= rate * false[:, -1:] + 1e-9
-        return np.where(allowed, true, 0).max(axis=1) / true[:, -1]
-    return tpr
+def placements(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the non-members below each member (m,), and of the members above each non-member (n,).
+
+    Equal scores count one half. The mean of each is the AUC.
+    """
+    first = len(members)
+    ranks = rankdata(np.concatenate([members, non_members]))
+    below = (ranks[:first] - rankdata(members)) / len(non_members)
+    return below, 1 - (ranks[first:] - rankdata(non_members)) / first
 
 
-METRICS = {"auc": _auc, "max_f": _max_f, "tpr_at_5_fpr": _tpr_at(0.05)}
+def compute_metrics(score: np.ndarray, member: np.ndarray) -> dict[str, float | None]:
+    """AUC, max-F and TPR at an FPR of 10, 5, 1 and 0.1 %, each in 0..1, of scores (n,) and membership bool (n,).
 
-
-def compute_metrics(score: np.ndarray, member: np.ndarray) -> dict[str, float]:
-    """AUC, max-F and TPR at 5 % FPR, each in 0..1, of scores (n,) and membership bool (n,).
-
-    Raises `ValueError` if there are no members or no non-members, or if a score is not finite.
+    A TPR is None if no single false positive is allowed: at 1 % with fewer than 100 non-members. Raises `ValueError` if
+    there are no members or no non-members, or if a score is not finite.
     """
     score, member = np.asarray(score, float), np.asarray(member, bool)
     if not member.any() or member.all():
         raise ValueError("metrics need members and non-members")
     if not np.isfinite(score).all():
         raise ValueError("a score is not finite")
-    counts = Curves(score, member).counts()
-    return {name: float(metric(*counts)[0]) for name, metric in METRICS.items()}
+    curves = Curves(score, member)
+    step = np.diff(curves.false, prepend=0)
+    height = curves.true - np.diff(curves.true, prepend=0) / 2  # trapezoids: equal scores count one half
+    sizes = int(curves.true[-1]), int(curves.false[-1])
+    return {"auc": float((step * height).sum() / (sizes[0] * sizes[1])), "max_f": float(curves.f_scores().max()),
+            **{name: float(curves.above(name)[0].mean()) if decidable(rate, sizes[1]) else None
+               for name, rate in RATES.items()}}
+
+
+def decidable(rate: float, non_members: int) -> bool:
+    """Whether an FPR of `rate` allows at least one false positive."""
+    return rate * non_members >= 1 - 1e-9
 
 
 def chance(members: int, non_members: int) -> dict[str, float]:

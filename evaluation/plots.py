@@ -15,29 +15,34 @@ SQUARE = {"figsize": (4, 4), "layout": "constrained"}
 
 
 def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
-    """Write roc.png and precision-recall.png, with the curves of images (solid) and patches (dashed).
+    """Write roc.png, roc-log.png and precision-recall.png: curves of images (solid) and of patches (dashed).
 
-    Random guessing is a dotted line in the first plot, and a star in the second.
+    Random guessing is a dotted line in the ROC plots, and a star in the last. The axes of roc-log.png are logarithmic:
+    they show the TPR at low FPR (Carlini et al. 2022).
     """
     member = np.array([s.member for s in scored])
     counts = [len(s.patch_scores) for s in scored]
     levels = [("image", [s.score for s in scored], member, "-")]
     if "patch" in results:
         levels.append(("patch", np.concatenate([s.patch_scores for s in scored]), np.repeat(member, counts), "--"))
-    rates = {name: (Curves(score, inside).counts(), style) for name, score, inside, style in levels}
+    rates = {name: (Curves(score, inside), style) for name, score, inside, style in levels}
     with rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
+        lowest = min(1 / count for curve, _ in rates.values() for count in (curve.true[-1], curve.false[-1])) / 2
+        for file, scale, start in (("roc.png", "linear", 0.0), ("roc-log.png", "log", lowest)):
+            figure = Figure(**SQUARE)
+            axes = figure.subplots()
+            for name, (curve, style) in rates.items():
+                x, y = (np.append(start, np.maximum(c / c[-1], start)) for c in (curve.false, curve.true))
+                axes.plot(x, y, style, drawstyle="steps-post" if scale == "log" else "default",
+                          label=f"{name}, AUC {results[name]['auc']:.3f}")
+            axes.plot([start, 1], [start, 1], ":", color="grey", label="random guess")
+            axes.set(xlabel="false positive rate", ylabel="true positive rate", xscale=scale, yscale=scale,
+                     xlim=(start, 1), ylim=(start, 1.01))
+            _save(figure, folder / file, "lower right")
         figure = Figure(**SQUARE)
         axes = figure.subplots()
-        for name, ((true, false), style) in rates.items():
-            x, y = (np.append(0, c[0] / c[0, -1]) for c in (false, true))
-            axes.plot(x, y, style, label=f"{name}, AUC {results[name]['auc']:.3f}")
-        axes.plot([0, 1], [0, 1], ":", color="grey", label="random guess")
-        axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
-        _save(figure, folder / "roc.png", "lower right")
-        figure = Figure(**SQUARE)
-        axes = figure.subplots()
-        for name, ((true, false), style) in rates.items():
-            axes.plot(true[0] / true[0, -1], true[0] / (true[0] + false[0]), style,
+        for name, (curve, style) in rates.items():
+            axes.plot(curve.true / curve.true[-1], curve.true / (curve.true + curve.false), style,
                       label=f"{name}, max-F {results[name]['max_f']:.3f}")
         share = results["members"] / (results["members"] + results["non_members"])
         axes.plot([0.5], [share], "k*", label=f"random guess, F {results['chance']['image']['random_f']:.3f}")

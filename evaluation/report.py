@@ -1,6 +1,7 @@
 """Write the results of an attack (results.json, scores.csv, patches.npz, plots), and format them as a table."""
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,35 +9,34 @@ from pathlib import Path
 import numpy as np
 
 from attacks.sample import Scored
-from evaluation.intervals import intervals
-from evaluation.metrics import chance, compute_metrics
+from evaluation.intervals import MIN_GROUPS, count_groups, intervals
+from evaluation.metrics import RATES, chance, compute_metrics
 from evaluation.plots import plot_curves
 from utils.files import atomic_open, write_json
 from utils.names import spreadsheet_safe
 
-PATCH_RESAMPLES = 500  # fewer than for images, because each resample of many patches is slow
 
-
-def summarise(scored: Sequence[Scored], seed: int = 0) -> dict:
+def summarise(scored: Sequence[Scored]) -> dict:
     """Metrics of images and of patches with their 95 % intervals, and the F that guessing would reach.
 
-    Patches are resampled together with the group of their image, because the patches of an image are not independent.
-    If the attack has no patches, there is no entry "patch".
+    The groups of patches are those of their images, because the patches of an image are not independent. If the attack
+    has no patches, there is no entry "patch".
     """
     member = np.array([s.member for s in scored], bool)
     group = np.array([s.group for s in scored])
     counts = np.array([len(s.patch_scores) for s in scored])
-    levels = {"image": (np.array([s.score for s in scored]), member, group, {})}
+    levels = {"image": (np.array([s.score for s in scored]), member, group)}
     if counts.any():
         levels["patch"] = (np.concatenate([s.patch_scores for s in scored]), np.repeat(member, counts),
-                           np.repeat(group, counts), {"resamples": PATCH_RESAMPLES})
+                           np.repeat(group, counts))
     out: dict = {"chance": {}}
-    for name, (score, inside, groups, options) in levels.items():
-        bounds = intervals(score, inside, groups, seed, **options)
+    for name, (score, inside, groups) in levels.items():
+        bounds = intervals(score, inside, groups)
         out[name] = compute_metrics(score, inside) | {f"{key}_interval": value for key, value in bounds.items()}
         out["chance"][name] = chance(int(inside.sum()), int((~inside).sum()))
     return out | {"members": int(member.sum()), "non_members": int((~member).sum()),
-                  "blocks": len(set(group.tolist())), "patches": int(counts.sum())}
+                  "groups": count_groups(group, member), "blocks": len(set(group.tolist())),
+                  "patches": int(counts.sum())}
 
 
 def write_scores(folder: Path, scored: Sequence[Scored], write_name: Callable[[str], str] = spreadsheet_safe) -> None:
@@ -63,21 +63,43 @@ def write_scores(folder: Path, scored: Sequence[Scored], write_name: Callable[[s
 
 
 def table(results: dict) -> str:
-    """The table of metrics that a run prints."""
+    """The table of metrics that a run prints, and the number of groups that its intervals rest on."""
     lines = [f"{'':8}{'AUC':>7}  {'95 % interval':15}{'max-F':>7}  {'95 % interval':15}"
              f"{'random F':>9}{'all-member F':>14}"]
     for level in (level for level in ("image", "patch") if level in results):
         metrics, guess = results[level], results["chance"][level]
-        auc, f = (f"[{low:.3f}, {high:.3f}]" for low, high in (metrics["auc_interval"], metrics["max_f_interval"]))
+        auc, f = (show_interval(metrics[f"{name}_interval"]) for name in ("auc", "max_f"))
         lines.append(f"{level:8}{metrics['auc']:7.3f}  {auc:15}{metrics['max_f']:7.3f}  {f:15}"
                      f"{guess['random_f']:9.3f}{guess['all_member_f']:14.3f}")
-    return "\n".join(lines)
+    lines.append(f"{'at an FPR of':>15}{'TPR of images':>15}  {'95 % interval':15}")
+    lines += [f"{100 * rate:>13g} %" + _show_rate(name, results) for name, rate in RATES.items()]
+    return "\n".join([*lines, describe_groups(results["groups"])])
 
 
-def write_report(folder: Path, scored: Sequence[Scored], about: dict, seed: int,
+def show_interval(interval: list[float] | None) -> str:
+    """An interval with three decimals; a dash if there is none."""
+    return "-" if interval is None else "[{:.3f}, {:.3f}]".format(*interval)
+
+
+def _show_rate(name: str, results: dict) -> str:
+    value = results["image"][name]
+    if value is None:
+        return f"    undecidable with {results['non_members']} non-members: needs {math.ceil(1 / RATES[name])}"
+    return f"{value:15.3f}  {show_interval(results['image'][f'{name}_interval'])}"
+
+
+def describe_groups(groups: dict[str, int]) -> str:
+    """One line: how many groups the intervals rest on, or why there are none."""
+    both = f", {groups['both']} of which hold both" if groups["both"] else ""
+    line = f"{groups['members']} groups of members and {groups['non_members']} of non-members{both}"
+    few = min(groups["members"], groups["non_members"]) < MIN_GROUPS
+    return f"no intervals: {line}, fewer than {MIN_GROUPS} a side" if few else f"intervals over {line}"
+
+
+def write_report(folder: Path, scored: Sequence[Scored], about: dict,
                  write_name: Callable[[str], str]) -> dict:
     """Write all files of the report into `folder`, and return the results. `about`: further entries of results.json."""
-    results = summarise(scored, seed) | about
+    results = summarise(scored) | about
     write_scores(folder, scored, write_name)
     plot_curves(folder, scored, results)
     write_json(folder / "results.json", results)

@@ -3,7 +3,7 @@
     ROOT/{train,val}/img/NAME.png          optional: the image
     ROOT/{train,val}/label/NAME.png        train ids (H, W), 255 = void
     ROOT/{train,val}/pred_sgd/NAME.npy     posterior (C, ceil(H/s), ceil(W/s)), float16 or float32
-    ROOT/groups.txt                        optional: lines `SIDE/NAME group`, the groups of the bootstrap
+    ROOT/groups.txt                        optional: lines `SIDE/NAME group`, the groups of the intervals
 
 SIDE is `train` for members and `val` for non-members. NAME may contain folders.
 """

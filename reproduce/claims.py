@@ -17,6 +17,7 @@ from utils.randomness import stream
 CLOSE = 3.0  # points of AUC: a smaller difference counts as none
 LITTLE = 10.0  # a defense "protects little" if it takes at most so many points of AUC
 CHEAP = 2.0  # a defense has "little cost" if mIoU falls by at most so many points; the paper's DPSGD costs up to 1.4
+UNKNOWN = (-inf, inf)  # bounds of a value without an interval
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 RULE = f"""\
 Each value has a 95 % interval over groups of images. Most values are the difference between two attacks on the same
@@ -30,7 +31,8 @@ non-members in the wrong order.
 An interval covers the choice of images, but not the training. Each victim and each shadow was trained once; for the
 claims about defenses and patch sizes, each attacker was also trained once. The camvid scale was trained again: the
 column *other trainings* has the values of these trainings. If the verdicts of the trainings differ, the verdict is *not
-decided*. A dash in this column means that the verdict rests on one training.
+decided*. A dash in this column means that the verdict rests on one training. The intervals of the other trainings are
+percentile bootstrap intervals of an earlier commit, which are narrower.
 
 Every attack reaches at least the F of calling all images members, and this F is above the F of a coin. So an attack is
 above guessing only if its max-F is above the max-F of the same scores with shuffled memberships."""
@@ -84,7 +86,8 @@ class Finding:
 
     @property
     def metrics(self) -> str:
-        return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{self.note}"
+        interval = "no interval" if inf in (-self.low, self.high) else f"[{self.low:+.1f}, {self.high:+.1f}]"
+        return f"{self.value:+.1f} {interval}{self.note}"
 
     def record(self) -> dict:
         """The value and the verdict, as `reproduce.report --again` writes them."""
@@ -104,7 +107,7 @@ class Claim:
 
 
 def _finding(label: str, result: dict, judge: Judge = ABOVE, factor: float = 100, note: str = "") -> Finding:
-    low, high = (factor * bound for bound in result["interval"])
+    low, high = (factor * bound for bound in result["interval"] or UNKNOWN)
     return Finding(label, factor * result["difference"], low, high, judge, note)
 
 
@@ -227,7 +230,7 @@ def auc_over(method: str, applies: Callable[[str, Setting], bool], bound: float 
         cells = measured.seeds(setting, method, defense(measured))[:1]
         if cells and applies(setting, measured.scale.settings[setting]):
             member, group = measured.images(setting)
-            low, high = intervals(measured.scores(cells[0]), member, group)["auc"]
+            low, high = intervals(measured.scores(cells[0]), member, group)["auc"] or UNKNOWN
             result = {"difference": measured.mean(cells) - bound, "interval": [low - bound, high - bound]}
             yield _finding(measured.title(setting), result, judge)
     return findings
@@ -275,7 +278,7 @@ def dropout_costs(measured: Measured, setting: str) -> Iterator[Finding]:
     for ratio in measured.scale.dropout:
         if cells := _pair(measured, setting, "loss-random", "none", f"dropout-{ratio:g}"):
             lost, result = _miou_lost(measured, cells), measured.difference(*cells)
-            low, high = (lost - 100 * bound for bound in reversed(result["interval"]))
+            low, high = (lost - 100 * bound for bound in reversed(result["interval"] or UNKNOWN))
             yield Finding(f"{measured.title(setting)}, {ratio:g}", lost - 100 * result["difference"], low, high)
 
 

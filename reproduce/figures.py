@@ -48,7 +48,8 @@ def _style(index: int) -> dict:
 
 
 def _roc(axes: Axes, score: np.ndarray, member: np.ndarray, label: str, index: int) -> None:
-    (true,), (false,) = Curves(score, member).counts()
+    curve = Curves(score, member)
+    true, false = curve.true, curve.false
     axes.plot(np.append(0, false / false[-1]), np.append(0, true / true[-1]), label=label, **_style(index))
 
 
@@ -66,7 +67,8 @@ def sizes(measured: Measured) -> Figure | None:
     for index, cell in enumerate(cells):
         results, (member, _) = measured.results(cell), measured.images(cell.setting)
         by_image = [unpack(patches) for patches in results["patch_scores"]]
-        (true,), (false,) = Curves(np.concatenate(by_image), np.repeat(member, list(map(len, by_image)))).counts()
+        curve = Curves(np.concatenate(by_image), np.repeat(member, list(map(len, by_image))))
+        true, false = curve.true, curve.false
         side = f"{cell.size} x {cell.size}"
         left.plot(true / true[-1], true / (true + false), label=f"{side}, F {100 * results['patch']['max_f']:.1f}",
                   **_style(index))

@@ -31,9 +31,9 @@ trained on one, two or eight shadows. *streets-confidence* is the demo's victim.
 kept. So the numbers cannot be recomputed, and other pairs of attacks cannot be compared.** Each AUC is the mean over
 three attacker seeds (one seed for thresholds and for *streets-confidence*). The interval beside it is that of seed 0
 only, so a mean can lie outside its interval. A paired difference, and its interval, is between means over attacker
-seeds. All intervals are 95 % bootstrap intervals over groups of neighbouring frames. There are only 21 groups (block
-split) or 43 (random split), so the intervals are too narrow. The five victims share these two splits, so their results
-are not independent.
+seeds. All intervals are 95 % percentile bootstrap intervals over groups of neighbouring frames. There are only 21
+groups (block split) or 43 (random split), so the intervals are too narrow. The five victims share these two splits, so
+their results are not independent.
 
 Written by `python -m reproduce.shadows`. `make reproduce SCALE=camvid-shadows` has the commands of *dealt* and *eight*
 and keeps the scores; it was not run. [results.md](../../../docs/results.md) discusses the numbers.

@@ -77,8 +77,8 @@ def activation(measured: Measured) -> str:
 def _interval(results: dict, name: str) -> str:
     if results.get(name) is None:
         return DASH
-    low, high = results[f"{name}_interval"]
-    return f"{results[name]:+.2f} [{low:+.2f}, {high:+.2f}]"
+    interval = results[f"{name}_interval"]
+    return f"{results[name]:+.2f}" + (" [{:+.2f}, {:+.2f}]".format(*interval) if interval else "")
 
 
 def defenses(measured: Measured) -> str:

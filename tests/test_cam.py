@@ -11,7 +11,6 @@ from PIL import Image
 
 from attacks.activation import activation_map, compute_maps, correlation, resize
 from attacks.learned import member_logits
-from evaluation.intervals import mean_interval
 from models.attacker import Attacker, InputSpec
 from reproduce.cells import unpack
 from utils.device import CPU_FP32
@@ -103,13 +102,6 @@ def test_cam_of_an_attacker_that_copies_the_loss_map(sign):
     assert np.isnan(maps.loss[2, 2]) and maps.loss[0, 16] == pytest.approx(4, abs=1e-4)
 
 
-def test_interval_of_a_mean_is_1_96_standard_errors_wide():
-    values = np.random.default_rng(0).normal(3, 1, 400)
-    low, high = mean_interval(values, [str(i) for i in range(400)])
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1) and low < values.mean() < high
-    assert mean_interval(np.ones(4), list("aabb")) == [1, 1]
-
-
 def is_blank(path):
     """Whether a drawing has fewer than 50 grey values."""
     with Image.open(path) as image:
@@ -130,8 +122,7 @@ def test_attack_writes_correlations_and_drawings(world, live, tmp_path, kind, fl
         assert all(-1 <= value <= 1 for value in values)
         if values:
             assert summary[f"correlation_{side}"] == pytest.approx(np.mean(values))
-            low, high = summary[f"correlation_{side}_interval"]
-            assert low <= summary[f"correlation_{side}"] <= high
+            assert summary[f"correlation_{side}_interval"] is None  # 8 groups a side
     assert summary["without_correlation"] == sum(row["pearson"] == "" for row in rows.values())
     assert ("cam_kept_members" in summary) == bool(flags)
     drawn = sorted(path.name for path in (tmp_path / "cam").glob("*.png"))

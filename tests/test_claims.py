@@ -33,7 +33,9 @@ def separation(cell):
     """By how much members score above non-members."""
     kind, _, select = cell.method.partition("-")
     defense, _, value = cell.defense.partition("-")
-    if defense == "gauss" or (cell.setting == "dpc-psp" and kind == "pixelwise"):
+    if cell.setting == "dpc-psp" and kind == "pixelwise":
+        return -0.1
+    if defense == "gauss":
         return 0.0
     gap = BEST[kind] + 0.3 * (select == "rejection") - 0.25 * (select == "full") + 0.03 * (cell.size - 16)
     if defense == "argmax":
@@ -60,7 +62,7 @@ def write_cell(scale, cell):
     about = {"miou": {"in": 0.6, "out": 0.5 - LOST.get(cell.defense.partition("-")[0], 0)}, "tau": None,
              "defense": cell.defense}
     write_scores(run, scored)
-    write_json(run / "results.json", summarise(scored, 0) | about)
+    write_json(run / "results.json", summarise(scored) | about)
     words = scale.cell_command(cell)
     models = {name: words[words.index(flag) + 1] for name, flag in (("victim", "--victim"), ("resume", "-resume"))}
     for path in map(Path, models.values()):

@@ -1,10 +1,26 @@
-"""Bootstrap intervals: coverage, groups, and paired differences."""
+"""Intervals over groups of images: coverage, few groups, perfect separation, and paired differences."""
+
+import runpy
 
 import numpy as np
 import pytest
+from conftest import ROOT, must, script
+from sklearn.metrics import roc_auc_score
 
-from evaluation.intervals import bootstrap, group_weights, intervals, paired_difference
-from evaluation.metrics import METRICS, Curves, compute_metrics
+from evaluation.intervals import (
+    MIN_GROUPS,
+    count_groups,
+    cross_fitted,
+    exact_interval,
+    influences,
+    intervals,
+    jackknife,
+    mean_interval,
+    paired_difference,
+    split_groups,
+)
+from evaluation.metrics import Curves, compute_metrics
+from evaluation.report import describe_groups, table
 
 
 def sample(seed, groups, size, shift, spread=0.0):
@@ -15,37 +31,134 @@ def sample(seed, groups, size, shift, spread=0.0):
     return score, member, [f"b{i // size}" for i in range(groups * size)]
 
 
-def test_interval_has_its_nominal_coverage():
-    """The AUC of N(1, 1) against N(0, 1) is 0.7602; about 95 of 100 intervals contain it."""
+def names(count):
+    """Each item is a group."""
+    return [str(i) for i in range(count)]
+
+
+@pytest.mark.parametrize("groups, size, spread", [(20, 12, 0.73), (120, 1, 0.0)])  # 10 groups a side; 60 images a side
+def test_interval_has_its_nominal_coverage(groups, size, spread):
+    """An AUC of 0.9. Of 200 intervals, 186 to 199 contain it (95 % minus 1.3 standard errors; few groups: more)."""
+    shift, hits = 1.2816 * np.sqrt(2) * np.sqrt(1 + spread**2), 0
+    for seed in range(200):
+        score, member, group = sample(seed, groups, size, shift, spread)
+        low, high = intervals(score, member, group)["auc"]
+        hits += low <= 0.9 <= high
+    assert 185 <= hits <= 199
+
+
+def test_max_f_of_noise_is_covered_although_its_threshold_is_chosen():
+    """The F of calling all images members is the largest F of the distribution; the largest of a sample is higher."""
     hits = 0
-    for seed in range(100):
-        score, member, group = sample(seed, 120, 1, 1.0)
-        low, high = intervals(score, member, group, resamples=300)["auc"]
-        hits += low <= 0.7602 <= high
-    assert 88 <= hits <= 100
+    for seed in range(60):
+        score, member, group = sample(seed, 60, 1, 0.0)
+        low, high = intervals(score, member, group)["max_f"]
+        assert low <= compute_metrics(score, member)["max_f"] <= high
+        hits += low <= 2 / 3 <= high
+    assert hits >= 57
+
+
+def test_coverage_tool_prints_a_table():
+    main = runpy.run_path(str(ROOT / "tools/coverage.py"), run_name="x")
+    assert (10, 12) in [design[1:] for design in main["DESIGNS"]]
+    out = must(script("tools/coverage.py", "--runs", 2, "--metrics", "difference")).stdout
+    assert out.count("\n|") == len(main["DESIGNS"]) + 2
 
 
 def test_correlated_groups_widen_the_interval():
-    score, member, group = sample(0, 16, 20, 1.0, spread=1.0)
-    by_image = intervals(score, member, [str(i) for i in range(len(score))])["auc"]
-    by_group = intervals(score, member, group)["auc"]
-    assert by_group[1] - by_group[0] > 2 * (by_image[1] - by_image[0])
+    score, member, group = sample(0, 24, 20, 1.0, spread=1.0)
+    for metric in ("auc", "max_f", "tpr_at_10_fpr"):
+        by_image, by_group = (intervals(score, member, of)[metric] for of in (names(len(score)), group))
+        assert by_group[1] - by_group[0] > 1.5 * (by_image[1] - by_image[0])
 
 
-def test_bootstrap_depends_on_the_seed():
-    score, member, group = sample(1, 50, 2, 0.5)
-    first, second, other = (bootstrap([score], member, group, seed=seed, resamples=200)["auc"] for seed in (3, 3, 4))
-    assert len(first) == 200 and np.array_equal(first, second) and not np.array_equal(first, other)
+def left_out(value, score, member, group):
+    """`value`, an AUC, minus the AUC without each group."""
+    others = (np.array(group) != name for name in set(group))
+    return [value - roc_auc_score(member[keep], score[keep]) for keep in others]
 
 
-def test_weighted_metrics_equal_those_of_repeated_images():
-    score, member, _ = sample(2, 30, 1, 0.7)
-    score = score.round(1)
-    weights = np.random.default_rng(0).integers(0, 4, (5, 30))
-    counts = Curves(score, member).counts(weights)
-    for row, times in enumerate(weights):
-        expected = compute_metrics(np.repeat(score, times), np.repeat(member, times))
-        assert {name: metric(*counts)[row] for name, metric in METRICS.items()} == pytest.approx(expected)
+def test_jackknife_of_an_auc_equals_leaving_out_each_group():
+    """Exact if a group holds one side; if it holds both, up to the product of its two changes."""
+    score, member, group = sample(3, 30, 4, 0.8, spread=0.5)
+    sides = split_groups(group, member)
+    value = roc_auc_score(member, score)
+    expected = sum(change**2 for change in left_out(value, score, member, group))
+    variance, freedom = jackknife(value, influences("auc", score, member), sides)
+    assert variance == pytest.approx(expected) and freedom == pytest.approx(14)
+    mixed = np.arange(120) % 2 == 0
+    value, both = roc_auc_score(mixed, score), split_groups(group, mixed)
+    left = left_out(value, score, mixed, group)
+    variance, _ = jackknife(value, influences("auc", score, mixed), both)
+    assert variance == pytest.approx(np.square(left).sum(), rel=0.1)
+
+
+@pytest.mark.parametrize("members, non_members", [(1, 1), (9, 200), (200, 9)])
+def test_few_groups_have_no_interval(members, non_members):
+    """1 + 1 images had AUC 1.000 [1.000, 1.000], and one group a side [0.688, 0.688]."""
+    member = np.arange(members + non_members) < members
+    score, group = np.arange(len(member), 0, -1.0), names(len(member))
+    assert set(intervals(score, member, group).values()) == {None}
+    assert paired_difference([score], [-score], member, group) == {"difference": 1.0, "interval": None}
+    counts = count_groups(group, member)
+    assert counts == {"members": members, "non_members": non_members, "both": 0}
+    assert describe_groups(counts) == (f"no intervals: {members} groups of members and {non_members} of non-members, "
+                                       f"fewer than {MIN_GROUPS} a side")
+    images = sample(0, 20, 30, 1.0)
+    assert set(intervals(*images[:2], ["a" if inside else "b" for inside in images[1]]).values()) == {None}
+
+
+@pytest.mark.parametrize("count", [10, 60])
+def test_perfect_separation_has_a_one_sided_bound(count):
+    member = np.arange(2 * count) < count
+    score, group = member * 1.0, names(2 * count)
+    bound = 0.05 ** (1 / count)  # `count` independent comparisons, all won
+    for sign, expected in ((1, [bound, 1]), (-1, [0, 1 - bound])):
+        assert intervals(sign * score, member, group)["auc"] == pytest.approx(expected)
+    assert intervals(score, member, group)["max_f"] == pytest.approx([bound, 1])
+    assert intervals(score, member, group)["tpr_at_10_fpr"] == pytest.approx([0.025 ** (1 / count), 1])
+    crossed = [f"g{i % count}" for i in range(2 * count)]  # a comparison needs two groups
+    assert intervals(score, member, crossed)["auc"] == pytest.approx([0.05 ** (2 / count), 1])
+
+
+def test_equal_scores_have_no_interval():
+    member = np.arange(60) < 30
+    bounds = intervals(np.ones(60), member, names(60))
+    assert bounds["auc"] is None and bounds["max_f"] is None
+
+
+def test_tpr_of_single_images_has_the_exact_interval():
+    """0 of 130: at most 2.8 % (two-sided); 36 of 120 by the tables of the binomial distribution."""
+    assert exact_interval(0, 130) == pytest.approx([0, 0.02798], abs=1e-5)
+    assert exact_interval(36, 120) == pytest.approx([0.2198, 0.3904], abs=1e-4)
+    member = np.arange(220) < 120
+    score = np.where(member, np.arange(220) < 36, 0).astype(float)
+    assert intervals(score, member, names(220))["tpr_at_10_fpr"] == pytest.approx(exact_interval(36, 120))
+
+
+def test_rate_finer_than_the_non_members_allow_is_undecidable():
+    member = np.arange(240) < 140
+    score = np.random.default_rng(0).normal(size=240) + member
+    metrics = compute_metrics(score, member)
+    assert metrics["tpr_at_1_fpr"] is not None and metrics["tpr_at_0.1_fpr"] is None
+    assert intervals(score, member, names(240))["tpr_at_0.1_fpr"] is None
+    keep = np.r_[:239]
+    assert compute_metrics(score[keep], member[keep])["tpr_at_1_fpr"] is None
+    with pytest.raises(ValueError, match="non-members"):
+        paired_difference([score], [score], member, names(240), "tpr_at_0.1_fpr")
+    results = {"image": metrics | {f"{key}_interval": None for key in metrics}, "non_members": 100,
+               "chance": {"image": {"random_f": 0.5, "all_member_f": 0.6}}, "groups": count_groups(names(240), member)}
+    assert "0.1 %    undecidable with 100 non-members: needs 1000" in table(results)
+
+
+def test_thresholds_are_chosen_on_other_groups():
+    """Each group has its own level, so a threshold that was chosen with a group knows it."""
+    score, member, group = sample(0, 40, 5, 0.0, spread=3.0)
+    hit, alarm = cross_fitted(score, member, split_groups(group, member))
+    curves = Curves(score, member)
+    own = score >= curves.thresholds[curves.f_scores().argmax()]
+    fs = [2 * h.sum() / (h.sum() + a.sum() + len(h)) for h, a in ((hit, alarm), (own[member], own[~member]))]
+    assert fs[0] < fs[1] == pytest.approx(compute_metrics(score, member)["max_f"])
 
 
 def test_paired_difference_has_a_narrower_interval():
@@ -64,17 +177,17 @@ def test_paired_difference_averages_seeds():
     single = [paired_difference([seed], [score], member, group)["difference"] for seed in seeds]
     both = paired_difference(seeds, [score], member, group)
     assert both["difference"] == pytest.approx(np.mean(single)) and both["interval"][0] > 0
-    assert paired_difference(seeds, seeds, member, group)["interval"] == pytest.approx([0, 0])
+    for metric in ("auc", "max_f", "tpr_at_10_fpr"):
+        assert paired_difference(seeds, seeds, member, group, metric)["interval"] == pytest.approx([0, 0])
 
 
-def test_group_of_members_and_non_members_is_drawn_together():
-    member = np.arange(40) % 3 == 0
-    group = np.array([f"g{i % 4}" for i in range(40)])
-    weights = group_weights(group, member, 50, seed=0)()
-    assert weights.shape == (50, 40) and (weights.sum(axis=1) == 40).all() and len(np.unique(weights)) > 2
-    for name in np.unique(group):
-        of_group = weights[:, group == name]
-        assert (of_group == of_group[:, :1]).all(), "all images of a group have the same weight"
+def test_interval_of_a_mean_over_groups():
+    values = np.random.default_rng(0).normal(2, 1, 400)
+    low, high = mean_interval(values, names(400))
+    assert (low + high) / 2 == pytest.approx(values.mean()) and high - low == pytest.approx(3.93 / 20, rel=0.1)
+    repeated = mean_interval(np.repeat(values[:20], 20), np.repeat(names(20), 20))
+    assert repeated == pytest.approx(mean_interval(values[:20], names(20)))
+    assert mean_interval(values[:9], names(9)) is None
 
 
 @pytest.mark.parametrize("score", [[0.1, np.nan], [0.1, np.inf]])

@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, SOURCES, must, results, scores, script, write_tree
 
+from attacks.sample import Scored
 from datasets.pairs import read_split
+from evaluation.report import write_scores
 from models.attacker import Attacker
 from predictors import open_predictor
 from predictors.base import Record, predict_records
@@ -52,12 +54,11 @@ def test_attack_with_every_selection(world, live, tmp_path, kind, select):
     metrics = results(tmp_path)
     assert metrics["members"] == metrics["non_members"] == 8 and "all-member F" in out
     assert set(metrics) >= {"image", "patch", "chance"} and 0 <= metrics["image"]["auc"] <= 1
-    low, high = metrics["image"]["auc_interval"]
-    assert low <= metrics["image"]["auc"] <= high
+    assert metrics["image"]["auc_interval"] is None and "no intervals: 8 groups of members and 8 of" in out
     assert len(scores(tmp_path)) == 16
     with np.load(tmp_path / "patches.npz") as patches:
         assert len(patches["score"]) == metrics["patches"] == 16 * {"full": 1, "sliding": 6}.get(select, 4)
-    assert (tmp_path / "roc.png").stat().st_size > 5000
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("roc.png", "roc-log.png"))
 
 
 @pytest.mark.parametrize("flags", [["-argmax"], ["-gauss", 0.3], ["--threshold", "loss"], ["--threshold", "confidence"],
@@ -169,12 +170,26 @@ def test_help_takes_less_than_a_second_of_cpu_time_and_does_not_import_torch(nam
         assert "--seed" in result.stdout and "default" in result.stdout
 
 
+def two_runs(tmp_path):
+    """Folders of two equal runs with 20 members and 20 non-members."""
+    scored = [Scored(f"{index}", index < 20, f"{index}", float(np.sin(index))) for index in range(40)]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        write_scores(tmp_path / name, scored)
+    return tmp_path / "one", tmp_path / "two"
+
+
 def test_compare_gives_paired_differences(world, live, tmp_path):
     for kind in ("loss", "concate"):
         must(script("attack.py", "-resume", world / kind / "best.pth.tar", *live, "--out", tmp_path / kind))
     out = must(script("evaluation/compare.py", tmp_path / "loss", tmp_path / "loss", tmp_path / "concate")).stdout
-    first, same, other = out.splitlines()
-    assert same.endswith("+0.000 [+0.000, +0.000]") and "[" not in first and "[" in other
+    first, same, other, groups = out.splitlines()
+    assert same.endswith(", +0.000") and "," not in first and other.count(",") == 1  # 8 groups a side: no intervals
+    assert groups.startswith("no intervals: 8 groups of members")
+    out = must(script("evaluation/compare.py", *two_runs(tmp_path))).stdout
+    assert out.splitlines()[1].endswith("+0.000 [+0.000, +0.000]") and "intervals over 20 groups" in out
+    result = script("evaluation/compare.py", *two_runs(tmp_path), "--metric", "tpr_at_1_fpr")
+    assert result.returncode == 2 and "cannot be decided with 20 non-members" in result.stderr
     result = script("evaluation/compare.py", tmp_path)
     assert result.returncode == 2 and "no scores.csv" in result.stderr
 

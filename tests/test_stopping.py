@@ -221,7 +221,7 @@ def test_hashed_names(attack, tmp_path):
     plain, hashed = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("complete", "b"))
     assert plain == hashed
     out = must(script("evaluation/compare.py", tmp_path / "a", tmp_path / "b")).stdout
-    assert "+0.000 [+0.000, +0.000]" in out
+    assert "b: auc 1.000, +0.000" in out
     key.write_bytes(b"short")
     result = script(*attack, "--hash-names", key, "--out", tmp_path / "d")
     assert result.returncode == 2 and "a key has 16" in result.stderr
@@ -230,7 +230,8 @@ def test_hashed_names(attack, tmp_path):
 def test_results_contain_no_pixels(attack, tmp_path):
     must(script(*attack, "--out", tmp_path / "run"))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        ".lock", "args.json", "patches.npz", "precision-recall.png", "results.json", "roc.png", "scores.csv"}
+        ".lock", "args.json", "patches.npz", "precision-recall.png", "results.json", "roc-log.png",
+        "roc.png", "scores.csv"}
     with np.load(tmp_path / "run" / "patches.npz") as arrays:
         assert set(arrays) == {"image", "member", "group", "corner", "score"}
         assert all(len(array) == 16 * 6 and array.size <= 2 * 16 * 6 for array in arrays.values())

@@ -449,7 +449,7 @@ def test_name_with_a_formula_is_drawn_as_text(tmp_path):
 
 def test_every_drawing_has_its_own_file(tmp_path):
     names = ["a/b_c", "a_b/c"]
-    write_cams(tmp_path / "cam", [cam_of(name) for name in names], None, 0)
+    write_cams(tmp_path / "cam", [cam_of(name) for name in names], None)
     drawn = {path.name for path in (tmp_path / "cam").glob("*.png")}
     assert len(drawn) == 2 and "a_b_c.png" in drawn and [path.name for path in tmp_path.iterdir()] == ["cam"]
     with open(tmp_path / "cam" / "correlations.csv") as file:

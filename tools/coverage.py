@@ -1,0 +1,103 @@
+"""Measure how often the 95 % intervals of evaluation/intervals.py contain the true value.
+
+    python -m tools.coverage                       # the table of docs/validity.md, about 5 minutes on one core
+    python -m tools.coverage --runs 400 --metrics max_f
+
+Scores are Gaussian. Members lie higher by the shift that gives the AUC of the column, and the images of a group share
+35 % of the variance. *nested*: each group holds members or non-members; *crossed*: each group holds both; *single*:
+each image is its own group. *unequal*: group sizes are log-normal (sigma 0.8). Each cell is the coverage in percent.
+"""
+
+import argparse
+
+from utils.cli import new_parser, positive, run
+
+AUCS = (0.5, 0.6, 0.75, 0.9, 0.95)
+DESIGNS = [*((kind, groups, images) for kind in ("nested", "nested unequal", "crossed", "crossed unequal")
+             for groups, images in ((10, 12), (20, 12), (50, 10), (200, 4))),
+           *(("single", groups, 1) for groups in (10, 20, 60, 200, 500))]
+CORRELATION = 0.35
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = new_parser(__doc__, "tools.coverage")
+    flags.add_argument("--runs", type=positive, default=2000, help="simulated runs of each cell (default: 2000)")
+    flags.add_argument("--metrics", nargs="+", choices=("auc", "max_f", "tpr_at_10_fpr", "difference"),
+                       default=["auc", "difference", "max_f", "tpr_at_10_fpr"],
+                       help="metrics to simulate (default: all); difference: the paired difference of two AUCs")
+    flags.add_argument("--seed", type=int, default=0, help="seed of the simulation (default: 0)")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    import numpy as np
+    from scipy.stats import norm
+    from tqdm import tqdm
+
+    from evaluation.intervals import intervals, paired_difference
+    from evaluation.metrics import Curves
+    from utils.randomness import stream
+
+    def sizes(rng, kind, groups, images):
+        """Number of images in each group."""
+        if "unequal" not in kind:
+            return np.full(groups, images)
+        return np.maximum(1, np.round(images * rng.lognormal(-0.32, 0.8, groups))).astype(int)
+
+    def draw(rng, kind, groups, images, shift):
+        """Scores of two attacks (2, n) on the same images, membership (n,) and groups (n,)."""
+        counts = [sizes(rng, kind, groups, images) for _ in range(2)]
+        group = np.concatenate([np.repeat(np.arange(groups), counts[0]),
+                                np.repeat(np.arange(groups), counts[1]) + (0 if "crossed" in kind else groups)])
+        member = np.repeat([True, False], [counts[0].sum(), counts[1].sum()])
+        share = 0 if kind == "single" else CORRELATION
+
+        def noise():
+            return (rng.normal(0, np.sqrt(share), 2 * groups)[group]
+                    + rng.normal(0, np.sqrt(1 - share), len(group)))
+
+        common = noise()
+        return [np.sqrt(0.7) * common + np.sqrt(0.3) * noise() + shift * member for _ in range(2)], member, group
+
+    at = np.linspace(-8, 12, 20001)
+
+    def truth(metric, score, member, shift):
+        """The value of a metric for infinitely many images with the same share of members.
+
+        A TPR is that of the threshold of this sample.
+        """
+        if metric == "max_f":
+            true = norm.sf(at - shift)
+            return (2 * true / (true + (~member).sum() / member.sum() * norm.sf(at) + 1)).max()
+        if metric == "tpr_at_10_fpr":
+            curve = Curves(score, member)
+            count = curve.allowed(0.1)
+            return norm.sf((curve.thresholds[count - 1] if count else np.inf) - shift)
+        return norm.cdf(shift / np.sqrt(2)) if metric == "auc" else 0.0
+
+    def covers(metric, scores, member, group, shift):
+        """Whether the interval contains the true value."""
+        if metric == "difference":
+            interval = paired_difference(scores[:1], scores[1:], member, group)["interval"]
+        else:
+            interval = intervals(scores[0], member, group)[metric]
+        value = truth(metric, scores[0], member, shift)
+        return interval is not None and interval[0] - 1e-12 <= value <= interval[1] + 1e-12
+
+    for metric in args.metrics:
+        print(f"{metric}\n| groups a side x images | " + " | ".join(f"AUC {auc}" for auc in AUCS) + " |")
+        print("|---|" + "---|" * len(AUCS), flush=True)
+        for kind, groups, images in DESIGNS:
+            row = []
+            for auc in AUCS:
+                shift, rng = np.sqrt(2) * norm.ppf(auc), stream(args.seed, "coverage", kind, groups)
+                hits = [covers(metric, *draw(rng, kind, groups, images, shift), shift)
+                        for _ in tqdm(range(args.runs), desc=f"{metric} {kind} {groups} {auc}", leave=False,
+                                      disable=None)]
+                row.append(f"{100 * np.mean(hits):.1f}")
+            print(f"| {kind}, {groups} x {images} | " + " | ".join(row) + " |", flush=True)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    run(main, parser())
