@@ -68,6 +68,11 @@ def split_files(path: str | Path) -> list[Path]:
     """Return the split file `path`, or, if `path` is a folder, its `*.txt` files sorted by name."""
     path = Path(path)
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if files and path.is_dir():
+        other = sorted(file.name for file in path.iterdir()
+                       if file not in files and not file.name.startswith((".", "README")))
+        if other:
+            raise UserError(f"{path} holds {other[0]} beside split files; move it away, or give one split file")
     if wrong := next((file for file in files or [path] if not file.is_file()), None):
         raise UserError(f"{wrong}: no such split file; write it with `python -m datasets NAME --root DIR`")
     return files

@@ -16,9 +16,10 @@ from predictors.base import PredictorOptions
 from predictors.cache import cache_posteriors
 from predictors.reference import open_references
 from predictors.samples import Source, live_records, open_victim, tree_source
-from predictors.stored import TINY
+from predictors.stored import TINY, describe_tree
 from utils.cli import UserError
 from utils.device import Compute, choose_compute
+from utils.distributed import print_once
 
 __all__ = ["AttackChoices", "AttackRun", "LiveData", "choose_compute", "existing_files", "live_source", "load_attacker",
            "make_attack", "run_attack", "stored_source"]
@@ -83,6 +84,7 @@ def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
     classes, stride = _expected(attack)
     folder = f"pred_{defense.spec.name}" if defense.spec.stage == "training" else "pred_sgd"
     source = tree_source(tree, folder, PredictorOptions(compute, stride, defense), classes)
+    print_once(describe_tree(tree, folder, source.records))
     if not references:
         return source
     models = open_references(references, PredictorOptions(compute, stride or source.form()[1]))
@@ -96,6 +98,9 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
                 keep: str | None = None, references: Sequence[str] = ()) -> Source:
     """The source of a target model that is queried. With `keep`, its posteriors are stored in that folder first."""
     classes, expected_stride = _expected(attack)
+    if stride and expected_stride and stride != expected_stride:
+        raise UserError(f"--stride {stride}: the attacker was trained on posteriors at stride {expected_stride}; leave "
+                        "--stride out")
     stride = stride or expected_stride or 8
     predictor = open_victim(victim, data.dataset, PredictorOptions(compute, stride, defense), classes)
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, data.dataset)

@@ -74,13 +74,16 @@ class Predictor:
     """The base class of predictors. A subclass sets `classes` and defines `predict`.
 
     `classes`: number of classes; None if it is not known before the first output. `stride`: pixels per position; None
-    in the same case. `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
+    in the same case. `class_names`, `dataset`: names of the classes and of the data set of the training, if known.
+    `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
     `takes_query_defenses`: whether the subclass calls `prepare` and `query_seed` of its defense, as dropout at test
     time requires. If not, a defense with the stage "query" raises `UserError`.
     """
 
     classes: int | None = None
     stride: int | None = 1
+    class_names: Sequence[str] | None = None
+    dataset: str | None = None
     reads_images: bool = True
     takes_query_defenses: bool = False
     kind: str = "posterior"

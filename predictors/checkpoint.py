@@ -1,5 +1,6 @@
 """Segmentation models of this project, in memory or in a checkpoint."""
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
@@ -10,6 +11,7 @@ from torch import nn
 
 from models import load_segmenter, read_segmenter
 from predictors.base import Predictor, PredictorOptions, Query
+from utils.distributed import is_main
 
 
 class ModelPredictor(Predictor):
@@ -56,8 +58,19 @@ class CheckpointPredictor(ModelPredictor):
         Predictor.__init__(self, where, options)
         checkpoint = read_segmenter(where)
         self.classes, self.dataset = checkpoint["model"]["classes"], checkpoint.get("dataset")
+        self.class_names = checkpoint.get("classes")
+        warn_if_unfinished(checkpoint, where)
 
     @cached_property
     def model(self) -> nn.Module:
         model, _ = load_segmenter(self.where)
         return self.options.defense.prepare(model.to(self.options.compute.device))
+
+
+def warn_if_unfinished(checkpoint: dict, where: str) -> None:
+    """Print a line on stderr if the training of a checkpoint stopped before its last epoch."""
+    arguments = checkpoint.get("args")
+    epochs, done = arguments.get("epochs") if isinstance(arguments, dict) else None, checkpoint.get("epoch")
+    if isinstance(epochs, int) and isinstance(done, int) and done < epochs and is_main():
+        print(f"warning: the training of {where} stopped after {done} of {epochs} epochs; resume it with --continue, "
+              "or say so beside the results", file=sys.stderr)

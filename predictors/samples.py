@@ -162,4 +162,9 @@ def open_victim(where: str, dataset: str, options: PredictorOptions, classes: in
     if (expected := len(find_dataset(dataset).CLASSES)) != predictor.classes:
         raise UserError(f"{where} has {predictor.classes} classes; the data set {dataset} has {expected}; give the "
                         "right --dataset")
+    names, own = list(find_dataset(dataset).CLASSES), predictor.class_names
+    if isinstance(own, list) and len(own) == len(names) and own != names:
+        wrong = next(index for index, name in enumerate(names) if own[index] != name)
+        raise UserError(f"class {wrong} of {where} is {own[wrong]!r}, and that of the data set {dataset} is "
+                        f"{names[wrong]!r}; give --dataset {predictor.dataset or 'NAME'}")
     return predictor

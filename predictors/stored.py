@@ -8,6 +8,7 @@
 SIDE is `train` for members and `val` for non-members. NAME may contain folders.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -76,12 +77,14 @@ def read_posterior(path: Path) -> np.ndarray:
 def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
     """The records of all posteriors `ROOT/{train,val}/FOLDER/*.npy`, sorted by side and name.
 
-    Raises `UserError` if `train` or `val` has no posterior, because the metrics need members and non-members.
+    Raises `UserError` if `train` or `val` has no posterior, because the metrics need members and non-members; if a
+    folder of posteriors holds other files; or if groups.txt does not fit the tree.
     """
     root = Path(root)
-    groups = _read_groups(root / "groups.txt")
+    names = list(_list_posteriors(root, folder))
+    groups = _read_groups(root, names)
     records = []
-    for name in _list_posteriors(root, folder):
+    for name in names:
         side, _, rest = name.partition("/")
         places = {kind: root / side / kind / f"{rest}.png" for kind in ("img", "label")}
         records.append(Record(name, Path(rest).name, groups.get(name, name), SIDES[side], places["img"],
@@ -93,7 +96,10 @@ def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
     """Map SIDE/NAME to the file, sorted by side and name."""
     found = {}
     for side in SIDES:
-        files = sorted((root / side / folder).rglob("*.npy"))
+        files = _walk(root / side / folder)
+        if other := [file for file in files if file.suffix != ".npy"]:
+            raise UserError(f"{root / side / folder} holds {len(other)} files that are not .npy posteriors, such as "
+                            f"{other[0].name}; save them as .npy, or move them to another folder")
         if not files:
             raise UserError(f"{root / side / folder} holds no .npy posteriors")
         for file in files:
@@ -104,8 +110,49 @@ def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
     return found
 
 
-def _read_groups(path: Path) -> dict[str, str]:
-    return {name: group for _, (name, group) in read_fields(path, "SIDE/NAME group")} if path.exists() else {}
+def _walk(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; links to folders are followed. Hidden and unfinished files are left out.
+
+    Raises `UserError` if two paths lead to the same folder.
+    """
+    found, seen = [], {}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        first = seen.setdefault(os.path.realpath(place), place)
+        if first != place:
+            raise UserError(f"{place} and {first} are the same folder; remove the link, so that no image counts twice")
+        folders.sort()
+        found += [Path(place, file) for file in files if not file.startswith(".") and not file.endswith(".partial")]
+    return sorted(found)
+
+
+def _read_groups(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Map SIDE/NAME to the group in ROOT/groups.txt; empty without this file.
+
+    Raises `UserError` if the file names an image that the tree does not have, or lacks one of `names`.
+    """
+    path = root / "groups.txt"
+    if not path.exists():
+        return {}
+    groups = {name: group for _, (name, group) in read_fields(path, "SIDE/NAME group")}
+    posteriors = set(names)
+    for name in groups:
+        side, _, rest = name.partition("/")
+        if name not in posteriors and not (root / side / "label" / f"{rest}.png").is_file():
+            raise UserError(f"{path} names {name}, which is not in the tree; its lines are `SIDE/NAME group`, for "
+                            f"example `{names[0]} GROUP`")
+    if missing := [name for name in names if name not in groups]:
+        raise UserError(f"{path} has no group for {len(missing)} of {len(names)} images, such as {missing[0]}; add "
+                        "them, or remove the file if each image is its own group")
+    return groups
+
+
+def describe_tree(root: str | Path, folder: str, records: Sequence[Record]) -> str:
+    """One line: how many posteriors are used, and how many labels of the tree have none and are left out."""
+    used = {side: sum(record.member is member for record in records) for side, member in SIDES.items()}
+    labels = {side: len(_walk(Path(root) / side / "label")) for side in SIDES}
+    left_out = sum(labels.values()) - len(records)
+    return (f"{root}: {used['train']} + {used['val']} posteriors in {folder}"
+            + (f"; {left_out} other labels have no posterior there and are left out" if left_out > 0 else ""))
 
 
 def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, label: np.ndarray,
