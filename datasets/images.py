@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from utils import VOID
+from utils.cli import UserError
 from utils.untrusted import reading
 
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # Pillow reads more formats, but starts programs for some
@@ -79,14 +80,45 @@ def load_image(path: str | Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def is_lossy(image: Image.Image, path: str | Path) -> bool:
+    """Whether the format of an open image changes pixel values: JPEG, TIFF with JPEG compression, lossy WebP."""
+    if image.format == "WEBP":
+        with open(path, "rb") as file:
+            return b"VP8 " in file.read(4096)  # the chunk of a lossy frame; a lossless one is VP8L
+    return image.format == "JPEG" or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+
+
+def check_turned(image: str | Path, label: str | Path) -> None:
+    """Raise `UserError` if an EXIF tag turns only one of image and label, and the sizes fit in both positions.
+
+    It is then unknown whether the label belongs to the stored or to the turned image. Otherwise the sizes tell.
+    """
+    with open_image(image) as first, open_image(label, "label") as second:
+        tags = [_orientation(first), _orientation(second)]
+        same_size = max(tags) <= 4 or first.width == first.height
+    if tags[0] != tags[1] and same_size:
+        turned, other = (image, label) if tags[0] != 1 else (label, image)
+        raise UserError(f"{turned} is turned by its EXIF tag, but {other} has no such tag, so they may not belong "
+                        "together; save both as they are to be seen, without the tag")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an open image, 1 (not turned) to 8, from its header."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the pixels to search behind them
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
 def load_ids(path: str | Path) -> np.ndarray:
     """Read the stored values of a label: ids uint8 (H, W), or colours uint8 (H, W, 3).
 
     The ids of an image with a palette are its indices. The label is rotated as its EXIF orientation says, and its alpha
-    channel is dropped. Raises `UserError` if the file
-    is missing or broken, has other pixels than ids or RGB colours, or has an id outside 0..255.
+    channel is dropped. Raises `UserError` if the file is missing or broken, is compressed with losses, has other pixels
+    than ids or RGB colours, or has an id outside 0..255.
     """
     with open_image(path, "label") as image:
+        if is_lossy(image, path):
+            raise ValueError("its format changes ids (lossy compression); save labels as PNG from the original ids")
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode not in ("1", "L", "P", "RGB", *ALPHA) and not image.mode.startswith("I"):
             raise ValueError(f"its pixels ({image.mode}) are neither ids nor RGB colours")

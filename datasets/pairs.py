@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from datasets.images import load_ids, load_image
+from datasets.images import check_turned, load_ids, load_image
 from utils import VOID
 from utils.cli import UserError
 from utils.files import atomic_open
@@ -146,6 +146,7 @@ def check_label(label: np.ndarray, classes: int, path: str | Path) -> np.ndarray
 
 def load_pair(pair: Pair, dataset: ModuleType) -> tuple[np.ndarray, np.ndarray]:
     """Read the image (H, W, 3) and label (H, W) of a pair, uint8. Raises `UserError` if their sizes differ."""
+    check_turned(pair.root / pair.image, pair.root / pair.label)
     image = load_image(pair.root / pair.image)
     label = load_label(pair.root / pair.label, dataset)
     check_sizes(image, label, pair.root / pair.label)

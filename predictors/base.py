@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from datasets import find_dataset
-from datasets.images import load_ids, load_image
+from datasets.images import check_turned, load_ids, load_image
 from datasets.pairs import Pair, check_label, check_sizes, load_label
 from defenses.base import NO_DEFENSE, Defense
 from utils import VOID
@@ -41,7 +41,9 @@ class Record:
         return cls(pair.name, pair.key, pair.group, member, pair.root / pair.image, pair.root / pair.label, dataset)
 
     def load_image(self) -> np.ndarray:
-        """Image uint8 (H, W, 3). Raises `UserError` if the file is missing or broken."""
+        """Image uint8 (H, W, 3). Raises `UserError` if the file is missing or broken, or only it is turned by EXIF."""
+        if self.label.is_file():
+            check_turned(self.image, self.label)
         return load_image(self.image)
 
     def load_label(self, classes: int = VOID) -> np.ndarray:

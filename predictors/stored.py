@@ -25,6 +25,7 @@ from utils.files import atomic_open
 from utils.untrusted import reading
 
 SIDES = {"train": True, "val": False}
+SUM_ERROR = 0.01  # largest distance of the sum of the classes from 1; rounding to float16 changes it by under 0.001
 TINY = 2.0**-24  # smallest positive float16; it replaces a 0 that was stored as float16
 
 
@@ -71,6 +72,10 @@ def read_posterior(path: Path) -> np.ndarray:
     low, high = array.min(), array.max()  # NaN if the array has a NaN
     if not (low >= 0 and high < np.inf and array.any(axis=0).all()):
         raise UserError(f"{path} holds NaN, infinite or negative posteriors, or a position where all are 0")
+    sums = array.sum(axis=0)
+    if not (abs(sums - 1) <= SUM_ERROR).all():
+        raise UserError(f"{path}: the classes of a position sum to {sums.min():.3g} to {sums.max():.3g}, but "
+                        "posteriors sum to 1; store the softmax over the classes, not logits, losses or sigmoids")
     return np.maximum(array, TINY, out=array) if stored.dtype == np.float16 else array
 
 
