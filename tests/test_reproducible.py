@@ -1,6 +1,5 @@
 """Results depend on the seed only: not on workers, the order of files in a folder, the locale or the hash seed."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -37,14 +36,31 @@ def test_order_of_files_in_a_folder(attack_command, tmp_path, monkeypatch):
     must(script(*attack_command, "--out", tmp_path / "first"))
     original, listed = os.scandir, []
 
-    @contextlib.contextmanager
-    def reversed_scandir(path="."):
-        with original(path) as entries:
-            listed.append(path)
-            yield iter(sorted(entries, key=lambda entry: entry.name, reverse=True))
+    class ReversedScan:
+        """What os.scandir returns, an iterator and a context manager, with the entries in reverse order."""
 
-    monkeypatch.setattr(os, "scandir", reversed_scandir)
-    monkeypatch.setattr(os, "listdir", lambda path=".": [e.name for e in reversed_scandir(path).__enter__()])
+        def __init__(self, path="."):
+            listed.append(path)
+            with original(path) as entries:
+                self._entries = iter(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self._entries)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.close()
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(os, "scandir", ReversedScan)
+    monkeypatch.setattr(os, "listdir", lambda path=".": [entry.name for entry in ReversedScan(path)])
     must(script(*attack_command, "--out", tmp_path / "second"))
     monkeypatch.undo()
     assert any("pred_sgd" in str(path) for path in listed)

@@ -11,7 +11,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, must, script
+from conftest import ROOT, must, script, write_tree
 from PIL import Image
 
 from attacks.activation import CamMaps, CamResult
@@ -389,6 +389,7 @@ def test_names_with_spaces_or_hashes_are_refused(tmp_path):
 
 @pytest.mark.parametrize("content", [b"train/a\n", b"train/a g h\n", b"train/\xff g\n"])
 def test_invalid_groups_file(tmp_path, content):
+    write_tree(tmp_path)
     (tmp_path / "groups.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"groups\.txt"):
         list_records(tmp_path)
