@@ -85,7 +85,7 @@ def is_lossy(image: Image.Image, path: str | Path) -> bool:
     if image.format == "WEBP":
         with open(path, "rb") as file:
             return b"VP8 " in file.read(4096)  # the chunk of a lossy frame; a lossless one is VP8L
-    return image.format == "JPEG" or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+    return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
 def check_turned(image: str | Path, label: str | Path) -> None:

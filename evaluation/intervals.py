@@ -18,6 +18,7 @@ from evaluation.metrics import METRICS, RATES, Curves, chance, compute_metrics, 
 
 MIN_GROUPS = 10  # of members, and of non-members; with fewer, no interval is given
 TAIL = 0.025  # probability of error at each end of an interval
+SMALLEST = 1e-20  # a smaller variance is a rounding error: nothing varies between groups
 FOLDS = 10  # of groups, for the threshold of max-F
 Interval = list[float] | None  # [low, high], or None: no interval can be given
 
@@ -45,7 +46,7 @@ class Clusters:
         return len(self.index) ** 2 / float((self.sizes**2).sum())
 
     def sums(self, influence: np.ndarray) -> np.ndarray:
-        """What the mean over all items changes by when each group is left out: influence (n,) of mean 0 -> (total,)."""
+        """How far the mean over all items falls when each group is left out: influence (n,) of mean 0 -> (total,)."""
         left = np.maximum(len(self.index) - self.sizes, 1)
         return np.bincount(self.index, influence, self.total) / left
 
@@ -107,7 +108,7 @@ def logit_interval(value: float, influence: tuple[np.ndarray, np.ndarray],
 
     variance, freedom = jackknife(value, influence, sides, scale)
     step = stats.t.ppf(1 - TAIL, freedom) * np.sqrt(variance)
-    return [float(expit(scale(value) + sign * step)) for sign in (-1, 1)] if variance > 1e-20 else None
+    return [float(expit(scale(value) + sign * step)) for sign in (-1, 1)] if variance > SMALLEST else None
 
 
 def max_f_interval(value: float, score: np.ndarray, member: np.ndarray, sides: tuple[Clusters, Clusters]) -> Interval:
@@ -215,7 +216,7 @@ def rate_interval(rate: float, influence: np.ndarray, side: Clusters) -> list[fl
         if 0 < rate < 1:
             variance = float((side.sums(influence) ** 2).sum())
             wider = (stats.norm.ppf(TAIL) / stats.t.ppf(TAIL, max(side.effective - 1, 1))) ** 2
-            count = min(len(influence), rate * (1 - rate) / max(variance, 1e-20)) * wider
+            count = min(len(influence), rate * (1 - rate) / max(variance, SMALLEST)) * wider
     return exact_interval(rate * count, count)
 
 
@@ -236,7 +237,10 @@ def mean_interval(values: np.ndarray, group: Sequence[str]) -> Interval:
     return _around(values.mean(), variance, freedom)
 
 
-def _around(value: float, variance: float, freedom: float) -> list[float]:
+def _around(value: float, variance: float, freedom: float) -> Interval:
+    """The interval around a value; None if it does not vary between groups."""
+    if variance <= SMALLEST:
+        return None
     step = stats.t.ppf(1 - TAIL, freedom) * np.sqrt(variance)
     return [float(value - step), float(value + step)]
 
@@ -246,8 +250,9 @@ def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray],
     """Metric of `first` minus that of `second` on the same items: {"difference", "interval": [low, high] or None}.
 
     `first` and `second` have one or more arrays of scores (n,), one for each attacker seed. The metric of each is the
-    mean over its arrays. Thresholds of max-F and TPR are held fixed. Raises `ValueError` if the non-members are too few
-    for the FPR of `metric`.
+    mean over its arrays. Thresholds of max-F and TPR are held fixed. The interval of equal scores is [0, 0]; it is None
+    with few groups, and if different scores have a difference that does not vary, as two AUCs of 1. Raises
+    `ValueError` if the non-members are too few for the FPR of `metric`.
     """
     member, columns = np.asarray(member, bool), [*first, *second]
     sign = np.array([1 / len(first)] * len(first) + [-1 / len(second)] * len(second))
@@ -258,5 +263,7 @@ def paired_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray],
     if not enough(sides):
         return {"difference": difference, "interval": None}
     parts = zip(*(influences(metric, np.asarray(score, float), member) for score in columns), strict=True)
+    if all(np.array_equal(*pair) for pair in zip(first, second, strict=False)) and len(first) == len(second):
+        return {"difference": difference, "interval": [0.0, 0.0]}
     variance, freedom = jackknife(difference, tuple(sign @ np.stack(part) for part in parts), sides)
     return {"difference": difference, "interval": _around(difference, variance, freedom)}

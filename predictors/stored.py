@@ -157,7 +157,7 @@ def describe_tree(root: str | Path, folder: str, records: Sequence[Record]) -> s
     labels = {side: len(_walk(Path(root) / side / "label")) for side in SIDES}
     left_out = sum(labels.values()) - len(records)
     return (f"{root}: {used['train']} + {used['val']} posteriors in {folder}"
-            + (f"; {left_out} other labels have no posterior there and are left out" if left_out > 0 else ""))
+            + (f"; labels without a posterior there, which are left out: {left_out}" if left_out > 0 else ""))
 
 
 def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, label: np.ndarray,

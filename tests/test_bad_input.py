@@ -491,7 +491,7 @@ def test_groups_that_do_not_fit_the_tree_are_refused(folder, lines, message):
 def test_labels_without_a_posterior_are_counted(folder):
     (folder / "examples" / "val" / "pred_sgd" / "c.npy").unlink()
     out = must(attack(folder)).stdout
-    assert "3 + 2 posteriors in pred_sgd; 1 other labels have no posterior there and are left out" in out
+    assert "3 + 2 posteriors in pred_sgd; labels without a posterior there, which are left out: 1" in out
 
 
 def test_folder_of_split_files_with_other_files(world, live, folder):

@@ -171,6 +171,15 @@ def test_paired_difference_has_a_narrower_interval():
     assert high - low < 0.5 * (single[1] - single[0])
 
 
+def test_difference_that_does_not_vary_has_no_interval():
+    """Two attacks that both separate perfectly had the difference 0 [0, 0]."""
+    member = np.arange(60) < 30
+    first, second = member + np.linspace(0, 0.5, 60), member + np.linspace(0.5, 0, 60)
+    assert paired_difference([first], [second], member, names(60)) == {"difference": 0.0, "interval": None}
+    assert paired_difference([first], [first], member, names(60))["interval"] == [0, 0]
+    assert mean_interval(np.ones(20), names(20)) is None
+
+
 def test_paired_difference_averages_seeds():
     score, member, group = sample(5, 100, 1, 1.0)
     seeds = [score + step * member for step in (0.1, 0.4)]
