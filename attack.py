@@ -25,6 +25,9 @@ from predictors import PREDICTORS
 from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, run
 
 ATTACKER = "weights/loss.pth.tar"
+ALLOWED = {"copies": "equal images on one side, which then form one group",
+           "overlap": "attacked images that the attacker was trained on (D^S)",
+           "unseen": "members that the target model was not trained on"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,11 +71,15 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--keep", metavar="TREE", help="store the posteriors of V in this folder for later calls, in "
                       "float16 and in the layout of examples/; those of another model, split, stride or precision are "
                       "replaced")
+    flags.add_argument("--control", metavar="[KIND:]WHERE", help="a model that was trained on no attacked image, such "
+                       "as a run of train_shadow.py: the same attack on it shows what is found without membership")
+    flags.add_argument("--allow", nargs="+", choices=ALLOWED, default=[], metavar="WHAT", help="do not refuse, but "
+                       f"count in the results: {'; '.join(f'{name}: {text}' for name, text in ALLOWED.items())}")
     flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="reference models that were not "
                        "trained on the attacked images: runs of train_shadow.py, or [KIND:]WHERE as for --victim")
     flags.add_argument("--population", metavar="TREE", help="posteriors of images whose membership is known, "
                        "for attacks that learn from them")
-    datasets.add_flags(flags)
+    datasets.add_flags(flags, of_victim=True)
     defenses.add_flags(flags, training=True)
     maps = flags.add_argument_group("activation maps")
     flag(maps, "cam", metavar="DIR", help="output folder of class activation maps (CAM, figure 5): drawings, and "
@@ -98,12 +105,13 @@ def main(args: argparse.Namespace) -> None:
     attack = setup.make_attack(name, attacker, pick(args, setup.AttackChoices), defense, compute)
     if args.victim:
         source = setup.live_source(args.victim, pick(args, setup.LiveData), attack, args.stride, defense, compute,
-                                   args.keep, args.references)
+                                   args.references)
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
     population = setup.stored_source(args.population, attack, defense, compute) if args.population else None
     call = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume}, compute=compute,
-                files=setup.existing_files([resume, args.victim, *args.references]), started=started)
+                files=setup.existing_files([resume, args.victim, args.control, *args.references]),
+                started=started)
     setup.run_attack(attack, source, call, population)
 
 

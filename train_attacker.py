@@ -44,8 +44,11 @@ def main(args: argparse.Namespace) -> None:
     args, folder, compute = setup.begin(args, parser())
     options, defense = pick(args, AttackerTraining), defenses.chosen(args).build()
     trees = [args.posteriors] if args.posteriors else setup.cache_shadows(args.shadow, options.stride, defense, compute)
-    data = setup.prepare(setup.join_trees(trees), options, defense)
+    source = setup.join_trees(trees)
+    roles = setup.images_of_attacker([] if args.posteriors else args.shadow, source)
+    data = setup.prepare(source, options, defense)
     folder = folder or setup.start_run_on_main("attacker", vars(args), args.out, compute)
+    setup.store(folder, roles)
     setup.train_attacker_and_report(options, data, defense, folder, compute, vars(args))
 
 

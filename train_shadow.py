@@ -20,7 +20,7 @@ from utils.cli import UserError, add_run_flags, new_parser, pick, run
 
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__)
-    datasets.add_flags(flags)
+    datasets.add_flags(flags, of_victim=True)
     flags.add_argument("--split", metavar="SPLIT", default="splits/streets/shadow.txt",
                        help="split file of D^S, which is divided into D_in^S and D_out^S")
     flags.add_argument("--partition", choices=("confidence", "random"), default="confidence", help="D_in^S is the half "
@@ -30,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--train", metavar="SPLIT", help="split file of D_in^S; needs --test, and then "
                        "--split is not read")
     flags.add_argument("--test", metavar="SPLIT", help="split file of D_out^S; needs --train")
+    flags.add_argument("--allow", nargs="+", choices=["overlap"], default=[], metavar="WHAT", help="do not refuse; "
+                       "overlap: images of D^S that V was trained on, as if the attacker knows a part of the members")
     models.add_flags(flags)
     training.add_flags(flags)
     add_run_flags(flags, "shadow")
@@ -41,6 +43,8 @@ def main(args: argparse.Namespace) -> None:
 
     if bool(args.train) != bool(args.test):
         raise UserError("--train (D_in^S) and --test (D_out^S) need each other; give both or neither")
+    if not (args.dataset or args.continue_):
+        args.dataset = setup.dataset_of(None if args.train or args.partition == "random" else args.victim)
     options = pick(args, SegmenterTraining)
     if args.plan:
         images = args.images or (setup.count(args.train) if args.train else setup.count(args.split) // 2)
@@ -57,11 +61,16 @@ def main(args: argparse.Namespace) -> None:
         else:
             how, victim = f"by {args.partition}, seed {args.seed}", args.victim
             pairs = setup.read_split(args.split, args.root, args.strip_prefix)
+            if args.partition == "confidence":
+                setup.compare_with_victim(pairs, args.dataset, victim, args.allow)
             inside, outside = setup.partition(pairs, args.split, victim if args.partition == "confidence" else None,
                                               args.dataset, args.seed, compute)
         setup.check_batch(options, len(inside))
+    roles = setup.compare_sides(inside, outside, args.dataset, ("D_in^S", "D_out^S"))
+    if not folder:
         folder = setup.start_run_on_main("shadow", vars(args), args.out, compute)
         setup.write_shadow_splits(folder, inside, outside, how)
+    setup.store(folder, roles)
     setup.train_and_report(options, inside, outside, folder, compute, vars(args))
 
 

@@ -40,7 +40,9 @@ def main(args: argparse.Namespace) -> None:
     options = pick(args, SegmenterTraining)
     inside, outside = (setup.read_split(path, args.root, args.strip_prefix) for path in (args.train, args.test))
     setup.check_batch(options, len(inside))
+    roles = setup.compare_sides(inside, outside, args.dataset)
     folder = folder or setup.start_run_on_main("victim", vars(args), args.out, compute)
+    setup.store(folder, roles)
     setup.train_and_report(options, inside, outside, folder, compute, vars(args))
 
 

@@ -24,11 +24,15 @@ def find_dataset(name: object) -> ModuleType:
     return DATASETS.load(name)
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the paths of images and for the decoding of labels."""
+def add_flags(parser: argparse.ArgumentParser, of_victim: bool = False) -> None:
+    """Add the flags for the paths of images and for the decoding of labels.
+
+    `of_victim`: whether the data set is by default that in the checkpoint of the victim.
+    """
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=DATASETS, default="streets",
-                       help="data set, which determines the classes and the decoding of labels (default: streets)")
+    group.add_argument("--dataset", choices=DATASETS, default=None if of_victim else "streets",
+                       help="data set, which determines the classes and the decoding of labels (default: "
+                       f"{'that of the victim, or streets' if of_victim else 'streets'})")
     group.add_argument("--root", metavar="DIR", default="data/streets",
                        help="folder to which the paths in split files are relative (default: data/streets)")
     group.add_argument("--strip-prefix", metavar="TEXT", default="",

@@ -5,6 +5,7 @@ The format is determined by the content of a file, not by its name. The number o
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,17 +48,20 @@ def open_image(path: str | Path, kind: str = "image") -> Iterator[Image.Image]:
             yield image
 
 
+_stderr_lock = threading.Lock()  # stderr belongs to all threads
+
+
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Discard what C libraries write to stderr: libtiff prints its errors there."""
-    stderr = os.dup(2)
-    with open(os.devnull, "wb") as devnull:
+    with _stderr_lock, open(os.devnull, "wb") as devnull:
+        stderr = os.dup(2)
         os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def load_image(path: str | Path) -> np.ndarray:
@@ -86,6 +90,18 @@ def is_lossy(image: Image.Image, path: str | Path) -> bool:
         with open(path, "rb") as file:
             return b"VP8 " in file.read(4096)  # the chunk of a lossy frame; a lossless one is VP8L
     return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+
+
+def describe_file(path: str | Path) -> str:
+    """Format, mode and compression of an image file, for example `PNG RGB` or `JPEG RGB, quantisation 1204`.
+
+    The quantisation is the sum of the tables of a JPEG file: the higher, the lower its quality.
+    """
+    with open_image(path) as image:
+        tables = getattr(image, "quantization", None) or {}
+        strength = f", quantisation {sum(map(sum, tables.values()))}" if tables else ""
+        compression = image.info.get("compression", "")
+        return f"{image.format} {image.mode}{f', {compression}' if compression else ''}{strength}"
 
 
 def check_turned(image: str | Path, label: str | Path) -> None:

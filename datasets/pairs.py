@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
+from datasets import find_dataset
 from datasets.images import check_turned, load_ids, load_image
 from utils import VOID
 from utils.cli import UserError
@@ -32,11 +33,6 @@ class Pair:
     def name(self) -> str:
         """Name of the image in results: its path in the split file without the suffix."""
         return PurePosixPath(self.image).with_suffix("").as_posix().lstrip("/")
-
-    @property
-    def key(self) -> str:
-        """Key of the random streams of the image: its file name without folder and suffix."""
-        return Path(self.image).stem
 
 
 def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
@@ -132,6 +128,14 @@ def load_label(path: str | Path, dataset: ModuleType) -> np.ndarray:
     Raises `UserError` if the file is missing or broken, or has an id outside the classes of `dataset`.
     """
     return check_label(dataset.decode(load_ids(path), Path(path)), len(dataset.CLASSES), path)
+
+
+def read_label(path: str | Path, dataset: str | None) -> np.ndarray:
+    """Read a label as uint8 (H, W), decoded by the data set `dataset`, or as train ids if it is None.
+
+    Raises `UserError` as `load_label` does.
+    """
+    return load_label(path, find_dataset(dataset)) if dataset else check_label(load_ids(path), VOID, path)
 
 
 def check_label(label: np.ndarray, classes: int, path: str | Path) -> np.ndarray:

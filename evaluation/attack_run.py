@@ -6,18 +6,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from attacks.activation import record_cams
 from attacks.learned import LearnedAttack
 from attacks.sample import Attack, Scored
+from datasets.inspection import inspect
+from datasets.provenance import IN, OUT, write_provenance
+from evaluation import controls, roles
 from evaluation.activation import describe_cams, write_cams
+from evaluation.alignment import check_alignment
 from evaluation.journal import Part, RunPlace, score_parts
 from evaluation.report import table, write_report
 from evaluation.utility import miou, record_confusion
 from models.pixelwise import Pixelwise
-from predictors.base import Record
+from predictors import open_predictor
+from predictors.base import Predictor, PredictorOptions, Record
+from predictors.cache import cache_posteriors
 from predictors.samples import Source
+from predictors.stored import StoredPredictor, check_forms
 from utils.cli import UserError
 from utils.device import CPU_FP32, Compute
 from utils.distributed import is_main
@@ -31,7 +39,9 @@ class AttackRun:
     """How a run of an attack is named and stored.
 
     `name`: name of the attack in the report; `arguments`: the arguments of the call, which are written to args.json;
-    `files`: files whose contents, with `arguments`, identify the call; `out`: output folder (None: the next free
+    `files`: files whose contents, with `arguments`, identify the call; `victim`: place of a target model that is
+    queried; `control`: predictor of a model that saw neither side; `keep`: folder for the posteriors of the target;
+    `allow`: what is not refused, of "copies", "overlap" and "unseen"; `out`: output folder (None: the next free
     runs/attack-N); `hash_names`: key file for names; `cam`: folder for activation maps; `cam_images`: number of members
     and of non-members that are drawn; `save_every`: seconds between saves; `started`: start of the call by
     `time.monotonic`.
@@ -40,6 +50,10 @@ class AttackRun:
     name: str
     arguments: dict
     files: Sequence[Path] = ()
+    victim: str | None = None
+    control: str | None = None
+    keep: str | None = None
+    allow: Sequence[str] = ()
     out: str | None = None
     seed: int = 0
     hash_names: str | None = None
@@ -63,6 +77,13 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     """
     timings, write_name = Timings(run.started), name_writer(run.hash_names)
     check_needs(attack, source, run, population)
+    source, known = check_images(attack, source, run, population)
+    control = open_control(source, run, known)
+    if run.keep:
+        kept = cache_posteriors(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
+        source = replace(source, predictor=kept)
+    check_alignment(source)
+    timings.lap("starting and comparing images")
     if population:
         attack.fit(population.samples(attack.needs))
     drawn = first_by_name(source.records, run.cam_images) if run.cam else set()
@@ -70,17 +91,55 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     parts = [records[first : first + block] for first in range(0, len(records), block)]
     place = RunPlace(run.out, run.stamp(records, source_files(attack, source.predictor, source.defense)), source.files,
                      run.save_every, drawn)
-    timings.lap("starting")
-    done, journal = score_parts(parts, make_scorer(attack, source, run, drawn),
+    done, journal = score_parts(parts, make_scorer(attack, source, run, drawn, control),
                                 lambda: start_run("attack", run.arguments, run.out, run.compute), place)
     timings.lap("attacking")
     if not is_main():
         return {}
-    results = report(attack, source, run, journal.run, done, write_name)
+    results = report(attack, source, run, journal.run, done, write_name, known)
+    write_provenance(journal.run, {role: [one.hashed(write_name) if run.hash_names else one for one in side.all]
+                                   for role, side in ((IN, known.members), (OUT, known.non_members))})
     journal.delete()
     timings.lap("metrics and plots")
     print(f"{timings}; all in {journal.run}")
     return results
+
+
+def existing_files(places: Sequence[str | None]) -> list[Path]:
+    """The files that `places` (paths, or KIND:WHERE) name; for the folder of a run, its checkpoint last.pth.tar."""
+    parts = [Path(part) for place in places if place for part in (place, place.partition(":")[2]) if part]
+    return [path for part in parts for path in (part, part / "last.pth.tar") if path.is_file()]
+
+
+def check_images(attack: Attack, source: Source, run: AttackRun,
+                 population: Source | None) -> tuple[Source, roles.Roles]:
+    """Compare the attacked images with one another and with the images of the models, before anything is computed.
+
+    Returns the source, with copies of an image in one group, and the images by content. Raises `UserError` if an image
+    has two roles that exclude one another, or if the stored posteriors have different forms.
+    """
+    known, records = roles.examine(source.records, run.allow)
+    roles.compare_with_victim(known, existing_files([run.victim]), run.allow)
+    if attacker := attack.settings.attacker:
+        roles.compare_with_attacker(known, Path(attacker.path), run.allow)
+    if population:
+        roles.compare_with_population(known, population.records, run.allow)
+    if isinstance(source.predictor, StoredPredictor):
+        check_forms(source.predictor, records)
+    if is_main():
+        roles.say(known)
+        for line in controls.describe_sides([inspect(*r.files) for r in records], [r.member for r in records]):
+            print(f"warning: {line}", file=sys.stderr)
+    return replace(source, records=records), known
+
+
+def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Predictor | None:
+    """The predictor of --control. Raises `UserError` if its model was trained on an attacked image."""
+    if not run.control:
+        return None
+    roles.compare_with_control(known, existing_files([run.control]))
+    place = run.control if not Path(run.control).is_dir() else f"checkpoint:{Path(run.control) / 'last.pth.tar'}"
+    return open_predictor(place, PredictorOptions(run.compute, source.predictor.stride or source.form()[1]))
 
 
 def source_files(*objects: object) -> list[Path]:
@@ -116,9 +175,9 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
         raise UserError(f"-cam {run.cam} must be a folder, and --cam-images {run.cam_images} must be 0 or more")
 
 
-def make_scorer(attack: Attack, source: Source, run: AttackRun,
-                drawn: set[str]) -> Callable[[Sequence[Record]], Part]:
-    """Return the function that scores records, and also computes their confusion matrices and CAM results."""
+def make_scorer(attack: Attack, source: Source, run: AttackRun, drawn: set[str],
+                control: Predictor | None) -> Callable[[Sequence[Record]], Part]:
+    """Return the function that scores records, and also computes their confusion matrices, CAM results and controls."""
     undefended = bool(run.cam and source.defense.spec.stage == "output")
     predictor = source.predictor if {"queries", "weights"} & attack.needs else None
 
@@ -130,6 +189,9 @@ def make_scorer(attack: Attack, source: Source, run: AttackRun,
             samples = record_cams(samples, attack.model, attack.spec, run.compute, drawn, part.cams)
         part.scored = list(attack.score(samples, predictor))
         check_scores(run.name, part.scored, records)
+        if control:
+            samples = replace(source, records=records, predictor=control).samples(attack.needs)
+            part.control = list(attack.score(samples, control if predictor else None))
         return part
 
     return score
@@ -151,23 +213,45 @@ def first_by_name(records: Sequence[Record], count: int) -> set[str]:
 
 
 def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: Sequence[Part],
-           write_name: Callable[[str], str]) -> dict:
+           write_name: Callable[[str], str], known: roles.Roles) -> dict:
     """Write the results into the run's folder and print them."""
     selection, utility = attack.settings.selection, miou(part.matrices for part in parts)
     kind = attack.spec.input if isinstance(attack, LearnedAttack) else run.name
     about = {"attack": run.name, "input": kind, "select": selection.scheme, "num_patch": selection.count,
              "tau": selection.tau if selection.scheme == "rejection" else None, "score": attack.settings.score,
-             "miou": utility, "defense": source.defense.spec.describe()}
+             "miou": utility, "defense": source.defense.spec.describe(), "roles": known.summary}
+    scored = [one for part in parts for one in part.scored]
+    about["controls"] = write_controls(folder, source, scored, [one.score for part in parts for one in part.control],
+                                       run.seed, write_name)
     if run.cam:
         cams = [replace(cam, name=write_name(cam.name)) for part in parts for cam in part.cams]
         about["cam"] = write_cams(Path(run.cam), cams, about["defense"])
-    results = write_report(folder, [one for part in parts for one in part.scored], about, write_name)
+    results = write_report(folder, scored, about, write_name)
     title = f"attack {run.name}" + (f" on {kind}" if isinstance(attack, LearnedAttack) else "")
     print(f"{title}, {selection.scheme} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")
     print(table(results))
+    for name, judged in about["controls"].items():
+        print(controls.verdict(name, judged))
     if None not in utility.values():
         print(f"mIoU of the attacked output: {100 * utility['in']:.1f} members, {100 * utility['out']:.1f} non-members")
     if run.cam:
         print(f"{describe_cams(results['cam'])}; maps in {run.cam}")
     return results
+
+
+def write_controls(folder: Path, source: Source, scored: Sequence[Scored], on_control: Sequence[float], seed: int,
+                   write_name: Callable[[str], str]) -> dict:
+    """Compute the blind control, write the scores of all controls, and return what they say.
+
+    `on_control`: scores of the same attack on the control model; empty without one.
+    """
+    member, group = np.array([one.member for one in scored]), [one.group for one in scored]
+    attack = np.array([one.score for one in scored])
+    found = [inspect(*record.files) for record in source.records]
+    columns = {"blind": controls.blind_scores(found, member, group, seed),
+               "model": np.array(on_control) if len(on_control) else None}
+    columns = {name: scores for name, scores in columns.items() if scores is not None}
+    controls.write_controls(folder, [write_name(one.name) for one in scored], member, columns)
+    return {name: controls.judge(scores, attack, member, group, controls.CROSS_FITTED if name == "blind" else 1.0)
+            for name, scores in columns.items()}

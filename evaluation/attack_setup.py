@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from attacks import build_attack
 from attacks.patches import Selection
 from attacks.sample import Attack, AttackSettings
-from datasets.pairs import split_files
 from defenses.base import Defense
-from evaluation.attack_run import AttackRun, run_attack
+from evaluation.attack_run import AttackRun, existing_files, run_attack
 from models import LoadedAttacker, load_attacker
 from models.pixelwise import Pixelwise
 from predictors.base import PredictorOptions
-from predictors.cache import cache_posteriors
 from predictors.reference import open_references
 from predictors.samples import Source, live_records, open_victim, tree_source
 from predictors.stored import TINY, describe_tree
@@ -48,13 +45,16 @@ class AttackChoices:
 
 @dataclass(frozen=True)
 class LiveData:
-    """The images about which a target model is queried: two split files, and the settings to read them."""
+    """The images about which a target model is queried: two split files, and the settings to read them.
+
+    `dataset`: None for that of the target model or, if it names none, streets.
+    """
 
     members: str
     non_members: str
     root: str
     strip_prefix: str = ""
-    dataset: str = "streets"
+    dataset: str | None = None
 
 
 def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoices, defense: Defense,
@@ -95,25 +95,19 @@ def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
 
 
 def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None, defense: Defense, compute: Compute,
-                keep: str | None = None, references: Sequence[str] = ()) -> Source:
-    """The source of a target model that is queried. With `keep`, its posteriors are stored in that folder first."""
+                references: Sequence[str] = ()) -> Source:
+    """The source of a target model that is queried."""
     classes, expected_stride = _expected(attack)
     if stride and expected_stride and stride != expected_stride:
         raise UserError(f"--stride {stride}: the attacker was trained on posteriors at stride {expected_stride}; leave "
                         "--stride out")
     stride = stride or expected_stride or 8
-    predictor = open_victim(victim, data.dataset, PredictorOptions(compute, stride, defense), classes)
-    records = live_records(data.members, data.non_members, data.root, data.strip_prefix, data.dataset)
-    if keep:
-        made_from = [*existing_files([victim]), *split_files(data.members), *split_files(data.non_members)]
-        predictor = cache_posteriors(Path(keep), predictor, records, made_from)
+    predictor, dataset = open_victim(victim, data.dataset, PredictorOptions(compute, stride, defense), classes)
+    if data.dataset and predictor.dataset not in (None, data.dataset):
+        raise UserError(f"{victim} was trained on the data set {predictor.dataset}, so its members are images of it, "
+                        f"not of {data.dataset}; leave --dataset out")
+    records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset)
     return Source(records, predictor, defense, open_references(references, PredictorOptions(compute, stride)), classes)
-
-
-def existing_files(places: Sequence[str | None]) -> list[Path]:
-    """The files that `places` (paths, or KIND:WHERE) name; for the folder of a run, its checkpoint last.pth.tar."""
-    parts = [Path(part) for place in places if place for part in (place, place.partition(":")[2]) if part]
-    return [path for part in parts for path in (part, part / "last.pth.tar") if path.is_file()]
 
 
 def _expected(attack: Attack) -> tuple[int | None, int | None]:

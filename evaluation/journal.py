@@ -24,11 +24,15 @@ from utils.pause import Pause
 
 @dataclass
 class Part:
-    """The results of one part: scores, confusion matrices {member: (C, C)}, and CAM results, if there are any."""
+    """The results of one part: scores, confusion matrices {member: (C, C)}, CAM results, and scores of the control.
+
+    The last two are empty if they are not asked for.
+    """
 
     scored: list[Scored]
     matrices: dict[bool, np.ndarray] = field(default_factory=dict)
     cams: list[CamResult] = field(default_factory=list)
+    control: list[Scored] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Journal:
         self._unsaved[key] = {
             "scored": [asdict(scored) for scored in part.scored],
             "matrices": [[member, matrix.tolist()] for member, matrix in part.matrices.items()],
-            "cams": [asdict(replace(cam, maps=[])) for cam in part.cams]}
+            "cams": [asdict(replace(cam, maps=[])) for cam in part.cams],
+            "control": [asdict(scored) for scored in part.control]}
 
     def save(self) -> None:
         """Write the parts that were added since the last save."""
@@ -112,7 +117,8 @@ def _load_parts(folder: Path, parts: Sequence[Sequence[Record]], place: RunPlace
         if part and not any(record.name in place.drawn for record in records):
             loaded[number] = Part([Scored(**values) for values in part["scored"]],
                                   {member: np.array(matrix) for member, matrix in part["matrices"]},
-                                  [CamResult(**values) for values in part["cams"]])
+                                  [CamResult(**values) for values in part["cams"]],
+                                  [Scored(**values) for values in part["control"]])
     return loaded
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.provenance import IN, OUT, Identity, Images, read_provenance
 from utils.arrays import read_npz
 from utils.cli import UserError
 from utils.untrusted import reading
@@ -17,6 +18,7 @@ def read_paired(folders: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray, 
 
     Raises `UserError` if the runs have scored different images.
     """
+    _check_images(folders)
     tables = [read_scores(folder) for folder in folders]
     first = {name: row[:2] for name, row in tables[0].items()}
     for folder, scores in zip(folders, tables, strict=True):
@@ -26,6 +28,18 @@ def read_paired(folders: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray, 
     names = sorted(first)
     columns = [np.array([scores[name][2] for name in names]) for scores in tables]
     return columns, np.array([first[name][0] for name in names]), [first[name][1] for name in names]
+
+
+def _check_images(folders: Sequence[Path]) -> None:
+    """Raise `UserError` if an image of a run has other content in another run, by their files provenance.json."""
+    known = {folder: images for folder in folders if (images := read_provenance(folder))}
+    first: dict[str, tuple[Path, Identity]] = {}
+    for folder, sides in known.items():
+        for one in (*sides[IN].all, *sides[OUT].all):
+            before, same = first.setdefault(one.name, (folder, one))
+            if before != folder and not Images([same]).find(one) and (one.label or one.image):
+                raise UserError(f"{one.name} is another image in {folder} than in {before}; only runs on the same "
+                                "images can be compared")
 
 
 def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:

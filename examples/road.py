@@ -83,7 +83,7 @@ def maps(attack: "LearnedAttack", sample: "Sample") -> "list[np.ndarray]":
     palette = np.ones((VOID + 1, 3))
     for colour, classes in GROUPS.values():
         palette[[streets.ID[name] for name in classes]] = to_rgb(colour)
-    image, label = streets.draw(int(sample.id))
+    image, label = streets.draw(int(sample.name.rpartition('/')[2]))
     computed = compute_maps(attack.model, sample.output, sample.truth, attack.spec, CPU_FP32)
     bias = attack.model.fc.bias.detach()
     return [image, palette[sample.output.argmax(dim=0).numpy()], palette[label], computed.loss,

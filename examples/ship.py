@@ -40,8 +40,8 @@ def main(args: argparse.Namespace) -> None:
         for side, split in (("train", "victim_in"), ("val", "victim_out")):
             pairs = read_split(f"splits/streets/{split}.txt", args.root)[:count]
             for answer in predict_records(predictor, [Record.of_pair(pair, "streets") for pair in pairs], folder):
-                write_posterior(Path("examples"), side, answer.record.id, answer.output.numpy(), answer.load_label(),
-                                folder)
+                write_posterior(Path("examples"), side, answer.record.image.stem, answer.output.numpy(),
+                                answer.load_label(), folder)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import find_dataset
-from datasets.images import check_turned, load_ids, load_image
-from datasets.pairs import Pair, check_label, check_sizes, load_label
+from datasets.images import check_turned, load_image
+from datasets.inspection import Files, inspect, inspect_all
+from datasets.pairs import Pair, check_label, check_sizes, read_label
+from datasets.provenance import Identity
 from defenses.base import NO_DEFENSE, Defense
 from utils import VOID
 from utils.cli import UserError
@@ -23,12 +24,11 @@ BATCH = 8  # images in one call of `predict`
 class Record:
     """An image and its label on disk; files are read only when they are needed.
 
-    `id`: key of the random streams of the image. `dataset`: name of the data set that decodes the label; None if the
-    label holds train ids. `member`: None if it is not known.
+    `dataset`: name of the data set that decodes the label; None if the label holds train ids. `member`: None if it is
+    not known.
     """
 
     name: str
-    id: str
     group: str
     member: bool | None
     image: Path
@@ -38,7 +38,29 @@ class Record:
     @classmethod
     def of_pair(cls, pair: Pair, dataset: str, member: bool | None = None) -> "Record":
         """The record of one line of a split file."""
-        return cls(pair.name, pair.key, pair.group, member, pair.root / pair.image, pair.root / pair.label, dataset)
+        return cls(pair.name, pair.group, member, pair.root / pair.image, pair.root / pair.label, dataset)
+
+    @property
+    def files(self) -> Files:
+        """The arguments of `inspect`."""
+        return self.image, self.label, self.dataset
+
+    @property
+    def id(self) -> str:
+        """Key of the random streams of the image. It does not depend on the folder and the name of the files.
+
+        It is the hash of the label, which a tree of posteriors keeps at full size, so stored and live attacks agree.
+        Without a label, or with a label of a single class, the name of the image file is added.
+        """
+        found = inspect(*self.files)
+        return found.pattern or f"{found.label or ''}{self.image.stem}"
+
+    @property
+    def identity(self) -> Identity:
+        """What identifies the image, whatever the names of its files."""
+        found = inspect(*self.files)
+        own = self.group in (self.name, self.image.name) or self.group.rpartition(".")[0] == self.name
+        return Identity(self.name, None if own else self.group, found.image, found.pattern)
 
     def load_image(self) -> np.ndarray:
         """Image uint8 (H, W, 3). Raises `UserError` if the file is missing or broken, or only it is turned by EXIF."""
@@ -48,8 +70,13 @@ class Record:
 
     def load_label(self, classes: int = VOID) -> np.ndarray:
         """Label uint8 (H, W): train ids below `classes`, 255 = void. Raises `UserError` for any other content."""
-        label = load_label(self.label, find_dataset(self.dataset)) if self.dataset else load_ids(self.label)
-        return check_label(label, classes, self.label)
+        return check_label(read_label(self.label, self.dataset), classes, self.label)
+
+
+def identify(records: Sequence[Record]) -> list[Identity]:
+    """The identities of records. Reads every image and label once, in parallel."""
+    inspect_all([record.files for record in records])
+    return [record.identity for record in records]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from datasets.inspection import inspect_all
 from predictors.base import Predictor, PredictorOptions, Record, predict_records
 from predictors.stored import SIDES, StoredPredictor, write_groups, write_posterior
 from utils.cli import UserError
@@ -20,11 +21,12 @@ def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record]
     """Store the posteriors of `predictor` in `tree` as float16, and return the predictor that reads them.
 
     Posteriors that are already stored are not computed again, so a second call resumes an interrupted one. `made_from`:
-    the files that the posteriors depend on (checkpoint and split files). If the files, the records, the precision, the
-    stride or the defense at query time have changed, all posteriors are deleted and computed again. Raises `UserError`
-    if `tree` is a folder that this function did not make.
+    the files of the model. If these files, the records, the pixels of an image or a label, the precision, the stride or
+    the defense at query time have changed, all posteriors are deleted and computed again. Raises `UserError` if `tree`
+    is a folder that this function did not make.
     """
-    run_on_main(lambda: _prepare(tree, predictor, records, made_from))
+    contents = [(found.image, found.label) for found in inspect_all([record.files for record in records])]
+    run_on_main(lambda: _prepare(tree, predictor, records, contents, made_from))
     sides = {member: side for side, member in SIDES.items()}
     paths = {record.name: tree / sides[record.member] / "pred_sgd" / f"{record.name}.npy" for record in records}
     missing = [record for record in own_share(records) if not paths[record.name].exists()]
@@ -35,14 +37,15 @@ def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record]
     return StoredPredictor(tree, PredictorOptions(stride=predictor.stride), paths=paths)
 
 
-def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], made_from: Sequence[Path]) -> None:
+def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], contents: Sequence[tuple],
+             made_from: Sequence[Path]) -> None:
     """Delete posteriors that were made from other inputs, and record the present inputs in the file `MARKER`."""
     spec, precision = predictor.options.defense.spec, predictor.options.compute.precision
     defense = [spec.describe(), spec.seed] if spec.stage == "query" else None  # others change the output afterwards
     about = {"precision": precision, "stride": predictor.stride, "defense": defense}
     queried = [(record.member, str(record.image.absolute()), str(record.label.absolute()), record.dataset)
                for record in records]
-    about["fingerprint"] = fingerprint(list(made_from), about, queried)
+    about["fingerprint"] = fingerprint(list(made_from), about, queried, contents)
     marker, before = tree / MARKER, None
     if not marker.is_file() and tree.exists() and any(path.suffix != ".partial" for path in tree.iterdir()):
         raise UserError(f"{tree} is no cache of posteriors; give a folder that does not exist yet")

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets.pairs import Pair, read_split
+from datasets.provenance import IN, OUT, Images, read_provenance
 from models import read_segmenter
 from predictors import open_predictor
-from predictors.base import Predictor, PredictorOptions, Record
+from predictors.base import Predictor, PredictorOptions, Record, identify
 from predictors.cache import cache_posteriors
 from utils.checkpoints import require
 from utils.cli import UserError
@@ -30,29 +31,37 @@ class ShadowRun:
     def checkpoint(self) -> Path:
         return self.folder / "last.pth.tar"
 
+    def records(self) -> list[Record]:
+        """The records of D^S, those of D_in^S first."""
+        return [Record.of_pair(pair, self.dataset, member) for pairs, member in
+                ((self.inside, True), (self.outside, False)) for pair in pairs]
+
+    def images(self) -> dict[str, Images]:
+        """The images of D_in^S and D_out^S: those of provenance.json or, without it, those that are listed now."""
+        return read_provenance(self.folder) or {
+            role: Images(identify([record for record in self.records() if record.member == (role == IN)]))
+            for role in (IN, OUT)}
+
     def cache(self, options: PredictorOptions) -> Path:
         """Return the tree `posteriors-sN` (stride N): the shadow's posteriors on D^S. Missing ones are computed."""
         spec = options.defense.spec
         under = f"-{spec.describe()}-{spec.seed}".replace(" ", "-") if spec.stage == "query" else ""
         tree = self.folder / f"posteriors-s{options.stride}{under}"
-        records = [Record.of_pair(pair, self.dataset, member) for pairs, member in
-                   ((self.inside, True), (self.outside, False)) for pair in pairs]
         predictor = open_predictor(f"checkpoint:{self.checkpoint}", options)
-        made_from = [self.checkpoint, *(self.folder / name for name in ("in.txt", "out.txt"))]
-        cache_posteriors(tree, predictor, records, made_from)
+        cache_posteriors(tree, predictor, self.records(), [self.checkpoint])
         return tree
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference model and the images that it was trained on, as absolute paths without symbolic links."""
+    """A reference model and the images that it was trained on."""
 
     predictor: Predictor
-    trained_on: frozenset[Path] = field(default_factory=frozenset)
+    trained_on: Images = field(default_factory=lambda: Images([]))
 
     def saw(self, record: Record) -> bool:
-        """Whether the model was trained on this image."""
-        return record.image.resolve() in self.trained_on
+        """Whether the model was trained on this image, whatever the name of its file."""
+        return self.trained_on.find(record.identity) is not None
 
 
 def read_shadow(folder: str | Path) -> ShadowRun:
@@ -79,8 +88,8 @@ def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[R
     for place in places:
         if Path(place).is_dir():
             run = read_shadow(place)
-            trained_on = frozenset((pair.root / pair.image).resolve() for pair in run.inside)
-            references.append(Reference(open_predictor(f"checkpoint:{run.checkpoint}", options), trained_on))
+            predictor = open_predictor(f"checkpoint:{run.checkpoint}", options)
+            references.append(Reference(predictor, run.images()[IN]))
         else:
             references.append(Reference(open_predictor(place, options)))
     return tuple(references)

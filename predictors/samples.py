@@ -152,19 +152,24 @@ def live_records(members: str, non_members: str, root: str, strip_prefix: str, d
     return sorted(records, key=lambda record: record.name)
 
 
-def open_victim(where: str, dataset: str, options: PredictorOptions, classes: int | None = None) -> Predictor:
-    """Open the target model. Raises `UserError` if it has not the classes of the data set, or not `classes` classes."""
+def open_victim(where: str, dataset: str | None, options: PredictorOptions,
+                classes: int | None = None) -> tuple[Predictor, str]:
+    """Open the target model. Returns it, and the data set: `dataset`, or else that of the model, or else streets.
+
+    Raises `UserError` if it has not the classes of the data set, or not `classes` classes.
+    """
     predictor = open_predictor(where, options)
+    dataset = dataset or predictor.dataset or "streets"
+    names, own = list(find_dataset(dataset).CLASSES), predictor.class_names
     if predictor.classes is None:
-        return predictor
+        return predictor, dataset
     if classes not in (None, predictor.classes):
         raise UserError(f"{where} has {predictor.classes} classes; the attacker was trained for {classes}")
-    if (expected := len(find_dataset(dataset).CLASSES)) != predictor.classes:
-        raise UserError(f"{where} has {predictor.classes} classes; the data set {dataset} has {expected}; give the "
+    if len(names) != predictor.classes:
+        raise UserError(f"{where} has {predictor.classes} classes; the data set {dataset} has {len(names)}; give the "
                         "right --dataset")
-    names, own = list(find_dataset(dataset).CLASSES), predictor.class_names
     if isinstance(own, list) and len(own) == len(names) and own != names:
         wrong = next(index for index, name in enumerate(names) if own[index] != name)
         raise UserError(f"class {wrong} of {where} is {own[wrong]!r}, and that of the data set {dataset} is "
                         f"{names[wrong]!r}; give --dataset {predictor.dataset or 'NAME'}")
-    return predictor
+    return predictor, dataset

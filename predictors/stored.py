@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datasets.inspection import inspect
 from datasets.pairs import read_fields
 from predictors.base import Predictor, PredictorOptions, Query, Record
 from utils import VOID
@@ -63,10 +64,7 @@ def infer_stride(label: tuple[int, int], positions: tuple[int, int]) -> int:
 
 def read_posterior(path: Path) -> np.ndarray:
     """Read class posteriors (C, H, W) as float32. Raises `UserError` for any other content."""
-    stored = read_npy(path)
-    if stored.ndim != 3 or stored.dtype.kind != "f" or 0 in stored.shape or len(stored) > VOID:
-        raise UserError(f"{path}: expected float posteriors (C, H, W) of at most {VOID} classes, found "
-                        f"{stored.dtype} {stored.shape}")
+    stored = _open_posterior(path)
     with reading(path, "posterior"), np.errstate(all="ignore"):
         array = np.array(stored, np.float32)  # a number that is too large becomes infinite
     low, high = array.min(), array.max()  # NaN if the array has a NaN
@@ -77,6 +75,15 @@ def read_posterior(path: Path) -> np.ndarray:
         raise UserError(f"{path}: the classes of a position sum to {sums.min():.3g} to {sums.max():.3g}, but "
                         "posteriors sum to 1; store the softmax over the classes, not logits, losses or sigmoids")
     return np.maximum(array, TINY, out=array) if stored.dtype == np.float16 else array
+
+
+def _open_posterior(path: Path) -> np.ndarray:
+    """Map the array of a posterior into memory. Raises `UserError` if it has another form than (C, H, W) of floats."""
+    stored = read_npy(path)
+    if stored.ndim != 3 or stored.dtype.kind != "f" or 0 in stored.shape or len(stored) > VOID:
+        raise UserError(f"{path}: expected float posteriors (C, H, W) of at most {VOID} classes, found "
+                        f"{stored.dtype} {stored.shape}")
+    return stored
 
 
 def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
@@ -92,8 +99,7 @@ def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
     for name in names:
         side, _, rest = name.partition("/")
         places = {kind: root / side / kind / f"{rest}.png" for kind in ("img", "label")}
-        records.append(Record(name, Path(rest).name, groups.get(name, name), SIDES[side], places["img"],
-                              places["label"]))
+        records.append(Record(name, groups.get(name, name), SIDES[side], places["img"], places["label"]))
     return records
 
 
@@ -158,6 +164,27 @@ def describe_tree(root: str | Path, folder: str, records: Sequence[Record]) -> s
     left_out = sum(labels.values()) - len(records)
     return (f"{root}: {used['train']} + {used['val']} posteriors in {folder}"
             + (f"; labels without a posterior there, which are left out: {left_out}" if left_out > 0 else ""))
+
+
+def check_forms(predictor: StoredPredictor, records: Sequence[Record]) -> None:
+    """Raise `UserError` unless all posteriors have one precision and one stride.
+
+    Otherwise they may tell members from non-members by their form.
+    """
+    forms: dict[str, dict[object, list[str]]] = {"precision": {}, "stride": {}}
+    for record in records:
+        stored = _open_posterior(*predictor.files(record))
+        forms["precision"].setdefault(stored.dtype.name, []).append(record.name)
+        if record.label.is_file():
+            size = inspect(*record.files).size
+            stride = infer_stride(size, stored.shape[1:])
+            if -(-size[0] // stride) == stored.shape[1]:
+                forms["stride"].setdefault(stride, []).append(record.name)
+    for what, names in forms.items():
+        if len(names) > 1:
+            shown = " and ".join(f"{value} ({len(found)}, such as {found[0]})" for value, found in names.items())
+            raise UserError(f"{predictor.where}: the posteriors differ in {what}: {shown}; an attack would recognise "
+                            "the form of a file instead of membership, so store all of them in the same way")
 
 
 def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, label: np.ndarray,

@@ -1,5 +1,7 @@
 """The attacks that the paper compares with, dropout at test time, and the mIoU under a defense."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -106,7 +108,7 @@ def test_dropout_drops_the_given_share_and_norms_stay_in_eval_mode(ratio):
     share = (model(torch.zeros(1, 3, 64, 64)) > 0).float().mean().item()
     assert share == pytest.approx(1 - ratio, abs=0.03)
     predictor = ModelPredictor(model, 3, PredictorOptions(defense=defense))
-    queries = [Query(Record(key, key, key, None, key, key), image) for key in "aab"]
+    queries = [Query(Record(key, key, None, Path(key), Path(key)), image) for key in "aab"]
     first, repeated, other = predictor.predict(queries)
     assert torch.equal(first, repeated) and torch.equal(first, other) == (ratio == 0)
     assert defense.query_seed("a") != Dropout(DefenseSpec("test-dropout", ratio, seed=1)).query_seed("a")

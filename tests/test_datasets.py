@@ -27,7 +27,7 @@ def test_split_file_round_trip(tmp_path):
 def test_split_file_with_comments_and_prefix(tmp_path):
     (tmp_path / "s.txt").write_text("# head\n\n/pre/data/1.png /pre/label/1.png # tail\n")
     (pair,) = read_split(tmp_path / "s.txt", tmp_path, strip_prefix="/pre/", must_exist=False)
-    assert (pair.image, pair.label, pair.name, pair.key) == ("data/1.png", "label/1.png", "data/1", "1")
+    assert (pair.image, pair.label, pair.name) == ("data/1.png", "label/1.png", "data/1")
 
 
 def test_folder_of_split_files_is_read_as_one_split(tmp_path):
@@ -127,7 +127,7 @@ def test_resized_copy(tmp_path):
                 tmp_path / "out", "--splits", tmp_path / "splits"))
     for pair in read_split(tmp_path / "splits/random/victim_in.txt", tmp_path / "out"):
         image, label = load_pair(pair, camvid)
-        index = int(pair.key[-3:])
+        index = int(pair.name[-3:])
         assert label.shape == (18, 24) and np.unique(image) == [index]
         assert np.unique(label) == [255 if index % 12 == 11 else index % 12]
 

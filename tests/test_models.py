@@ -19,7 +19,7 @@ SMALL = {"backbone": "resnet10t", "stages": 3, "width": 16, "classes": 5, "outpu
 
 
 def query(model, image, stride):
-    record = Record("a", "a", "a", None, Path("a"), Path("a"))
+    record = Record("a", "a", None, Path("a"), Path("a"))
     return ModelPredictor(model, 5, PredictorOptions(stride=stride)).predict([Query(record, image)])[0]
 
 

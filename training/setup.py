@@ -9,15 +9,18 @@ import torch
 
 from attacks.thresholds import mean_known
 from datasets.pairs import Pair, deal, read_split, write_split
+from datasets.provenance import IN, OUT, Identity, Images, list_pairs
 from defenses.base import Defense
+from models import read_segmenter
 from models.attacker import InputSpec
-from predictors.base import PredictorOptions, Record, predict_records
+from predictors.base import PredictorOptions, Record, identify, predict_records
 from predictors.reference import read_shadow
-from predictors.samples import join_trees, open_victim
+from predictors.samples import Source, join_trees, open_victim
 from predictors.stored import TINY, list_records
 from training.attacker import AttackerData, prepare, train_attacker
 from training.options import AttackerTraining
 from training.plan import PlanOptions, plan_attacker, plan_segmenter
+from training.roles import compare_sides, compare_with_victim, store
 from training.segmentation import check_batch, train_and_report
 from utils import VOID
 from utils.cli import UserError, pick
@@ -26,9 +29,10 @@ from utils.distributed import gather, is_main, own_share, print_once, run_on_mai
 from utils.files import start_run, write_json
 from utils.resume import resume_arguments
 
-__all__ = ["begin", "cache_shadows", "check_batch", "count", "count_shadow_images", "join_trees", "partition",
-           "plan_attacker", "plan_of", "plan_segmenter", "prepare", "read_split",
-           "start_run_on_main", "train_and_report", "train_attacker_and_report", "write_shadow_splits"]
+__all__ = ["begin", "cache_shadows", "check_batch", "compare_sides", "compare_with_victim", "count",
+           "count_shadow_images", "dataset_of", "images_of_attacker", "join_trees", "partition", "plan_attacker",
+           "plan_of", "plan_segmenter", "prepare", "read_split", "start_run_on_main", "store", "train_and_report",
+           "train_attacker_and_report", "write_shadow_splits"]
 
 
 def count(split: str | Path) -> int:
@@ -79,7 +83,7 @@ def partition(pairs: Sequence[Pair], split: str, victim: str | None, dataset: st
     if victim is None:
         inside = deal([pair.group for pair in pairs], (1, 1), seed) == 0
     else:
-        predictor = open_victim(victim, dataset, PredictorOptions(compute))
+        predictor, _ = open_victim(victim, dataset, PredictorOptions(compute))
         records, confidences = [Record.of_pair(pair, dataset) for pair in own_share(pairs)], []
         for answer in predict_records(predictor, records, "querying V about D^S"):
             known = torch.from_numpy(answer.load_label() != VOID)
@@ -99,6 +103,22 @@ def write_shadow_splits(folder: Path, inside: Sequence[Pair], outside: Sequence[
 def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute: Compute) -> list[Path]:
     """The trees of the shadows' posteriors on D^S. Missing posteriors are computed."""
     return [read_shadow(folder).cache(PredictorOptions(compute, stride, defense)) for folder in folders]
+
+
+def dataset_of(victim: str | None) -> str:
+    """The data set that the checkpoint of a victim names; streets if there is no checkpoint, or it names none."""
+    return (victim and Path(victim).is_file() and read_segmenter(victim).get("dataset")) or "streets"
+
+
+def images_of_attacker(shadows: Sequence[str], source: Source) -> dict[str, list[Identity]]:
+    """The images of D^S: those of the runs of shadows or, without runs, those of `source`."""
+    if shadows:
+        known = [read_shadow(folder).images() for folder in shadows]
+        return {role: [one for images in known for one in images[role].all] for role in (IN, OUT)}
+    sides = [identify([record for record in source.records if record.member is side]) for side in (True, False)]
+    if both := Images(sides[0]).shared(sides[1]):
+        raise UserError(f"the same image is a member and a non-member of D^S: {list_pairs(both)}; remove it from one")
+    return dict(zip((IN, OUT), sides, strict=True))
 
 
 def train_attacker_and_report(options: AttackerTraining, data: AttackerData, defense: Defense, folder: Path,

@@ -123,7 +123,7 @@ def querying(precision: str = "auto") -> Stage:
     fast = build_segmenter(SEGMENTER).eval().to(memory_format=torch.channels_last)
     fast.load_state_dict(model.state_dict())
     predictor = ModelPredictor(fast, SEGMENTER["classes"], PredictorOptions(on_cpu(precision), stride=2))
-    record = Record("", "", "", None, Path(), Path())
+    record = Record("", "", None, Path(), Path())
     images = [np.random.default_rng(i).integers(0, 256, (180, 240, 3), np.uint8) for i in range(8)]
     return Stage("images", len(images), lambda: [simple.query(model, image, 2) for image in images],
                  lambda: predictor.predict([Query(record, image) for image in images]),

@@ -63,7 +63,7 @@ def read_posterior(path: Path, _: Path) -> None:
     label_path = path.with_name("label.png")
     if not label_path.exists():
         Image.new("L", (16, 8)).save(label_path)
-    record = Record("train/a", "a", "a", True, path, label_path)
+    record = Record("train/a", "a", True, path, label_path)
     source = Source([record], StoredPredictor(path.parent, PredictorOptions(), paths={"train/a": path}))
     sample = next(source.samples())
     assert sample.output.isfinite().all() and sample.truth.shape == sample.output.shape[1:]

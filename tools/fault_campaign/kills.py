@@ -52,10 +52,10 @@ def kill_trial(workspace: Path, baselines: dict[str, Baseline], seed: int, numbe
         if result.code == 0:
             break
         ways.append(way)
-        scored += result.counters.label_reads
+        scored += result.counters.samples
         trial.check(result, EXIT_CODES.get(way, -signal.SIGKILL))
     last = trial.finish()
-    again = 0 if complete else max(0, scored + last.counters.label_reads - trial.baseline.counters.label_reads)
+    again = 0 if complete else max(0, scored + last.counters.samples - trial.baseline.counters.samples)
     if is_attack(name) and again > 3 * IMAGES_PER_BATCH * len(ways):
         trial.problems.append(f"{again} of {scored} images were scored again after {len(ways)} kills")
     return trial.report(trial=number, kills=ways, scored=scored, **{"scored again": again})

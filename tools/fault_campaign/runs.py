@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from predictors.samples import Source
 from utils.files import ROOT
 from utils.log import progress
 
@@ -47,9 +48,9 @@ def preload() -> None:
 
 
 class Counters(ctypes.Structure):
-    """Numbers of accesses, and whether the action has run. Each image that is queried reads one label file."""
+    """Numbers of accesses and of samples that were made, and whether the action has run."""
 
-    _fields_ = [("writes", ctypes.c_int64), ("reads", ctypes.c_int64), ("label_reads", ctypes.c_int64),
+    _fields_ = [("writes", ctypes.c_int64), ("reads", ctypes.c_int64), ("samples", ctypes.c_int64),
                 ("triggered", ctypes.c_bool)]
 
 
@@ -71,7 +72,14 @@ class FaultInjector:
     counters: Counters = field(default_factory=lambda: Counters.from_buffer(mmap.mmap(-1, ctypes.sizeof(Counters))))
 
     def install(self) -> None:
-        """Replace `open`, `os.fsync` and `os.replace` in this process."""
+        """Replace `open`, `os.fsync`, `os.replace` and the function that makes a sample, in this process."""
+        make_sample = Source._sample
+
+        def counted(source, *args):
+            self.counters.samples += 1
+            return make_sample(source, *args)
+
+        Source._sample = counted
         self._open, self._prefix = builtins.open, f"{self.folder.resolve()}{os.sep}"
         builtins.open = io.open = self.open
         os.fsync, os.replace = partial(self._call, os.fsync), partial(self._call, os.replace)
@@ -81,7 +89,6 @@ class FaultInjector:
         path = os.path.abspath(os.fsdecode(file)) if not isinstance(file, int) else ""
         inside, writing = path.startswith(self._prefix), set(mode) & set("wax+")
         if inside and not writing:
-            self.counters.label_reads += f"{os.sep}label{os.sep}" in path
             self.count(path, read=True)
         if not inside or not writing:
             return self._open(file, mode, buffering, encoding, errors, newline, closefd, opener)

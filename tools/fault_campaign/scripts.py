@@ -19,7 +19,8 @@ ATTACKER = "-resume {workspace}/attacker/best.pth.tar "
 SHORT = "--epochs 1 --width 8 --stages 2 --workers 0 --batch 2 --crop 32 64 --precision fp32 --out {folder}/run "
 # Kind of file, path of the malformed file in {folder}, and the command line that reads it. {file} is its full path.
 LINES = (
-    ("checkpoint", "attacker/best.pth.tar", ATTACK + "-resume {file} --examples {workspace}/shadow/posteriors-s4"),
+    ("checkpoint", "attacker/best.pth.tar",
+     ATTACK + "-resume {file} --allow overlap --examples {workspace}/shadow/posteriors-s4"),
     ("checkpoint", "victim/last.pth.tar",
      ATTACK + ATTACKER + LIVE.replace("{workspace}/victim/last.pth.tar", "{file}")),
     ("checkpoint", "victim/last.pth.tar",

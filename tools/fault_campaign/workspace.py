@@ -29,7 +29,7 @@ COMMANDS = {
     "shadow": "train_shadow.py --split {workspace}/shadow.txt --victim {workspace}/victim/last.pth.tar " + SMALL,
     "attacker": "train_attacker.py --shadow {folder}/shadow --patch-size 12 --width 0.125 --epochs 3 "
                 "--precision fp32 --out {folder}/run",
-    "attack": ATTACK + "--examples {workspace}/shadow/posteriors-s4",
+    "attack": ATTACK + "--allow overlap --examples {workspace}/shadow/posteriors-s4",
     "attack, live victim": ATTACK + LIVE,
     "attack, --keep": ATTACK + LIVE + "--keep {folder}/kept",
 }

@@ -1,0 +1,137 @@
+"""Read what an image and its label say without any model: what identifies them, and what describes them."""
+
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from datasets.images import check_turned, describe_file, load_image
+from datasets.pairs import check_sizes, read_label
+from utils import VOID
+from utils.cli import UserError
+from utils.distributed import gather, is_main, own_share
+from utils.log import progress
+
+Files = tuple[Path, Path, str | None]  # image, label, and the name of the data set that decodes the label
+_found: dict[tuple, "Inspection"] = {}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the files of one image say. The image or the label may be missing; what depends on it is then None.
+
+    `image`, `label`: SHA-256 of the decoded pixels, 32 hex digits; the label as train ids. `look`: a hash of 64 bits
+    that changes in few bits if the image is resized or compressed. `size`: (H, W). `counts`: number of pixels of each
+    id that the label has, 255 = void. `boundary`: share of neighbouring pixels with different ids. `colour`: mean and
+    standard deviation of the three channels (6,), 0..255. `kinds`: format, mode and compression of the two files.
+    `bytes`: sizes of the two files.
+    """
+
+    image: str | None
+    label: str | None
+    look: int | None
+    size: tuple[int, int] | None
+    counts: dict[int, int] | None
+    boundary: float | None
+    colour: np.ndarray | None
+    kinds: tuple[str | None, str | None]
+    bytes: tuple[int | None, int | None]
+
+    @property
+    def ids(self) -> list[int]:
+        """The train ids of the label, without void."""
+        return [number for number in self.counts or () if number != VOID]
+
+    @property
+    def pattern(self) -> str | None:
+        """The hash of the label; None if it has a single id beside void, because many images share such a label."""
+        return self.label if len(self.ids) > 1 else None
+
+
+def inspect(image: Path, label: Path, dataset: str | None) -> Inspection:
+    """Inspect an image and its label (`dataset` None: it holds train ids). Files that have not changed are read once.
+
+    Raises `UserError` if a file is broken, or if image and label have different sizes.
+    """
+    states = [os.stat(path) if os.path.isfile(path) else None for path in (image, label)]
+    key = (image, label, dataset, *((state.st_size, state.st_mtime_ns) if state else None for state in states))
+    if key not in _found:
+        _found[key] = _read(image if states[0] else None, label if states[1] else None, dataset,
+                            tuple(state and state.st_size for state in states))
+    return _found[key]
+
+
+def inspect_all(files: Sequence[Files], what: str = "comparing images") -> list[Inspection]:
+    """Inspect many images in parallel; under torchrun, each process reads its share. `what`: title of the bar."""
+    share = own_share(files)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(progress(pool.map(lambda one: inspect(*one), share), what, len(share)))
+    return gather(found)
+
+
+def _read(image: Path | None, label: Path | None, dataset: str | None, sizes: tuple) -> Inspection:
+    pixels = ids = look = colour = counts = boundary = None
+    if image and label:
+        check_turned(image, label)
+    if image:
+        pixels = load_image(image)
+        look, colour = _look(pixels), np.concatenate(cv2.meanStdDev(pixels)).ravel()
+    if label:
+        ids = read_label(label, dataset)
+        counts = {number: int(count) for number, count in enumerate(np.bincount(ids.ravel())) if count}
+        boundary = _boundary(ids)
+    if image and label:
+        check_sizes(pixels, ids, label)
+    first = pixels if image else ids
+    return Inspection(_hash(pixels), _hash(ids), look, None if first is None else first.shape[:2], counts, boundary,
+                      colour, tuple(path and describe_file(path) for path in (image, label)), sizes)
+
+
+def _hash(array: np.ndarray | None) -> str | None:
+    """SHA-256 of shape and content of an array, the first 32 hex digits."""
+    if array is None:
+        return None
+    digest = hashlib.sha256(repr(array.shape).encode())
+    digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:32]
+
+
+def _look(pixels: np.ndarray) -> int:
+    """Difference hash of an image uint8 (H, W, 3): 64 bits, whether each of 8 x 8 cells is darker than the next."""
+    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA).astype(int)
+    return int("".join("01"[bit] for bit in (grey[:, 1:] > grey[:, :-1]).ravel().astype(int)), 2)
+
+
+def _boundary(ids: np.ndarray) -> float:
+    """Share of the pairs of neighbouring pixels that have different ids; 0 for a single pixel."""
+    different = (ids[1:] != ids[:-1]).sum() + (ids[:, 1:] != ids[:, :-1]).sum()
+    return float(different / max(1, 2 * ids.size - sum(ids.shape)))
+
+
+def check_labels(found: Sequence[Inspection], what: str) -> None:
+    """Raise `UserError` if the labels of `what` are all void, or have a single class. Warns if half of them is void."""
+    counts: Counter[int] = Counter()
+    for one in found:
+        counts.update(one.counts or {})
+    total, void = counts.total(), counts.pop(VOID, 0)
+    if total and not counts:
+        raise UserError(f"every label of {what} is void everywhere, so nothing can be measured; check --dataset, which "
+                        "turns the ids in the files into classes")
+    if len(counts) == 1:
+        raise UserError(f"the labels of {what} have a single class, {next(iter(counts))}, beside void; masks of 0 and "
+                        "255 need --dataset folder --classes 2, because 255 is void")
+    if 2 * void > total and is_main():
+        print(f"warning: {100 * void / total:.0f} % of the label pixels of {what} are void; check --dataset, which "
+              "turns the ids in the files into classes", file=sys.stderr)
+
+
+def distance(first: int, second: int) -> int:
+    """Number of different bits of two values of `look`."""
+    return (first ^ second).bit_count()

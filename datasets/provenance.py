@@ -1,0 +1,117 @@
+"""Which images played which role in a run, by their content: the private file `provenance.json` of a run.
+
+Whoever holds the hashes of the training images of a model knows its members. So the file stays beside the run, and only
+its owner can read it; checkpoints, trees and reports never contain hashes. Under --hash-names they are keyed.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from utils.cli import UserError
+from utils.distributed import is_main
+from utils.files import read_json, write_json
+
+FILE = "provenance.json"
+NOTE = "Private: who holds these hashes can tell which images the model was trained on. Do not hand this file on."
+IN, OUT = "in", "out"  # trained on, or attacked as a member; and not
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What identifies an image: hashes of its decoded pixels and of its label.
+
+    `group`: None if the image is its own group. `label`: None without a label, or if the label has a single class.
+    """
+
+    name: str
+    group: str | None
+    image: str | None
+    label: str | None
+
+    def hashed(self, write_name: Callable[[str], str]) -> "Identity":
+        """The same with every text converted by `write_name`."""
+        return Identity(*(value and write_name(value) for value in asdict(self).values()))
+
+
+class Images:
+    """Identities that can be searched by content."""
+
+    def __init__(self, identities: Iterable[Identity]):
+        self.all: list[Identity] = []
+        self._by_image: dict[str, Identity] = {}
+        self._by_label: dict[str, list[Identity]] = {}
+        for one in identities:
+            self.add(one)
+
+    def add(self, one: Identity) -> None:
+        """Add an image."""
+        self.all.append(one)
+        if one.image:
+            self._by_image.setdefault(one.image, one)
+        if one.label:
+            self._by_label.setdefault(one.label, []).append(one)
+
+    def find(self, wanted: Identity) -> Identity | None:
+        """The same image as `wanted`: equal pixels or, where one of the two has no pixels, an equal label."""
+        if wanted.image in self._by_image:
+            return self._by_image[wanted.image]
+        candidates = self._by_label.get(wanted.label, [])
+        return next((one for one in candidates if not (one.image and wanted.image)), None)
+
+    def shared(self, others: Iterable[Identity]) -> list[tuple[Identity, Identity]]:
+        """The pairs (other, own) of images that are the same."""
+        return [(other, own) for other in others if (own := self.find(other))]
+
+    def groups(self) -> set[str]:
+        """The names of the groups; images that are their own group have none."""
+        return {one.group for one in self.all if one.group}
+
+
+def copies(identities: Sequence[Identity]) -> list[tuple[Identity, Identity]]:
+    """The pairs (image, earlier image) of equal images among `identities`."""
+    found = []
+    images = Images([])
+    for one in identities:
+        if earlier := images.find(one):
+            found.append((one, earlier))
+        else:
+            images.add(one)
+    return found
+
+
+def list_pairs(pairs: Sequence[tuple[Identity, Identity]]) -> str:
+    """The first pair, and the number of others, for a message."""
+    (first, second), rest = pairs[0], len(pairs) - 1
+    return f"{first.name} and {second.name}" + (f", and {rest} other pairs" if rest else "")
+
+
+def warn_of_groups(first: Images, second: Images, what: str) -> None:
+    """Print a warning if some groups, such as cities or drives, have images in both collections."""
+    if (both := sorted(first.groups() & second.groups())) and is_main():
+        print(f"warning: {len(both)} groups, such as {both[0]}, are in {what}; images of a group are alike",
+              file=sys.stderr)
+
+
+def write_provenance(folder: Path, roles: Mapping[str, Sequence[Identity]]) -> None:
+    """Write the file of a run, which only its owner can read. `roles`: the images of `IN` and of `OUT`."""
+    if is_main():
+        write_json(folder / FILE, {"note": NOTE} | {role: [asdict(one) for one in images]
+                                                    for role, images in roles.items()})
+        os.chmod(folder / FILE, 0o600)
+
+
+def read_provenance(folder: Path) -> dict[str, Images] | None:
+    """The images of each role of a run; None if the folder has no `FILE`. Raises `UserError` if it is broken."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    content, names = read_json(path), {field.name for field in fields(Identity)}
+    roles = {role: content.get(role) if isinstance(content, dict) else None for role in (IN, OUT)}
+    for images in roles.values():
+        if not isinstance(images, list) or not all(isinstance(one, dict) and one.keys() == names and all(
+                value is None or isinstance(value, str) for value in one.values()) for one in images):
+            raise UserError(f"{path} is damaged; remove it, and the images of the run are not compared any more")
+    return {role: Images(Identity(**one) for one in images) for role, images in roles.items()}

@@ -1,0 +1,136 @@
+"""Controls: what separates members from non-members without the target model.
+
+The blind control is a classifier that sees image and label but no model. The model control is the same attack on a
+model that was trained on neither side. If a control is above chance, the two sides differ by more than membership.
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import rankdata
+
+from datasets.inspection import Inspection
+from evaluation.intervals import intervals, paired_difference
+from evaluation.metrics import compute_metrics
+from evaluation.report import show_interval
+from utils import VOID
+from utils.files import atomic_open
+
+FOLDS = 5  # of whole groups
+# The images of a fold share a classifier, which the variation between groups does not contain. The variance is higher
+# by 1 + FOLDS / (FOLDS - 1) (Nadeau and Bengio, Machine Learning 52, 2003).
+CROSS_FITTED = math.sqrt(1 + FOLDS / (FOLDS - 1))
+LARGEST = 20_000  # images on which the blind classifiers are trained; more would take minutes
+TREES = 100
+TITLES = {"blind": "control without a model", "model": "control on a model that saw neither side"}
+
+
+def features(found: Sequence[Inspection]) -> np.ndarray:
+    """What is visible without a model, float64 (n, K); a column is left out if no image or no label has it.
+
+    Shares of the classes and of void, share of class boundaries, number of classes, mean and standard deviation of the
+    colour channels, height and width, logarithm of the file sizes, and the kinds of the files.
+    """
+    ids = sorted({number for one in found for number in one.ids})
+    rows = []
+    for one in found:
+        counts, total = one.counts or {}, sum((one.counts or {}).values())
+        labelled = max(1, total - counts.get(VOID, 0))
+        rows.append([*(counts.get(number, 0) / labelled for number in ids), counts.get(VOID, 0) / max(1, total),
+                     one.boundary or 0, len(one.ids), *(np.zeros(6) if one.colour is None else one.colour),
+                     *(one.size or (0, 0)), *(math.log(size or 1) for size in one.bytes)])
+    kinds = [sorted({one.kinds[file] or "" for one in found}) for file in (0, 1)]
+    shown = [[float(one.kinds[file] == kind) for file in (0, 1) for kind in kinds[file][:FOLDS]] for one in found]
+    return np.concatenate([np.array(rows, float), np.array(shown)], axis=1)
+
+
+def blind_scores(found: Sequence[Inspection], member: np.ndarray, group: Sequence[str],
+                 seed: int = 0) -> np.ndarray | None:
+    """Score (n,) of each image by classifiers that were trained on other groups, and that see no model.
+
+    The mean rank of a logistic regression and a random forest within each of `FOLDS` folds of whole groups. None if a
+    side has a single group, so that no classifier can be tested, or if all images look the same.
+    """
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    table, member, group = features(found), np.asarray(member, bool), np.asarray(group)
+    table = table[:, table.std(axis=0) > 1e-12]
+    folds = min(FOLDS, *(len(set(group[member == side].tolist())) for side in (True, False)))
+    if folds < 2 or not table.shape[1]:
+        return None
+    scores = np.full(len(member), 0.5)
+    for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(table, member, group):
+        train = np.random.default_rng(seed).permutation(train)[:LARGEST]
+        models = (make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)),
+                  RandomForestClassifier(TREES, min_samples_leaf=3, random_state=seed))
+        if 0 < member[train].sum() < len(train):
+            ranks = [rankdata(model.fit(table[train], member[train]).predict_proba(table[test])[:, 1])
+                     for model in models]
+            scores[test] = (np.mean(ranks, axis=0) - 0.5) / len(test)
+    return scores
+
+
+def judge(control: np.ndarray, attack: np.ndarray, member: np.ndarray, group: Sequence[str],
+          factor: float = 1.0) -> dict:
+    """AUC of a control, and by how much the AUC of the attack exceeds it, each with its 95 % interval.
+
+    "above_chance": whether the interval of the control lies above 0.5; None without an interval. `factor`: by how much
+    the intervals are widened, the first on the logit scale; `CROSS_FITTED` for the blind control.
+    """
+    auc, interval = compute_metrics(control, member)["auc"], intervals(control, member, group)["auc"]
+    paired = paired_difference([attack], [control], member, group, "auc")
+    difference, around = paired["difference"], paired["interval"]
+    if interval and 0 < auc < 1:
+        interval = [float(expit(logit(auc) + factor * (logit(end) - logit(auc)))) for end in interval]
+    return {"auc": auc, "auc_interval": interval, "above_chance": interval and interval[0] > 0.5,
+            "attack_minus_control": difference,
+            "attack_minus_control_interval": around and [difference + factor * (end - difference) for end in around]}
+
+
+def verdict(name: str, judged: dict) -> str:
+    """One line about a control: its AUC, and what follows from it."""
+    line = f"{TITLES[name]}: AUC {judged['auc']:.3f} {show_interval(judged['auc_interval'])}"
+    if judged["above_chance"] is None:
+        return f"{line}: no interval, so it is not decided whether the sides differ by more than membership"
+    exceeds = f"{judged['attack_minus_control']:+.3f} {show_interval(judged['attack_minus_control_interval'])}"
+    if not judged["above_chance"]:
+        return f"{line}: not above chance"
+    without = "without any model" if name == "blind" else "for a model that saw neither"
+    return f"{line}: the sides differ {without}; the attack exceeds this by {exceeds}"
+
+
+def describe_sides(found: Sequence[Inspection], member: Sequence[bool]) -> list[str]:
+    """A warning for each property of the files of which no value occurs on both sides, though few values occur."""
+    warnings = []
+    for what, value in (("size of the images", lambda one: one.size),
+                        ("format of the images", lambda one: one.kinds[0]),
+                        ("format of the labels", lambda one: one.kinds[1])):
+        sides = [{value(one) for one, inside in zip(found, member, strict=True) if inside is side}
+                 for side in (True, False)]
+        if not sides[0] & sides[1] and 2 * max(map(len, sides)) <= min(sum(member), len(member) - sum(member)):
+            first, second = (" or ".join(sorted(map(_show, side))[:2]) for side in sides)
+            warnings.append(f"the {what} tells the sides apart: {first} for members, {second} for non-members; an "
+                            "attack may recognise this instead of membership")
+    return warnings
+
+
+def _show(value: object) -> str:
+    return f"{value[1]} x {value[0]}" if isinstance(value, tuple) else str(value or "missing")
+
+
+def write_controls(folder: Path, names: Sequence[str], member: np.ndarray, controls: Mapping[str, np.ndarray]) -> None:
+    """Write controls.csv: the score of each image under each control, in the order of scores.csv."""
+    rows = sorted(zip(names, np.asarray(member, int).tolist(), *(scores.tolist() for scores in controls.values()),
+                      strict=True))
+    with atomic_open(folder / "controls.csv", "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "member", *controls])
+        writer.writerows([*row[:2], *map(repr, row[2:])] for row in rows)
