@@ -65,6 +65,11 @@ class Images:
         """The pairs (other, own) of images that are the same."""
         return [(other, own) for other in others if (own := self.find(other))]
 
+    def alike(self, others: Iterable[Identity]) -> list[tuple[Identity, Identity]]:
+        """The pairs (other, own) of images with other pixels and the same label, as of an image that was compressed."""
+        return [(other, own) for other in others for own in self._by_label.get(other.label, ())
+                if own.image and other.image and own.image != other.image]
+
     def groups(self) -> set[str]:
         """The names of the groups; images that are their own group have none."""
         return {one.group for one in self.all if one.group}

@@ -118,7 +118,7 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
     Returns the source, with copies of an image in one group, and the images by content. Raises `UserError` if an image
     has two roles that exclude one another, or if the stored posteriors have different forms.
     """
-    known, records = roles.examine(source.records, run.allow)
+    known, records = roles.examine(source.records, source.predictor, run.allow)
     roles.compare_with_victim(known, existing_files([run.victim]), run.allow)
     if attacker := attack.settings.attacker:
         roles.compare_with_attacker(known, Path(attacker.path), run.allow)

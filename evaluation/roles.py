@@ -1,14 +1,16 @@
 """Compare the images of an attack by their content: no image may play two roles that exclude one another."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets.inspection import check_labels, inspect
 from datasets.provenance import IN, OUT, Identity, Images, copies, list_pairs, read_provenance, warn_of_groups
-from predictors.base import Record, identify
+from predictors.base import Predictor, Record, identify
 from utils.cli import UserError
-from utils.distributed import print_once
+from utils.distributed import is_main, print_once
+from utils.files import fingerprint
 
 
 @dataclass
@@ -33,17 +35,24 @@ class Roles:
         return {"compared_with": self.known, "copies": self.copies, "overlap": self.overlap, "unseen": self.unseen}
 
 
-def examine(records: Sequence[Record], allow: Sequence[str]) -> tuple[Roles, list[Record]]:
+def examine(records: Sequence[Record], predictor: Predictor,
+            allow: Sequence[str]) -> tuple[Roles, list[Record]]:
     """Identify the attacked images. Returns them, and the records with copies of an image in one group.
 
-    Raises `UserError` if an image is on both sides, or twice on one side and this is not allowed.
+    Where both image and label are missing, the stored output identifies an image. Raises `UserError` if an image is on
+    both sides, or twice on one side and this is not allowed. Warns of images with the same label on both sides.
     """
-    images = identify(records)
+    images = [one if one.image or one.label or not predictor.files(record) else
+              replace(one, image=fingerprint(list(predictor.files(record))))
+              for one, record in zip(identify(records), records, strict=True)]
     check_labels([inspect(*record.files) for record in records], "the attacked images")
     sides = [Images(one for one, record in zip(images, records, strict=True) if record.member is side)
              for side in (True, False)]
     if both := sides[1].shared(sides[0].all):
         raise UserError(f"the same image is a member and a non-member: {list_pairs(both)}; remove it from one side")
+    if (alike := sides[1].alike(sides[0].all)) and is_main():
+        print(f"warning: members and non-members with the same label, though their pixels differ: {list_pairs(alike)}; "
+              "perhaps they are versions of one image", file=sys.stderr)
     roles, twice = Roles(images, *sides), [pair for side in sides for pair in copies(side.all)]
     if twice and "copies" not in allow:
         raise UserError(f"the same image is attacked twice: {list_pairs(twice)}; remove the copies, or give "

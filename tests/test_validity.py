@@ -1,0 +1,368 @@
+"""Inputs that would give a wrong metric: each is refused, or reported beside the metric."""
+
+import json
+import os
+import shutil
+import stat
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, must, results, scores, script, small_scene
+from PIL import Image
+from test_seams import assert_refused
+
+from datasets.inspection import inspect
+from datasets.pairs import Pair, read_split, write_split
+from evaluation.alignment import significant_bits
+from evaluation.controls import CROSS_FITTED, blind_scores, judge
+from predictors.base import Record
+from predictors.samples import tree_source
+from utils.files import ROOT
+
+COUNT = 12  # images of each side of the tree
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the first images of examples/."""
+    for side in ("train", "val"):
+        for kind, suffix in (("label", "png"), ("pred_sgd", "npy")):
+            (tmp_path / "tree" / side / kind).mkdir(parents=True)
+            for path in sorted((ROOT / "examples" / side / kind).glob(f"*.{suffix}"))[:COUNT]:
+                shutil.copy(path, tmp_path / "tree" / side / kind)
+    return tmp_path / "tree"
+
+
+def attack(tree, *flags, out="run"):
+    return script("attack.py", "--attack", "loss", "--examples", tree, *flags, "--out", tree.parent / out)
+
+
+def posteriors(tree, *sides):
+    return [path for side in sides or ("train", "val") for path in sorted((tree / side / "pred_sgd").iterdir())]
+
+
+def change(paths, function):
+    """Replace each array by `function` of it."""
+    for path in paths:
+        np.save(path, function(np.load(path)))
+
+
+def change_labels(tree, function):
+    for path in tree.glob("*/label/*.png"):
+        Image.fromarray(function(np.array(Image.open(path))).astype(np.uint8)).save(path)
+
+
+# Images that play two roles
+
+
+def copy_all(tree):
+    shutil.rmtree(tree / "val")
+    shutil.copytree(tree / "train", tree / "val")
+
+
+def link_all(tree):
+    shutil.rmtree(tree / "val")
+    (tree / "val").symlink_to(tree / "train")
+
+
+def copy_one(tree):
+    shutil.copy(tree / "train" / "label" / "00000.png", tree / "val" / "label" / "other.png")
+    shutil.copy(posteriors(tree, "train")[0], tree / "val" / "pred_sgd" / "other.npy")
+
+
+@pytest.mark.parametrize("damage", [copy_all, link_all, copy_one])
+@pytest.mark.parametrize("labels", [True, False])
+def test_an_image_on_both_sides(tree, damage, labels):
+    damage(tree)
+    if not labels:
+        for folder in tree.glob("*/label"):
+            shutil.rmtree(folder)
+    result = attack(tree, *([] if labels else ["--attack", "confidence"]))
+    assert_refused(result, "the same image is a member and a non-member: train/00000 and val/")
+    assert not (tree.parent / "run").exists()
+
+
+def test_an_image_many_times_on_one_side(tree):
+    for side in ("train", "val"):
+        label, posterior = sorted((tree / side / "label").iterdir())[0], posteriors(tree, side)[0]
+        for index in range(15):
+            shutil.copy(label, label.with_name(f"copy{index}.png"))
+            shutil.copy(posterior, posterior.with_name(f"copy{index}.npy"))
+    assert_refused(attack(tree), "is attacked twice", "29 other pairs", "--allow copies")
+    must(attack(tree, "--allow", "copies"))
+    found = results(tree.parent / "run")
+    assert found["roles"]["copies"] == 30 and found["groups"]["members"] == COUNT and found["members"] == COUNT + 15
+
+
+def test_an_attacker_that_was_trained_on_the_attacked_images(world, tmp_path):
+    own = ["attack.py", "-resume", world / "loss" / "best.pth.tar", "--examples", world / "shadow" / "posteriors-s4"]
+    assert_refused(script(*own, "--out", tmp_path / "run"), "24 of the 24 attacked images", "D^S", "--allow overlap")
+    result = must(script(*own, "--allow", "overlap", "--out", tmp_path / "run"))
+    assert results(tmp_path / "run")["roles"]["overlap"] == 24 and "allowed: 24 images of D^S" in result.stdout
+
+
+@pytest.mark.parametrize("members, non_members, message", [
+    ("victim_out", "victim_in", "exchange the two sides"),
+    ("shadow", "victim_out", "not trained on 24 of the 24 members"),
+    ("victim_in", "mixed", "trained on 1 of the 9 non-members, such as img/3")])
+def test_sides_that_contradict_the_training_of_the_victim(world, live, tmp_path, members, non_members, message):
+    names = ("victim_in", "victim_out", "shadow")
+    sides = {name: read_split(world / f"{name}.txt", must_exist=False) for name in names}
+    if non_members == "mixed":
+        moved = next(pair for pair in sides["victim_in"] if pair.name == "img/3")
+        sides["victim_in"].remove(moved)
+        sides["mixed"] = [*sides["victim_out"], moved]
+    for name in (members, non_members):
+        write_split(tmp_path / f"{name}.txt", sides[name])
+    flags = ["--members", tmp_path / f"{members}.txt", "--non-members", tmp_path / f"{non_members}.txt"]
+    assert_refused(script("attack.py", "--attack", "loss", *live, *flags, "--out", tmp_path / "run"), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_and_test_share_images(world, victim_command, tmp_path):
+    both = world / "victim_in.txt"
+    assert_refused(script(*victim_command, "--test", both, "--out", tmp_path / "run"), "share 8 images")
+    for name in ("img", "label"):  # the same image under another name
+        shutil.copytree(world / "data" / name, tmp_path / "data" / name)
+        shutil.copy(tmp_path / "data" / name / "0.png", tmp_path / "data" / name / "other.png")
+    write_split(tmp_path / "out.txt", [Pair(f"img/{name}.png", f"label/{name}.png", name) for name in ("100", "other")])
+    flags = ["--root", tmp_path / "data", "--test", tmp_path / "out.txt", "--out", tmp_path / "run"]
+    assert_refused(script(*victim_command, *flags), "share 1 images: img/other and img/0")
+    assert not (tmp_path / "run").exists()
+
+
+def test_shadow_data_that_the_victim_was_trained_on(world, tmp_path):
+    flags = ["train_shadow.py", "--root", world / "data", "--split", world / "victim_in.txt", "--victim",
+             world / "victim" / "last.pth.tar", "--out", tmp_path / "run", *SMALL, "--epochs", 1]
+    assert_refused(script(*flags), "8 of the 8 images of D^S", "--allow overlap")
+    must(script(*flags, "--allow", "overlap"))
+
+
+def test_groups_that_both_sides_of_a_training_have(world, victim_command, tmp_path):
+    for name in ("in", "out"):
+        pairs = read_split(world / f"victim_{name}.txt", must_exist=False)
+        write_split(tmp_path / f"{name}.txt", [Pair(pair.image, pair.label, f"drive{index % 2}")
+                                               for index, pair in enumerate(pairs)])
+    flags = ["--train", tmp_path / "in.txt", "--test", tmp_path / "out.txt", "--epochs", 1, "--out", tmp_path / "run"]
+    result = must(script(*victim_command, *flags))
+    assert "warning: 2 groups, such as drive0, are in both --train and --test" in result.stderr
+
+
+def test_provenance_is_private_and_stays_beside_the_run(world, live, tmp_path):
+    for run in ("victim", "shadow", "loss"):
+        path = world / run / "provenance.json"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        known = json.loads(path.read_text())
+        hashes = {one[kind] for side in ("in", "out") for one in known[side] for kind in ("image", "label")}
+        for file in (world / run).rglob("*"):
+            if file.is_file() and file != path:
+                assert not any(value.encode() in file.read_bytes() for value in hashes), file
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    must(script("attack.py", "--attack", "loss", *live, "--hash-names", tmp_path / "key", "--out", tmp_path / "run"))
+    text = (tmp_path / "run" / "provenance.json").read_text()
+    known = json.loads((world / "victim" / "provenance.json").read_text())
+    assert not any(one[kind] in text for one in known["in"] for kind in ("name", "image", "label"))
+
+
+def test_training_resumes_only_with_the_images_of_its_start(world, victim_command, tmp_path):
+    shutil.copytree(world / "data", tmp_path / "data")
+    must(script(*victim_command, "--root", tmp_path / "data", "--out", tmp_path / "run"))
+    must(script("train_victim.py", "--continue", tmp_path / "run"))
+    label = tmp_path / "data" / "label" / "0.png"
+    Image.fromarray(np.array(Image.open(label))[::-1]).save(label)
+    assert_refused(script("train_victim.py", "--continue", tmp_path / "run"), "have changed since it was started",
+                   "such as img/0")
+
+
+def test_comparison_of_other_images_with_the_same_names(tree, tmp_path):
+    must(attack(tree, out="one"))
+    must(attack(tree, "--attack", "confidence", out="two"))
+    must(script("evaluation/compare.py", tmp_path / "one", tmp_path / "two"))
+    for kind, suffix in (("label", "png"), ("pred_sgd", "npy")):
+        first, second = sorted((tree / "train" / kind).glob(f"*.{suffix}"))[:2]
+        first.rename(tmp_path / "aside")
+        second.rename(first)
+        (tmp_path / "aside").rename(second)
+    must(attack(tree, "--attack", "confidence", out="exchanged"))
+    assert_refused(script("evaluation/compare.py", tmp_path / "one", tmp_path / "exchanged"),
+                   "train/00000 is another image in")
+
+
+@pytest.mark.parametrize("kind", ["img", "label"])
+def test_stored_posteriors_are_replaced_when_a_file_is_mended_in_place(world, live, tmp_path, kind):
+    shutil.copytree(world / "data", tmp_path / "data")
+    shutil.copytree(world / "victim", tmp_path / "victim")
+    (tmp_path / "victim" / "provenance.json").unlink()
+    flags = [*live, "--root", tmp_path / "data", "--victim", tmp_path / "victim" / "last.pth.tar"]
+    path = tmp_path / "data" / kind / "0.png"
+    pixels = np.array(Image.open(path))
+    Image.fromarray(pixels[:, ::-1] if kind == "img" else np.where(pixels == 255, 255, 18 - pixels)).save(path)
+    must(script("attack.py", "--attack", "loss", *flags, "--keep", tmp_path / "kept", "--out", tmp_path / "before"))
+    state = path.stat()
+    Image.fromarray(pixels).save(path)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    must(script("attack.py", "--attack", "loss", *flags, "--keep", tmp_path / "kept", "--out", tmp_path / "after"))
+    must(script("attack.py", "--attack", "loss", *flags, "--keep", tmp_path / "new", "--out", tmp_path / "new-run"))
+    assert scores(tmp_path / "after") == scores(tmp_path / "new-run") != scores(tmp_path / "before")
+
+
+# Artefacts and controls
+
+
+@pytest.mark.parametrize("function, message", [
+    (lambda a: a.astype(np.float32), "differ in precision: float16 (12"),
+    (lambda a: a.astype(np.float64), "differ in precision"),
+    (lambda a: a[:, ::2, ::2], "differ in stride: 4 (12, such as train/00000) and 8 (12")])
+def test_posteriors_of_the_two_sides_in_two_forms(tree, function, message):
+    change(posteriors(tree, "val"), function)
+    assert_refused(attack(tree), message)
+
+
+def test_posteriors_of_one_side_were_rounded(tree):
+    change(posteriors(tree), lambda a: a.astype(np.float32) / a.astype(np.float32).sum(0))
+    must(attack(tree))
+    change(posteriors(tree, "val"), lambda a: a.astype(np.float16).astype(np.float32))
+    assert_refused(attack(tree, out="other"), "posteriors of the non-members were rounded to 11 bits")
+
+
+def test_significant_bits():
+    exact = np.random.default_rng(0).random(1000, np.float32)
+    assert significant_bits(exact) > 20 and significant_bits(exact.astype(np.float16)) == 11
+    assert significant_bits(torch.tensor(exact).bfloat16().float().numpy()) == 8
+    assert significant_bits(np.array([0, 1, 0.5])) == 1 and significant_bits(np.zeros(3)) == 0
+
+
+def write_domains(folder, change_non_members):
+    """Images and labels of 30 + 30 scenes, those of the second half changed; returns their records."""
+    records = []
+    for index in range(60):
+        image, label = small_scene(index)
+        if index >= 30:
+            image, label = change_non_members(image, label)
+        for kind, array in (("img", image), ("label", label)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{index}.png")
+        records.append(Record(f"{index}", f"{index}", index < 30, folder / "img" / f"{index}.png",
+                              folder / "label" / f"{index}.png"))
+    return records
+
+
+@pytest.mark.parametrize("function, differ", [
+    (lambda image, label: (image, label), False), (lambda image, label: (image // 2, label), True),
+    (lambda image, label: (image, np.where(np.arange(128) < 30, 255, label).astype(np.uint8)), True)])
+def test_blind_control_finds_sides_that_differ_without_a_model(tmp_path, function, differ):
+    records = write_domains(tmp_path, function)
+    member, group = np.array([record.member for record in records]), [record.group for record in records]
+    blind = blind_scores([inspect(*record.files) for record in records], member, group)
+    judged = judge(blind, np.arange(60.0), member, group, CROSS_FITTED)
+    assert judged["above_chance"] is differ
+    assert (judged["auc"] > 0.9) is differ
+
+
+def test_the_control_is_printed_and_its_scores_are_written(tree, tmp_path):
+    result = must(attack(tree))
+    control = results(tmp_path / "run")["controls"]["blind"]
+    assert f"control without a model: AUC {control['auc']:.3f}" in result.stdout
+    rows = (tmp_path / "run" / "controls.csv").read_text().splitlines()
+    assert rows[0] == "image,member,blind" and len(rows) == 2 * COUNT + 1
+    must(attack(tree, out="again"))
+    assert (tmp_path / "again" / "controls.csv").read_text().splitlines() == rows
+
+
+def test_the_same_attack_on_a_model_that_saw_neither_side(world, live, tmp_path):
+    flags = ["attack.py", "--attack", "loss", *live, "--out"]
+    result = must(script(*flags, tmp_path / "run", "--control", world / "shadow"))
+    control = results(tmp_path / "run")["controls"]["model"]
+    assert f"control on a model that saw neither side: AUC {control['auc']:.3f}" in result.stdout
+    shadow = ["--victim", world / "shadow" / "last.pth.tar", "--allow", "unseen"]
+    must(script(*flags, tmp_path / "alone", *shadow))
+    assert results(tmp_path / "alone")["image"]["auc"] == control["auc"]
+    trained = script(*flags, tmp_path / "other", "--control", world / "victim")
+    assert_refused(trained, "--control", "was trained on 8 of the attacked images")
+
+
+@pytest.mark.parametrize("change_side, message", [
+    (lambda image: image.resize((120, 60), Image.NEAREST), "size of the images tells the sides apart: 128 x 64 for members"),
+    (lambda image: image.convert("L"), "format of the images tells the sides apart: PNG RGB for members, PNG L")])
+def test_files_that_tell_the_sides_apart(world, live, tmp_path, change_side, message):
+    shutil.copytree(world / "data", tmp_path / "data")
+    for pair in read_split(world / "victim_out.txt", tmp_path / "data"):
+        for file in (pair.image, pair.label)[: 2 if "size" in message else 1]:
+            with Image.open(tmp_path / "data" / file) as image:
+                change_side(image).save(tmp_path / "data" / file)
+    result = script("attack.py", "--attack", "loss", *live, "--root", tmp_path / "data", "--out", tmp_path / "run")
+    assert f"warning: the {message}" in must(result).stderr
+
+
+# Outputs and labels that do not belong together
+
+
+def next_image(tree):
+    for side in ("train", "val"):
+        paths = posteriors(tree, side)
+        arrays = [np.load(path) for path in paths]
+        for path, array in zip(paths, arrays[1:] + arrays[:1], strict=True):
+            np.save(path, array)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (next_image, "seem to belong to other images: that of train/00000 fits the label of train/00001"),
+    (lambda tree: change(posteriors(tree), lambda a: np.roll(a, 1, 0)), "label 0 mostly has output 1"),
+    (lambda tree: change_labels(tree, lambda a: np.where(a == 255, 255, 18 - a)), "classes of outputs and labels"),
+    (lambda tree: change_labels(tree, lambda a: np.where(a < 5, 255, 0)), "masks of 0 and 255"),
+    (lambda tree: change_labels(tree, lambda a: 0 * a + 7), "have a single class, 7"),
+    (lambda tree: change_labels(tree, lambda a: 0 * a + 255), "is void everywhere")])
+def test_outputs_and_labels_of_other_images_or_classes(tree, damage, message):
+    damage(tree)
+    assert_refused(attack(tree), message)
+    assert not (tree.parent / "run").exists()
+
+
+def test_outputs_that_fit_all_labels_equally_are_reported(tree):
+    assert "warning" not in must(attack(tree)).stderr
+    constant = np.load(posteriors(tree)[0]).mean(axis=(1, 2), dtype=np.float64)
+    constant = (constant / constant.sum()).astype(np.float16)[:, None, None]
+    change(posteriors(tree), lambda a: np.broadcast_to(constant, a.shape))
+    assert "no better than those of other images" in must(attack(tree, out="other")).stderr
+
+
+# The data set of a victim
+
+
+def test_the_data_set_is_that_of_the_victim(world, live, tmp_path):
+    checkpoint = torch.load(world / "victim" / "last.pth.tar", weights_only=True)
+    torch.save(checkpoint | {"dataset": "cityscapes"}, tmp_path / "victim.pth.tar")
+    flags = ["attack.py", "--attack", "loss", *live, "--victim", tmp_path / "victim.pth.tar", "--out", tmp_path / "run"]
+    assert_refused(script(*flags, "--dataset", "streets"), "was trained on the data set cityscapes")
+    must(script(*flags))  # labels that are not named labelIds hold train ids
+
+
+# Random streams
+
+
+def test_equal_file_names_in_several_folders_have_their_own_streams(tree, tmp_path):
+    """Of one image in two folders the corners are equal; those of two images with one file name differ."""
+    must(attack(tree, "-num-patch", 3, out="flat"))
+    for path in list(tree.glob("*/*/*.*")):
+        (path.parent / path.stem).mkdir()
+        path.rename(path.parent / path.stem / f"frame{path.suffix}")
+    must(attack(tree, "-num-patch", 3, out="deep"))
+    flat, deep = (np.load(tmp_path / run / "patches.npz")["corner"].reshape(-1, 6) for run in ("flat", "deep"))
+    assert np.array_equal(flat, deep) and len(np.unique(deep, axis=0)) == 2 * COUNT
+    first, second = [sample.id for sample in tree_source(tree).samples()][:2]
+    assert first != second
+
+
+def test_stored_and_live_attacks_use_the_same_streams(world, live, tmp_path):
+    flags = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live]
+    must(script(*flags, "--out", tmp_path / "live"))
+    must(script(*flags, "--keep", tmp_path / "kept", "--out", tmp_path / "kept-run"))
+    must(script("attack.py", "-resume", world / "loss" / "best.pth.tar", "--examples", tmp_path / "kept", "--out",
+                tmp_path / "stored", "--precision", "fp32"))
+    corners = []
+    for run in ("live", "kept-run", "stored"):
+        with np.load(tmp_path / run / "patches.npz") as arrays:
+            rows = zip(arrays["image"].tolist(), arrays["corner"].tolist(), strict=True)
+            corners.append(sorted((name.rpartition("/")[2], *corner) for name, corner in rows))
+    assert corners[0] == corners[1] == corners[2]
