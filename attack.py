@@ -103,8 +103,9 @@ def main(args: argparse.Namespace) -> None:
     name, resume = args.threshold or args.attack, attacker_path(args)
     attacker = resume and setup.load_attacker(resume, args.arch, args.dilation, args.patch_size)
     attack = setup.make_attack(name, attacker, pick(args, setup.AttackChoices), defense, compute)
+    data = pick(args, setup.LiveData, dataset=datasets.chosen(args))
     if args.victim:
-        source = setup.live_source(args.victim, pick(args, setup.LiveData), attack, args.stride, defense, compute,
+        source = setup.live_source(args.victim, data, attack, args.stride, defense, compute,
                                    args.references)
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)

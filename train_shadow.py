@@ -43,14 +43,12 @@ def main(args: argparse.Namespace) -> None:
 
     if bool(args.train) != bool(args.test):
         raise UserError("--train (D_in^S) and --test (D_out^S) need each other; give both or neither")
-    if not (args.dataset or args.continue_):
-        args.dataset = setup.dataset_of(None if args.train or args.partition == "random" else args.victim)
-    options = pick(args, SegmenterTraining)
+    options = options_of(args)
     if args.plan:
         images = args.images or (setup.count(args.train) if args.train else setup.count(args.split) // 2)
         return print(setup.plan_segmenter(options, setup.plan_of(args), images))
     args, folder, compute = setup.begin(args, parser())
-    options = pick(args, SegmenterTraining)
+    options = options_of(args)
     if folder:
         inside, outside = (setup.read_split(folder / name, args.root) for name in ("in.txt", "out.txt"))
     else:
@@ -62,16 +60,24 @@ def main(args: argparse.Namespace) -> None:
             how, victim = f"by {args.partition}, seed {args.seed}", args.victim
             pairs = setup.read_split(args.split, args.root, args.strip_prefix)
             if args.partition == "confidence":
-                setup.compare_with_victim(pairs, args.dataset, victim, args.allow)
+                setup.compare_with_victim(pairs, options.dataset, victim, args.allow)
             inside, outside = setup.partition(pairs, args.split, victim if args.partition == "confidence" else None,
-                                              args.dataset, args.seed, compute)
+                                              options.dataset, args.seed, compute)
         setup.check_batch(options, len(inside))
-    roles = setup.compare_sides(inside, outside, args.dataset, ("D_in^S", "D_out^S"))
+    roles = setup.compare_sides(inside, outside, options.dataset, ("D_in^S", "D_out^S"))
     if not folder:
         folder = setup.start_run_on_main("shadow", vars(args), args.out, compute)
         setup.write_shadow_splits(folder, inside, outside, how)
     setup.store(folder, roles)
     setup.train_and_report(options, inside, outside, folder, compute, vars(args))
+
+
+def options_of(args: argparse.Namespace) -> SegmenterTraining:
+    """The settings of the training. Without --dataset, the data set is that of the victim, if it is asked."""
+    from training.setup import dataset_of
+
+    asked = None if args.train or args.partition == "random" else args.victim
+    return pick(args, SegmenterTraining, dataset=datasets.chosen(args) or dataset_of(asked))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,17 @@ A new data set is one module with `CLASSES`, `decode(raw, path)` (label file -> 
 """
 
 import argparse
-from types import ModuleType
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
+from utils.cli import UserError, number
 from utils.tables import Entry, Table
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from datasets.pairs import Pair
 
 DATASETS = Table("data set", {
     "streets": Entry("datasets.streets", "street scenes that the project draws"),
@@ -16,12 +24,39 @@ DATASETS = Table("data set", {
     "cityscapes": Entry("datasets.cityscapes", "Cityscapes, 19 classes"),
     "bdd100k": Entry("datasets.bdd100k", "BDD100K, in Cityscapes' classes"),
     "mapillary": Entry("datasets.mapillary", "Mapillary Vistas, in Cityscapes' classes"),
+    "folder": Entry("datasets.folder:parse", "your own data, in images/ and masks/"),
 })
 
 
-def find_dataset(name: object) -> ModuleType:
-    """Return the module of the data set `name`. Raises `UserError` if `DATASETS` has no such name."""
-    return DATASETS.load(name)
+class DataSet(Protocol):
+    """A data set: a module or an object with these names."""
+
+    CLASSES: Sequence[str]
+
+    def decode(self, raw: "np.ndarray", path: Path) -> "np.ndarray":
+        """Convert the values of a label file to train ids, 255 = void."""
+
+    def splits(self, root: Path, seed: int = 0) -> dict[str, "list[Pair]"]:
+        """The pairs of each part."""
+
+
+def find_dataset(name: object) -> DataSet:
+    """Return the data set `name`, or `folder:SETTINGS`. Raises `UserError` if `DATASETS` has no such name."""
+    kind, _, settings = name.partition(":") if isinstance(name, str) else (name, "", "")
+    found = DATASETS.load(kind)
+    return found(settings) if callable(found) else found
+
+
+def chosen(args: argparse.Namespace) -> str | None:
+    """The data set of the flags, with its settings. Raises `UserError` for flags that contradict one another."""
+    given = [args.classes, args.class_names, args.label_map]
+    if args.dataset != "folder":
+        if any(given):
+            raise UserError("--classes, --class-names and --label-map go with --dataset folder")
+        return args.dataset
+    from datasets.folder import settings
+
+    return f"folder:{settings(*given)}"
 
 
 def add_flags(parser: argparse.ArgumentParser, of_victim: bool = False) -> None:
@@ -33,8 +68,18 @@ def add_flags(parser: argparse.ArgumentParser, of_victim: bool = False) -> None:
     group.add_argument("--dataset", choices=DATASETS, default=None if of_victim else "streets",
                        help="data set, which determines the classes and the decoding of labels (default: "
                        f"{'that of the victim, or streets' if of_victim else 'streets'})")
+    add_class_flags(group)
     group.add_argument("--root", metavar="DIR", default="data/streets",
                        help="folder to which the paths in split files are relative (default: data/streets)")
     group.add_argument("--strip-prefix", metavar="TEXT", default="",
                        help="text to remove from the start of each path in split files, e.g. /BS/databases10/ in the "
                        "files of the authors")
+
+
+def add_class_flags(parser: argparse._ActionsContainer) -> None:
+    """Add the flags that say what the values in the masks of `--dataset folder` mean."""
+    parser.add_argument("--classes", type=number(2, 254, int), metavar="N", help="folder: number of classes; the masks "
+                        "hold 0..N-1, and 255 for void (with 2 classes, masks of 0 and 255 work, too)")
+    parser.add_argument("--class-names", metavar="FILE", help="folder: names of the classes, one per line")
+    parser.add_argument("--label-map", metavar="FILE", help="folder: lines `ID CLASS` or `R G B CLASS`, for masks with "
+                        "other ids or with colours; CLASS is a number, a name of --class-names, or void")

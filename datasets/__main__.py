@@ -1,21 +1,26 @@
-"""Write the split files of a data set and, with --copy, a resized copy of its images and labels.
+"""Look at a data set, and write its split files and, with --copy, a resized copy of its images and labels.
 
     python -m datasets streets
     python -m datasets camvid --root CAMVID
     python -m datasets camvid --root CAMVID --short-side 240 --copy data/camvid-240
+    python -m datasets folder --root DIR --classes 2      # your own data: DIR/images and DIR/masks, equal file names
+
+Prints what it found: sizes, formats, classes, void, groups, copies, and images of one part that look like one of
+another.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import DATASETS, find_dataset
+from datasets import DATASETS, add_class_flags, chosen, find_dataset
 from utils.cli import UserError, new_parser, positive, run
 
 
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__, "datasets")
-    flags.add_argument("name", choices=DATASETS, help="the data set")
+    flags.add_argument("dataset", metavar="name", choices=DATASETS, help=f"the data set: {', '.join(DATASETS)}")
+    add_class_flags(flags)
     flags.add_argument("--root", metavar="DIR",
                        help="folder of the data set; streets draws its images there (default: data/NAME)")
     flags.add_argument("--splits", metavar="DIR", help="output folder of the split files (default: splits/NAME)")
@@ -28,16 +33,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from datasets.pairs import write_split
+    from datasets.look import look, without_copies
+    from datasets.pairs import check_files, write_split
 
     if bool(args.short_side) != bool(args.copy):
         raise UserError("--short-side N and --copy DIR need each other; give both or neither")
-    root, out = Path(args.root or f"data/{args.name}"), Path(args.splits or f"splits/{args.name}")
-    for name, pairs in find_dataset(args.name).splits(root, args.seed).items():
+    name = args.dataset
+    root, out, dataset = Path(args.root or f"data/{name}"), Path(args.splits or f"splits/{name}"), chosen(args)
+    found = find_dataset(dataset)
+    parts = found.splits(root, args.seed)
+    check_files(root, parts)
+    lines, inspected = look(parts, dataset, found.CLASSES)
+    print("\n".join(lines))
+    if name == "folder":
+        parts = without_copies(parts, inspected)
+    for part, pairs in parts.items():
         if args.copy:
-            pairs = resized(pairs, Path(args.copy), args.short_side, name)
-        path = out / f"{name}.txt"
-        write_split(path, pairs, f"{args.name}, seed {args.seed}: {len(pairs)} images")
+            pairs = resized(pairs, Path(args.copy), args.short_side, part)
+        path = out / f"{part}.txt"
+        write_split(path, pairs, f"{name}, seed {args.seed}: {len(pairs)} images")
         print(f"{path}: {len(pairs)}")
 
 

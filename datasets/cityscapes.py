@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.pairs import Pair
+from datasets.pairs import Pair, describe_folder
 from utils import VOID
 from utils.cli import UserError
 
 CLASSES = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
            "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of CLASSES, in the same order
+LAST_ID = 33  # of the label ids; 255 is the id -1 (license plate)
 VICTIM_IN, VICTIM_OUT = 1488, 912  # members and non-members of the victim (section 2.4)
 
 
@@ -24,6 +25,8 @@ def decode(raw: np.ndarray, path: Path) -> np.ndarray:
     """Convert label ids to train ids in files named *labelIds.png. All other files already contain train ids."""
     if not path.stem.endswith("labelIds"):
         return raw
+    if (unknown := raw[(raw > LAST_ID) & (raw != VOID)]).size:
+        raise UserError(f"{path} holds id {unknown[0]}; the label ids of Cityscapes are 0..{LAST_ID}")
     table = np.full(256, VOID, np.uint8)
     table[list(LABEL_IDS)] = np.arange(len(CLASSES))
     return table[raw]
@@ -37,8 +40,9 @@ def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
     """
     train, val = (_side(root, side) for side in ("train", "val"))
     if len(train) <= VICTIM_IN + VICTIM_OUT or not val:
-        raise UserError(f"{root}/leftImg8bit has {len(train)} + {len(val)} of the 2975 + 500 images of Cityscapes; "
-                        "download leftImg8bit_trainvaltest.zip from cityscapes-dataset.com")
+        raise UserError(f"{root}/leftImg8bit has {len(train)} + {len(val)} of the 2975 + 500 images of Cityscapes "
+                        f"({describe_folder(root)}); unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip "
+                        "of cityscapes-dataset.com there")
     end = VICTIM_IN + VICTIM_OUT
     return {"dependent/victim_in": train[:VICTIM_IN], "dependent/victim_out": train[VICTIM_IN:end],
             "dependent/shadow": train[end:] + val, "independent/victim_in": train, "independent/victim_out": val}

@@ -12,8 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.images import check_turned, describe_file, load_image
-from datasets.pairs import check_sizes, read_label
+from datasets import find_dataset
+from datasets.images import check_turned, describe_file, load_ids, load_image
+from datasets.pairs import check_sizes, decode_label
 from utils import VOID
 from utils.cli import UserError
 from utils.distributed import gather, is_main, own_share
@@ -31,7 +32,7 @@ class Inspection:
     that changes in few bits if the image is resized or compressed. `size`: (H, W). `counts`: number of pixels of each
     id that the label has, 255 = void. `boundary`: share of neighbouring pixels with different ids. `colour`: mean and
     standard deviation of the three channels (6,), 0..255. `kinds`: format, mode and compression of the two files.
-    `bytes`: sizes of the two files.
+    `bytes`: sizes of the two files. `values`: the ids in the label file, before they are decoded; none for colours.
     """
 
     image: str | None
@@ -43,6 +44,7 @@ class Inspection:
     colour: np.ndarray | None
     kinds: tuple[str | None, str | None]
     bytes: tuple[int | None, int | None]
+    values: tuple[int, ...] = ()
 
     @property
     def ids(self) -> list[int]:
@@ -78,20 +80,23 @@ def inspect_all(files: Sequence[Files], what: str = "comparing images") -> list[
 
 def _read(image: Path | None, label: Path | None, dataset: str | None, sizes: tuple) -> Inspection:
     pixels = ids = look = colour = counts = boundary = None
+    values: tuple[int, ...] = ()
     if image and label:
         check_turned(image, label)
     if image:
         pixels = load_image(image)
         look, colour = _look(pixels), np.concatenate(cv2.meanStdDev(pixels)).ravel()
     if label:
-        ids = read_label(label, dataset)
+        raw = load_ids(label)
+        ids = decode_label(raw, label, dataset)
+        values = tuple(np.unique(raw).tolist()) if raw.ndim == 2 else ()
         counts = {number: int(count) for number, count in enumerate(np.bincount(ids.ravel())) if count}
         boundary = _boundary(ids)
     if image and label:
         check_sizes(pixels, ids, label)
     first = pixels if image else ids
     return Inspection(_hash(pixels), _hash(ids), look, None if first is None else first.shape[:2], counts, boundary,
-                      colour, tuple(path and describe_file(path) for path in (image, label)), sizes)
+                      colour, tuple(path and describe_file(path) for path in (image, label)), sizes, values)
 
 
 def _hash(array: np.ndarray | None) -> str | None:
@@ -115,8 +120,16 @@ def _boundary(ids: np.ndarray) -> float:
     return float(different / max(1, 2 * ids.size - sum(ids.shape)))
 
 
-def check_labels(found: Sequence[Inspection], what: str) -> None:
-    """Raise `UserError` if the labels of `what` are all void, or have a single class. Warns if half of them is void."""
+def check_labels(found: Sequence[Inspection], what: str, dataset: str | None) -> None:
+    """Raise `UserError` if the labels of `what` are all void, have a single class, or have 255 with two meanings.
+
+    Warns if half of the pixels are void.
+    """
+    if dataset and getattr(find_dataset(dataset), "reads_binary", False):
+        ambiguous = [VOID in one.values and 1 not in one.values for one in found]
+        if any(ambiguous) and any(1 in one.values for one in found):
+            raise UserError(f"some masks of {what} hold 0 and 255, and others 1, so 255 may be class 1 or void; give "
+                            "--label-map FILE with the lines `0 0`, `1 1` and `255 void` (or `255 1`)")
     counts: Counter[int] = Counter()
     for one in found:
         counts.update(one.counts or {})
@@ -130,8 +143,3 @@ def check_labels(found: Sequence[Inspection], what: str) -> None:
     if 2 * void > total and is_main():
         print(f"warning: {100 * void / total:.0f} % of the label pixels of {what} are void; check --dataset, which "
               "turns the ids in the files into classes", file=sys.stderr)
-
-
-def distance(first: int, second: int) -> int:
-    """Number of different bits of two values of `look`."""
-    return (first ^ second).bit_count()

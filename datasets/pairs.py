@@ -1,10 +1,9 @@
 """Read and write split files, and load the pairs of image and label that they list."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 
 import numpy as np
 
@@ -56,8 +55,26 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
     paths = (root / file for pair in pairs for file in (pair.image, pair.label) if must_exist)
     # Unlike Path.is_file, os.path.isfile also returns False for a name that is too long.
     if missing := next((file for file in paths if not os.path.isfile(file)), None):
-        raise UserError(f"{path} lists {missing}, which is not there; check --root")
+        hint = "write / in place of \\" if "\\" in str(missing) else f"check --root ({describe_folder(root)})"
+        raise UserError(f"{path} lists {missing}, which is not there; {hint}")
     return pairs
+
+
+def check_files(root: Path, parts: Mapping[str, Sequence[Pair]]) -> None:
+    """Raise `UserError` if an image or a label of a data set is missing, and say what its folder holds."""
+    for kind in ("image", "label"):
+        paths = {getattr(pair, kind) for part in parts.values() for pair in part}
+        if missing := sorted(path for path in paths if not os.path.isfile(root / path)):
+            raise UserError(f"{len(missing)} of {len(paths)} {kind}s are missing, such as {root / missing[0]}; "
+                            f"{describe_folder(root)}")
+
+
+def describe_folder(root: Path) -> str:
+    """What a folder holds, for a message about something that is missing there."""
+    if not root.is_dir():
+        return f"there is no folder {root}; check --root"
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in root.iterdir())
+    return f"{root} holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}"
 
 
 def split_files(path: str | Path) -> list[Path]:
@@ -102,7 +119,8 @@ def read_fields(path: Path, form: str) -> Iterator[tuple[int, list[str]]]:
         if not line.isprintable():
             raise UserError(f"{path}, line {number}: expected `{form}`, found a character that cannot be printed")
         if fields and not smallest <= len(fields) <= largest:
-            raise UserError(f"{path}, line {number}: expected `{form}`, found {len(fields)} fields")
+            spaces = "; a path with a space cannot be listed, so rename the file" if len(fields) > largest else ""
+            raise UserError(f"{path}, line {number}: expected `{form}`, found {len(fields)} fields{spaces}")
         if fields:
             yield number, fields
 
@@ -122,20 +140,22 @@ def write_split(path: str | Path, pairs: Iterable[Pair], comment: str = "") -> N
         file.write("\n".join(lines) + "\n")
 
 
-def load_label(path: str | Path, dataset: ModuleType) -> np.ndarray:
+def load_label(path: str | Path, dataset: str | None) -> np.ndarray:
     """Read a label file as train ids, uint8 (H, W), 255 = void.
 
     Raises `UserError` if the file is missing or broken, or has an id outside the classes of `dataset`.
     """
-    return check_label(dataset.decode(load_ids(path), Path(path)), len(dataset.CLASSES), path)
+    return decode_label(load_ids(path), path, dataset)
 
 
-def read_label(path: str | Path, dataset: str | None) -> np.ndarray:
-    """Read a label as uint8 (H, W), decoded by the data set `dataset`, or as train ids if it is None.
+def decode_label(raw: np.ndarray, path: str | Path, dataset: str | None) -> np.ndarray:
+    """Decode the values of a label file by a data set (None: they are train ids): uint8 (H, W), 255 = void.
 
-    Raises `UserError` as `load_label` does.
+    Raises `UserError` for an id outside the classes of the data set.
     """
-    return load_label(path, find_dataset(dataset)) if dataset else check_label(load_ids(path), VOID, path)
+    if dataset is None:
+        return check_label(raw, VOID, path)
+    return check_label(find_dataset(dataset).decode(raw, Path(path)), len(find_dataset(dataset).CLASSES), path)
 
 
 def check_label(label: np.ndarray, classes: int, path: str | Path) -> np.ndarray:
@@ -148,7 +168,7 @@ def check_label(label: np.ndarray, classes: int, path: str | Path) -> np.ndarray
     return label.astype(np.uint8)
 
 
-def load_pair(pair: Pair, dataset: ModuleType) -> tuple[np.ndarray, np.ndarray]:
+def load_pair(pair: Pair, dataset: str) -> tuple[np.ndarray, np.ndarray]:
     """Read the image (H, W, 3) and label (H, W) of a pair, uint8. Raises `UserError` if their sizes differ."""
     check_turned(pair.root / pair.image, pair.root / pair.label)
     image = load_image(pair.root / pair.image)

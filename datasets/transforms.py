@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets import find_dataset
 from datasets.pairs import Pair, load_pair
 from utils import VOID
 from utils.randomness import stream
@@ -82,5 +81,5 @@ class Augmented(Dataset):
         epoch, index = item
         pair = self.pairs[index]
         rng = stream(self.seed, "augment", epoch, pair.name)
-        image, label = augment(*load_pair(pair, find_dataset(self.dataset)), rng, **self.settings)
+        image, label = augment(*load_pair(pair, self.dataset), rng, **self.settings)
         return to_tensor(image), torch.from_numpy(label.astype(np.int64))

@@ -45,7 +45,7 @@ def examine(records: Sequence[Record], predictor: Predictor,
     images = [one if one.image or one.label or not predictor.files(record) else
               replace(one, image=fingerprint(list(predictor.files(record))))
               for one, record in zip(identify(records), records, strict=True)]
-    check_labels([inspect(*record.files) for record in records], "the attacked images")
+    check_labels([inspect(*record.files) for record in records], "the attacked images", records[0].dataset)
     sides = [Images(one for one, record in zip(images, records, strict=True) if record.member is side)
              for side in (True, False)]
     if both := sides[1].shared(sides[0].all):

@@ -9,7 +9,7 @@ import torch
 
 from datasets.images import check_turned, load_image
 from datasets.inspection import Files, inspect, inspect_all
-from datasets.pairs import Pair, check_label, check_sizes, read_label
+from datasets.pairs import Pair, check_label, check_sizes, load_label
 from datasets.provenance import Identity
 from defenses.base import NO_DEFENSE, Defense
 from utils import VOID
@@ -70,7 +70,7 @@ class Record:
 
     def load_label(self, classes: int = VOID) -> np.ndarray:
         """Label uint8 (H, W): train ids below `classes`, 255 = void. Raises `UserError` for any other content."""
-        return check_label(read_label(self.label, self.dataset), classes, self.label)
+        return check_label(load_label(self.label, self.dataset), classes, self.label)
 
 
 def identify(records: Sequence[Record]) -> list[Identity]:

@@ -33,7 +33,7 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
     for role, pairs, name in ((IN, inside, names[0]), (OUT, outside, names[1])):
         records = [Record.of_pair(pair, dataset) for pair in pairs]
         roles[role] = identify(records)
-        check_labels([inspect(*record.files) for record in records], name)
+        check_labels([inspect(*record.files) for record in records], name, dataset)
     known = Images(roles[IN])
     if both := known.shared(roles[OUT]):
         raise UserError(f"{names[0]} and {names[1]} share {len(both)} images: {list_pairs(both)}; an image is either "

@@ -1,0 +1,193 @@
+"""A user's own data: images/NAME.* and masks/NAME.* of equal names, in folders of any depth.
+
+The classes and the meaning of the values in a mask are settings, which `settings` turns into the text that is stored in
+checkpoints. `python -m datasets folder` writes four parts of whole groups.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from datasets.pairs import Pair, deal, describe_folder, read_fields
+from utils import VOID
+from utils.cli import UserError
+
+PARTS = ("victim_in", "victim_out", "shadow_in", "shadow_out")
+MASKS = ("masks", "labels")
+FEWEST = 8  # groups; with fewer proposed, each image is its own group
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A data set with the classes `CLASSES`. `ids`, `colours`: value in a mask -> class, 255 = void.
+
+    If both are empty, the values are the classes, and 255 is void. With two classes, a mask of 0 and 255 is one of the
+    classes 0 and 1.
+    """
+
+    CLASSES: tuple[str, ...]
+    ids: dict[int, int]
+    colours: dict[tuple[int, int, int], int]
+
+    @property
+    def reads_binary(self) -> bool:
+        """Whether 255 in a mask without 1 means class 1."""
+        return len(self.CLASSES) == 2 and not self.ids and not self.colours
+
+    def decode(self, raw: np.ndarray, path: Path) -> np.ndarray:
+        """Convert ids (H, W) or colours (H, W, 3) to classes (H, W). Raises `UserError` for a value without a class."""
+        if self.colours:
+            return self._decode_colours(raw, path)
+        if self.ids:
+            table = np.full(256, -1)
+            table[list(self.ids)] = list(self.ids.values())
+            label = table[raw]
+            if (label < 0).any():
+                raise UserError(f"{path} holds id {raw[label < 0][0]}, which --label-map does not have; add a line "
+                                f"`{raw[label < 0][0]} CLASS`, or `{raw[label < 0][0]} void`")
+            return label.astype(np.uint8)
+        if self.reads_binary and is_binary(raw):
+            return (raw == VOID).astype(np.uint8)
+        return raw
+
+    def _decode_colours(self, raw: np.ndarray, path: Path) -> np.ndarray:
+        if raw.ndim != 3:
+            raise UserError(f"{path} has one value per pixel, but --label-map has colours; give a map of ids")
+        code = raw.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+        label = np.full(code.shape, -1)
+        for (red, green, blue), number in self.colours.items():
+            label[code == 65536 * red + 256 * green + blue] = number
+        if (label < 0).any():
+            colour = " ".join(map(str, raw[label < 0][0].tolist()))
+            raise UserError(f"{path} has the colour {colour}, which --label-map does not have; add a line "
+                            f"`{colour} CLASS`, or `{colour} void`")
+        return label.astype(np.uint8)
+
+    def splits(self, root: Path, seed: int = 0) -> dict[str, list[Pair]]:
+        """Return victim_in, victim_out, shadow_in, shadow_out, and shadow, the union of the last two.
+
+        All images of a group go to the same part. Raises `UserError` if an image has no mask, or a mask no image.
+        """
+        pairs = find_pairs(root)
+        groups = propose_groups([pair.image for pair in pairs])
+        part = deal(groups, (1, 1, 1, 1), seed)
+        found = {name: [Pair(pair.image, pair.label, group, root)
+                        for pair, group, number in zip(pairs, groups, part, strict=True) if number == index]
+                 for index, name in enumerate(PARTS)}
+        return found | {"shadow": found["shadow_in"] + found["shadow_out"]}
+
+
+def is_binary(raw: np.ndarray) -> bool:
+    """Whether a mask has the value 255 and no other value than 0."""
+    return raw.ndim == 2 and bool(((raw == 0) | (raw == VOID)).all()) and bool((raw == VOID).any())
+
+
+@cache
+def parse(settings: str) -> Folder:
+    """The data set of `settings`. Raises `UserError` for other text, such as that of a damaged checkpoint."""
+    try:
+        content = json.loads(settings)
+        names, ids, colours = (content[key] for key in ("classes", "ids", "colours"))
+        found = Folder(tuple(map(str, names)), {int(key): int(value) for key, value in ids.items()},
+                       {tuple(int(part) for part in key.split()): int(value) for key, value in colours.items()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError("the settings of --dataset folder are damaged; give --classes N, --class-names FILE or "
+                        "--label-map FILE") from None
+    values = [*found.ids.values(), *found.colours.values()]
+    count = len(found.CLASSES)
+    if not 1 < count < VOID or any(not 0 <= value < count for value in values if value != VOID):
+        raise UserError("--dataset folder needs 2 to 254 classes, and a map to these classes only")
+    return found
+
+
+def settings(classes: int | None, class_names: str | None, label_map: str | None) -> str:
+    """The settings as text: number of classes, file with one name per line, and file with lines `VALUE CLASS`.
+
+    VALUE is an id or a colour `R G B`; CLASS is a number, a name of `class_names`, or `void`. Raises `UserError` if the
+    files cannot be read or contradict `classes`.
+    """
+    if not (classes or class_names or label_map):
+        raise UserError("--dataset folder needs --classes N, --class-names FILE or --label-map FILE")
+    names = [" ".join(fields) for _, fields in _lines(class_names)] if class_names else []
+    if classes and names and classes != len(names):
+        raise UserError(f"--classes {classes}: {class_names} has {len(names)} names; leave --classes out")
+    ids: dict[str, int] = {}
+    colours: dict[str, int] = {}
+    for number, fields in _lines(label_map) if label_map else ():
+        where = f"{label_map}, line {number}"
+        if len(fields) not in (2, 4) or not all(part.isdecimal() and int(part) <= VOID for part in fields[:-1]):
+            raise UserError(f"{where}: expected `ID CLASS` or `R G B CLASS`, with values 0..255")
+        target = _class_number(fields[-1], names, where)
+        (ids if len(fields) == 2 else colours)[" ".join(fields[:-1])] = target
+    if ids and colours:
+        raise UserError(f"{label_map} has ids and colours; give one kind")
+    known = [value for value in (*ids.values(), *colours.values()) if value != VOID]
+    count = classes or len(names) or max(known, default=-1) + 1
+    names = names or [f"class {index}" for index in range(count)]
+    text = json.dumps({"classes": names, "ids": ids, "colours": colours})
+    parse(text)
+    return text
+
+
+def _lines(path: str) -> list[tuple[int, list[str]]]:
+    return list(read_fields(Path(path), "field [field] [field] [field] [field] [field] [field] [field]"))
+
+
+def _class_number(text: str, names: Sequence[str], where: str) -> int:
+    if text == "void":
+        return VOID
+    if text in names:
+        return names.index(text)
+    if not text.isdecimal():
+        raise UserError(f"{where}: there is no class {text}; give a number, a name of --class-names, or void")
+    return int(text)
+
+
+def find_pairs(root: Path) -> list[Pair]:
+    """The pairs of `root`, sorted.
+
+    Raises `UserError` if an image has no mask, a mask no image, or a name occurs twice.
+    """
+    masks = next((name for name in MASKS if (root / name).is_dir()), None)
+    if not (root / "images").is_dir() or not masks:
+        raise UserError(f"{root} must hold the folders images and masks, with files of equal names, but "
+                        f"{describe_folder(root)}")
+    found: dict[str, dict[str, str]] = {"images": {}, masks: {}}
+    for kind, files in found.items():
+        for place, _, names in os.walk(root / kind, followlinks=True):
+            for name in names:
+                if name.startswith("."):
+                    continue
+                path = Path(place, name).relative_to(root)
+                stem = path.relative_to(kind).with_suffix("").as_posix()
+                if stem in files:
+                    raise UserError(f"{root / path} and {root / files[stem]} have one name; keep one of them")
+                files[stem] = path.as_posix()
+    images, labels = found["images"], found[masks]
+    for kind, one, other in ((masks, images, labels), ("images", labels, images)):
+        if lacking := sorted(one.keys() - other.keys()):
+            raise UserError(f"{len(lacking)} of {len(one)} files, such as {root / one[lacking[0]]}, have no file of "
+                            f"the same name in {root / kind}; add them, or move these files away")
+    if not images:
+        raise UserError(f"{root}/images holds no files")
+    return [Pair(images[stem], labels[stem], images[stem], root) for stem in sorted(images)]
+
+
+def propose_groups(images: Sequence[str]) -> list[str]:
+    """A group for each path images/NAME: the folder of the image, or its name without the number at the end.
+
+    Each image is its own group if neither gives `FEWEST` groups of which some have several images.
+    """
+    names = [PurePosixPath(image).relative_to("images").with_suffix("").as_posix() for image in images]
+    by_folder = [name.rpartition("/")[0] for name in names]
+    by_text = [re.sub(r"[-_]*\d+$", "", name) for name in names]
+    for groups in (by_folder, by_text):
+        if FEWEST <= len(set(groups)) < len(names) and all(groups):
+            return groups
+    return list(images)

@@ -1,0 +1,91 @@
+"""Look at the images and labels of a data set before anything is trained on them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from datasets.inspection import Inspection, check_labels, inspect_all
+from datasets.pairs import Pair
+from utils import VOID
+
+NEAR = 4  # of 64 bits of `look` may differ between near-duplicates
+BLOCK = 2000  # images that are compared at once
+
+
+def look(parts: Mapping[str, Sequence[Pair]], dataset: str,
+         classes: Sequence[str]) -> tuple[list[str], dict[str, Inspection]]:
+    """Inspect all images of the parts of a data set, and describe them in a few lines.
+
+    Returns lines about sizes and formats, classes and void, groups, copies, and near-duplicates between parts; and the
+    inspection of each image path. Raises `UserError` if a file is broken, or a label has other ids than the data set.
+    """
+    pairs = {pair.image: pair for part in parts.values() for pair in part}
+    found = dict(zip(pairs, inspect_all([(pair.root / pair.image, pair.root / pair.label, dataset)
+                                         for pair in pairs.values()], "reading images"), strict=True))
+    check_labels(list(found.values()), "the data set", dataset)
+    lines = [*describe(list(found.values()), classes), _groups(list(pairs.values())), *repeated(parts, found)]
+    return lines, found
+
+
+def without_copies(parts: Mapping[str, Sequence[Pair]], found: Mapping[str, Inspection]) -> dict[str, list[Pair]]:
+    """The parts without images that are copies of another image; the first by path is kept."""
+    first: dict[str, str] = {}
+    for image in sorted(found):
+        first.setdefault(found[image].image, image)
+    return {name: [pair for pair in part if first[found[pair.image].image] == pair.image]
+            for name, part in parts.items()}
+
+
+def describe(found: Sequence[Inspection], classes: Sequence[str]) -> list[str]:
+    """Sizes, formats, classes and void of all images."""
+    sizes, counts = Counter(f"{one.size[1]} x {one.size[0]}" for one in found), Counter()
+    for one in found:
+        counts.update(one.counts)
+    kinds = [Counter(one.kinds[file].partition(",")[0] for one in found) for file in (0, 1)]
+    void, absent = counts.pop(VOID, 0), [name for number, name in enumerate(classes) if not counts[number]]
+    return [f"{len(found)} images of {_most(sizes)}; images are {_most(kinds[0])}, labels {_most(kinds[1])}",
+            f"{len(classes) - len(absent)} of {len(classes)} classes occur"
+            + (f", absent: {', '.join(absent)}" if absent else "")
+            + f"; {100 * void / max(1, void + counts.total()):.1f} % of the pixels are void"]
+
+
+def _most(counts: Counter) -> str:
+    """The two most frequent values, and the number of others."""
+    shown, rest = [value for value, _ in counts.most_common(2)], len(counts) - 2
+    return " and ".join(shown) + (f" and {rest} others" if rest > 0 else "")
+
+
+def _groups(pairs: Sequence[Pair]) -> str:
+    groups = Counter(pair.group for pair in pairs)
+    if len(groups) == len(pairs):
+        return "each image is its own group"
+    return f"{len(groups)} groups of {min(groups.values())} to {max(groups.values())} images, such as {min(groups)}"
+
+
+def repeated(parts: Mapping[str, Sequence[Pair]], found: Mapping[str, Inspection]) -> list[str]:
+    """The number of copies, and of near-duplicates between each two parts. Unions of other parts are left out."""
+    hashes = [one.image for one in found.values()]
+    lines = [f"{len(hashes) - len(set(hashes))} images are copies of others"]
+    images = {name: {pair.image for pair in part} for name, part in parts.items()}
+    single = [(name, part) for name, part in parts.items()
+              if not any(images[name] > other for other in images.values())]
+    for (first, some), (second, others) in combinations(single, 2):
+        if not images[first] & images[second]:
+            near = near_duplicates(*([found[pair.image].look for pair in part] for part in (some, others)))
+            if near:
+                one, other = some[near[0][0]].image, others[near[0][1]].image
+                lines.append(f"{len(near)} images of {first} look like one of {second}, such as {one} and {other}")
+    return lines
+
+
+def near_duplicates(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int]]:
+    """The images of `first` that differ in at most `NEAR` bits of `look` from one of `second`, with that one."""
+    one, other = np.array(first, np.uint64), np.array(second, np.uint64)
+    pairs = []
+    for start in range(0, len(one), BLOCK):
+        different = np.bitwise_count(one[start : start + BLOCK, None] ^ other[None])
+        nearest = different.argmin(axis=1)
+        pairs += [(start + row, int(column)) for row, column in enumerate(nearest) if different[row, column] <= NEAR]
+    return pairs
