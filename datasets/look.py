@@ -26,7 +26,16 @@ def look(parts: Mapping[str, Sequence[Pair]], dataset: str,
                                          for pair in pairs.values()], "reading images"), strict=True))
     check_labels(list(found.values()), "the data set", dataset)
     lines = [*describe(list(found.values()), classes), _groups(list(pairs.values())), *repeated(parts, found)]
-    return lines, found
+    return lines + left_out(list(pairs.values())), found
+
+
+def left_out(pairs: Sequence[Pair]) -> list[str]:
+    """One line about the files beside the images of `pairs` that are in no part; none if there are none."""
+    used = {pair.root / pair.image for pair in pairs}
+    beside = [path for folder in sorted({path.parent for path in used}) for path in sorted(folder.iterdir())
+              if path.is_file() and not path.name.startswith(".")]
+    rest = [path for path in beside if path not in used]
+    return [f"{len(rest)} of {len(beside)} files beside the images are in no part, such as {rest[0]}"] if rest else []
 
 
 def without_copies(parts: Mapping[str, Sequence[Pair]], found: Mapping[str, Inspection]) -> dict[str, list[Pair]]:

@@ -24,7 +24,7 @@ from models.pixelwise import Pixelwise
 from predictors import open_predictor
 from predictors.base import Predictor, PredictorOptions, Record
 from predictors.cache import cache_posteriors
-from predictors.samples import Source
+from predictors.samples import Source, check_class_names
 from predictors.stored import StoredPredictor, check_forms
 from utils.cli import UserError
 from utils.device import CPU_FP32, Compute
@@ -139,7 +139,10 @@ def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Predicto
         return None
     roles.compare_with_control(known, existing_files([run.control]))
     place = run.control if not Path(run.control).is_dir() else f"checkpoint:{Path(run.control) / 'last.pth.tar'}"
-    return open_predictor(place, PredictorOptions(run.compute, source.predictor.stride or source.form()[1]))
+    control = open_predictor(place, PredictorOptions(run.compute, source.predictor.stride or source.form()[1]))
+    check_class_names(f"--control {run.control}", control.class_names, source.predictor.where,
+                      source.predictor.class_names)
+    return control
 
 
 def source_files(*objects: object) -> list[Path]:

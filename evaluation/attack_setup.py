@@ -12,7 +12,7 @@ from models import LoadedAttacker, load_attacker
 from models.pixelwise import Pixelwise
 from predictors.base import PredictorOptions
 from predictors.reference import open_references
-from predictors.samples import Source, live_records, open_victim, tree_source
+from predictors.samples import Source, check_class_names, live_records, open_victim, tree_source
 from predictors.stored import TINY, describe_tree
 from utils.cli import UserError
 from utils.device import Compute, choose_compute
@@ -107,7 +107,11 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
         raise UserError(f"{victim} was trained on the data set {predictor.dataset}, so its members are images of it, "
                         f"not of {data.dataset}; leave --dataset out")
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset)
-    return Source(records, predictor, defense, open_references(references, PredictorOptions(compute, stride)), classes)
+    models = open_references(references, PredictorOptions(compute, stride))
+    for model in models:
+        check_class_names(f"the reference {model.predictor.where}", model.predictor.class_names, victim,
+                          predictor.class_names)
+    return Source(records, predictor, defense, models, classes)
 
 
 def _expected(attack: Attack) -> tuple[int | None, int | None]:

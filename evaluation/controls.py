@@ -97,14 +97,16 @@ def judge(control: np.ndarray, attack: np.ndarray, member: np.ndarray, group: Se
 
 def verdict(name: str, judged: dict) -> str:
     """One line about a control: its AUC, and what follows from it."""
-    line = f"{TITLES[name]}: AUC {judged['auc']:.3f} {show_interval(judged['auc_interval'])}"
+    line = f"{TITLES[name]}: AUC {judged['auc']:.3f}"
     if judged["above_chance"] is None:
-        return f"{line}: no interval, so it is not decided whether the sides differ by more than membership"
-    exceeds = f"{judged['attack_minus_control']:+.3f} {show_interval(judged['attack_minus_control_interval'])}"
+        return f"{line}, no interval: it is not decided whether the sides differ by more than membership"
+    line += f" {show_interval(judged['auc_interval'])}"
     if not judged["above_chance"]:
         return f"{line}: not above chance"
     without = "without any model" if name == "blind" else "for a model that saw neither"
-    return f"{line}: the sides differ {without}; the attack exceeds this by {exceeds}"
+    interval = judged["attack_minus_control_interval"]
+    return (f"{line}: the sides differ {without}; attack minus control: {judged['attack_minus_control']:+.3f}"
+            + (" [{:+.3f}, {:+.3f}]".format(*interval) if interval else ""))
 
 
 def describe_sides(found: Sequence[Inspection], member: Sequence[bool]) -> list[str]:

@@ -168,8 +168,13 @@ def open_victim(where: str, dataset: str | None, options: PredictorOptions,
     if len(names) != predictor.classes:
         raise UserError(f"{where} has {predictor.classes} classes; the data set {dataset} has {len(names)}; give the "
                         "right --dataset")
-    if isinstance(own, list) and len(own) == len(names) and own != names:
-        wrong = next(index for index, name in enumerate(names) if own[index] != name)
-        raise UserError(f"class {wrong} of {where} is {own[wrong]!r}, and that of the data set {dataset} is "
-                        f"{names[wrong]!r}; give --dataset {predictor.dataset or 'NAME'}")
+    check_class_names(where, own, f"the data set {dataset.partition(':')[0]}", names)
     return predictor, dataset
+
+
+def check_class_names(first: str, names: object, second: str, others: object) -> None:
+    """Raise `UserError` if two lists of class names, as long as one another, differ. Other values are not compared."""
+    known = all(isinstance(one, (list, tuple)) for one in (names, others)) and len(names) == len(others)
+    if known and (wrong := [index for index, name in enumerate(names) if name != others[index]]):
+        raise UserError(f"class {wrong[0]} of {first} is {names[wrong[0]]!r}, and that of {second} is "
+                        f"{others[wrong[0]]!r}; give models, and a --dataset, of the same classes")

@@ -517,7 +517,7 @@ def test_victim_of_another_data_set_with_as_many_classes(world, live, folder):
                         ("train_shadow.py", ["--root", world / "data", "--split", world / "shadow.txt"])):
         flags += ["--dataset", "streets", "--victim", folder / "victim.pth.tar", "--out", folder / "out"]
         result = script(name, *flags)
-        assert result.returncode == 2 and "class 0 of" in result.stderr and "--dataset camvid" in result.stderr
+        assert result.returncode == 2 and "class 0 of" in result.stderr and "of the same classes" in result.stderr
 
 
 def test_unfinished_victim_is_reported(world, live, folder):

@@ -15,7 +15,7 @@ from test_seams import assert_refused
 from datasets.inspection import inspect
 from datasets.pairs import Pair, read_split, write_split
 from evaluation.alignment import significant_bits
-from evaluation.controls import CROSS_FITTED, blind_scores, judge
+from evaluation.controls import CROSS_FITTED, blind_scores, judge, verdict
 from predictors.base import Record
 from predictors.samples import tree_source
 from utils.files import ROOT
@@ -258,6 +258,9 @@ def test_blind_control_finds_sides_that_differ_without_a_model(tmp_path, functio
     judged = judge(blind, np.arange(60.0), member, group, CROSS_FITTED)
     assert judged["above_chance"] is differ
     assert (judged["auc"] > 0.9) is differ
+    line = verdict("blind", judged)
+    assert ("the sides differ without any model; attack minus control: " in line) is differ
+    assert ("not above chance" in line) is not differ
 
 
 def test_the_control_is_printed_and_its_scores_are_written(tree, tmp_path):
@@ -366,3 +369,56 @@ def test_stored_and_live_attacks_use_the_same_streams(world, live, tmp_path):
             rows = zip(arrays["image"].tolist(), arrays["corner"].tolist(), strict=True)
             corners.append(sorted((name.rpartition("/")[2], *corner) for name, corner in rows))
     assert corners[0] == corners[1] == corners[2]
+
+
+# Labels without a single known pixel
+
+
+def void_labels(world, folder, part):
+    """A copy of the data of `world` in which the labels of one split are void everywhere."""
+    shutil.copytree(world / "data", folder)
+    for pair in read_split(world / f"{part}.txt", folder):
+        with Image.open(folder / pair.label) as label:
+            size = label.size
+        Image.new("L", size, 255).save(folder / pair.label)
+    return folder
+
+
+@pytest.mark.parametrize("part, name", [("victim_out", "--test"), ("victim_in", "--train")])
+def test_labels_of_one_side_of_a_training_are_all_void(world, victim_command, tmp_path, part, name):
+    """Otherwise a training runs to its end before the mean over no pixel fails."""
+    root = void_labels(world, tmp_path / "data", part)
+    result = script(*victim_command, "--root", root, "--out", tmp_path / "run")
+    assert_refused(result, f"every label of {name} is void everywhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_void_label_in_the_data_of_a_shadow(world, tmp_path):
+    shutil.copytree(world / "data", tmp_path / "data")
+    Image.new("L", (128, 64), 255).save(tmp_path / "data" / "label" / "203.png")
+    result = script("train_shadow.py", "--root", tmp_path / "data", "--split", world / "shadow.txt", "--victim",
+                    world / "victim" / "last.pth.tar", "--out", tmp_path / "run", *SMALL)
+    assert_refused(result, "img/203: its label is void everywhere", "shadow.txt")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_are_mostly_void_are_reported(tree):
+    change_labels(tree, lambda a: np.where(np.arange(a.shape[1]) < 200, 255, a))
+    assert "% of the label pixels of the attacked images are void" in must(attack(tree)).stderr
+
+
+# One flag in two runs, one set of classes in all models
+
+
+def test_more_epochs_cannot_be_added_to_a_schedule(world, tmp_path):
+    result = script("train_victim.py", "--continue", world / "victim", "--epochs", 99)
+    assert_refused(result, "epochs 2, not 99", "because the learning rate falls to 0 at the last epoch")
+
+
+@pytest.mark.parametrize("flag", ["--references", "--control"])
+def test_other_models_have_other_classes(world, live, tmp_path, flag):
+    checkpoint = torch.load(world / "shadow" / "last.pth.tar", weights_only=True)
+    torch.save(checkpoint | {"classes": checkpoint["classes"][::-1]}, tmp_path / "other.pth.tar")
+    attack = "calibrated" if flag == "--references" else "loss"
+    result = script("attack.py", "--attack", attack, *live, flag, tmp_path / "other.pth.tar", "--out", tmp_path / "run")
+    assert_refused(result, "class 0 of", "of the same classes")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from attacks.thresholds import mean_known
+from datasets import find_dataset
 from datasets.pairs import Pair, deal, read_split, write_split
 from datasets.provenance import IN, OUT, Identity, Images, list_pairs
 from defenses.base import Defense
@@ -15,7 +16,7 @@ from models import read_segmenter
 from models.attacker import InputSpec
 from predictors.base import PredictorOptions, Record, identify, predict_records
 from predictors.reference import read_shadow
-from predictors.samples import Source, join_trees, open_victim
+from predictors.samples import Source, check_class_names, join_trees, open_victim
 from predictors.stored import TINY, list_records
 from training.attacker import AttackerData, prepare, train_attacker
 from training.options import AttackerTraining
@@ -87,6 +88,9 @@ def partition(pairs: Sequence[Pair], split: str, victim: str | None, dataset: st
         records, confidences = [Record.of_pair(pair, dataset) for pair in own_share(pairs)], []
         for answer in predict_records(predictor, records, "querying V about D^S"):
             known = torch.from_numpy(answer.load_label() != VOID)
+            if not known.any():
+                raise UserError(f"{answer.record.name}: its label is void everywhere, so V has no confidence on it; "
+                                f"leave the image out of {split}")
             confidences.append(mean_known(answer.output.amax(dim=0), known))
         order = np.argsort(-np.array(gather(confidences)), kind="stable")
         inside = np.argsort(order) < (len(pairs) + 1) // 2
@@ -102,7 +106,11 @@ def write_shadow_splits(folder: Path, inside: Sequence[Pair], outside: Sequence[
 
 def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute: Compute) -> list[Path]:
     """The trees of the shadows' posteriors on D^S. Missing posteriors are computed."""
-    return [read_shadow(folder).cache(PredictorOptions(compute, stride, defense)) for folder in folders]
+    shadows = [read_shadow(folder) for folder in folders]
+    for shadow in shadows[1:]:
+        check_class_names(str(shadow.folder), find_dataset(shadow.dataset).CLASSES, str(shadows[0].folder),
+                          find_dataset(shadows[0].dataset).CLASSES)
+    return [shadow.cache(PredictorOptions(compute, stride, defense)) for shadow in shadows]
 
 
 def dataset_of(victim: str | None) -> str:

@@ -58,8 +58,9 @@ def _check_flags(parser: argparse.ArgumentParser, stored: dict, folder: Path) ->
     for name, value in vars(parser.parse_args()).items():
         before = stored.get(name, value)
         if name not in (*CURRENT, "continue_", "out") and _as_list(before) != _as_list(value):
-            raise UserError(f"{folder} was started with {name.replace('_', '-')} {before}, not {value}; leave the flag "
-                            "out to resume, or start a new run")
+            why = ", because the learning rate falls to 0 at the last epoch" if name == "epochs" else ""
+            raise UserError(f"{folder} was started with {name.replace('_', '-')} {before}, not {value}, which cannot "
+                            f"be changed{why}; leave the flag out to resume, or start a new run")
 
 
 def _as_list(value: object) -> object:
