@@ -47,8 +47,10 @@ def main(args: argparse.Namespace) -> None:
     source = setup.join_trees(trees)
     roles = setup.images_of_attacker([] if args.posteriors else args.shadow, source)
     data = setup.prepare(source, options, defense)
+    if folder:
+        setup.check_unchanged(folder, roles)
     folder = folder or setup.start_run_on_main("attacker", vars(args), args.out, compute)
-    setup.store(folder, roles)
+    setup.write_provenance(folder, roles)
     setup.train_attacker_and_report(options, data, defense, folder, compute, vars(args))
 
 

@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
         images = args.images or (setup.count(args.train) if args.train else setup.count(args.split) // 2)
         return print(setup.plan_segmenter(options, setup.plan_of(args), images))
     args, folder, compute = setup.begin(args, parser())
-    options = options_of(args)
+    options = options_of(args, folder)
     if folder:
         inside, outside = (setup.read_split(folder / name, args.root) for name in ("in.txt", "out.txt"))
     else:
@@ -56,28 +56,31 @@ def main(args: argparse.Namespace) -> None:
             how = "as given"
             inside, outside = (setup.read_split(path, args.root, args.strip_prefix)
                                for path in (args.train, args.test))
+            setup.compare_shadow_data([*inside, *outside], options.dataset, args.victim, args.allow)
         else:
             how, victim = f"by {args.partition}, seed {args.seed}", args.victim
             pairs = setup.read_split(args.split, args.root, args.strip_prefix)
-            if args.partition == "confidence":
-                setup.compare_with_victim(pairs, options.dataset, victim, args.allow)
+            setup.compare_shadow_data(pairs, options.dataset, victim, args.allow)
             inside, outside = setup.partition(pairs, args.split, victim if args.partition == "confidence" else None,
                                               options.dataset, args.seed, compute)
         setup.check_batch(options, len(inside))
     roles = setup.compare_sides(inside, outside, options.dataset, ("D_in^S", "D_out^S"))
-    if not folder:
+    if folder:
+        setup.check_unchanged(folder, roles)
+    else:
         folder = setup.start_run_on_main("shadow", vars(args), args.out, compute)
         setup.write_shadow_splits(folder, inside, outside, how)
-    setup.store(folder, roles)
+    setup.write_provenance(folder, roles)
     setup.train_and_report(options, inside, outside, folder, compute, vars(args))
 
 
-def options_of(args: argparse.Namespace) -> SegmenterTraining:
-    """The settings of the training. Without --dataset, the data set is that of the victim, if it is asked."""
+def options_of(args: argparse.Namespace, folder: object = None) -> SegmenterTraining:
+    """The settings of the training. The data set is that of the run in `folder`, of --dataset, or of the victim."""
     from training.setup import dataset_of
 
     asked = None if args.train or args.partition == "random" else args.victim
-    return pick(args, SegmenterTraining, dataset=datasets.chosen(args) or dataset_of(asked))
+    dataset = dataset_of(folder) if folder else datasets.chosen(args) or dataset_of(asked)
+    return pick(args, SegmenterTraining, dataset=dataset)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,15 @@ def main(args: argparse.Namespace) -> None:
     if args.plan:
         return print(setup.plan_segmenter(options, setup.plan_of(args), args.images or setup.count(args.train)))
     args, folder, compute = setup.begin(args, parser())
-    options = pick(args, SegmenterTraining, dataset=datasets.chosen(args))
+    dataset = setup.dataset_of(folder) if folder else datasets.chosen(args)
+    options = pick(args, SegmenterTraining, dataset=dataset)
     inside, outside = (setup.read_split(path, args.root, args.strip_prefix) for path in (args.train, args.test))
     setup.check_batch(options, len(inside))
     roles = setup.compare_sides(inside, outside, options.dataset)
+    if folder:
+        setup.check_unchanged(folder, roles)
     folder = folder or setup.start_run_on_main("victim", vars(args), args.out, compute)
-    setup.store(folder, roles)
+    setup.write_provenance(folder, roles)
     setup.train_and_report(options, inside, outside, folder, compute, vars(args))
 
 

@@ -47,6 +47,11 @@ def find_dataset(name: object) -> DataSet:
     return found(settings) if callable(found) else found
 
 
+def show_dataset(name: str) -> str:
+    """The name of a data set without its settings, for messages."""
+    return name.partition(":")[0]
+
+
 def chosen(args: argparse.Namespace) -> str | None:
     """The data set of the flags, with its settings. Raises `UserError` for flags that contradict one another."""
     given = [args.classes, args.class_names, args.label_map]

@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from datasets.look import look, without_copies
     from datasets.pairs import check_files, write_split
+    from datasets.survey import survey, without_copies
 
     if bool(args.short_side) != bool(args.copy):
         raise UserError("--short-side N and --copy DIR need each other; give both or neither")
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     found = find_dataset(dataset)
     parts = found.splits(root, args.seed)
     check_files(root, parts)
-    lines, inspected = look(parts, dataset, found.CLASSES)
+    lines, inspected = survey(parts, dataset, found.CLASSES)
     print("\n".join(lines))
     if name == "folder":
         parts = without_copies(parts, inspected)

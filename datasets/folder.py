@@ -5,7 +5,6 @@ checkpoints. `python -m datasets folder` writes four parts of whole groups.
 """
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from datasets.pairs import Pair, deal, describe_folder, read_fields
 from utils import VOID
 from utils.cli import UserError
+from utils.files import walk_files
 
 PARTS = ("victim_in", "victim_out", "shadow_in", "shadow_out")
 MASKS = ("masks", "labels")
@@ -96,13 +96,17 @@ def parse(settings: str) -> Folder:
         names, ids, colours = (content[key] for key in ("classes", "ids", "colours"))
         found = Folder(tuple(map(str, names)), {int(key): int(value) for key, value in ids.items()},
                        {tuple(int(part) for part in key.split()): int(value) for key, value in colours.items()})
-    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = isinstance(names, list) and all(len(colour) == 3 for colour in found.colours)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        whole = False
+    if not whole:
         raise UserError("the settings of --dataset folder are damaged; give --classes N, --class-names FILE or "
-                        "--label-map FILE") from None
-    values = [*found.ids.values(), *found.colours.values()]
-    count = len(found.CLASSES)
-    if not 1 < count < VOID or any(not 0 <= value < count for value in values if value != VOID):
-        raise UserError("--dataset folder needs 2 to 254 classes, and a map to these classes only")
+                        "--label-map FILE")
+    count, values = len(found.CLASSES), [*found.ids, *(part for colour in found.colours for part in colour)]
+    targets = [value for value in (*found.ids.values(), *found.colours.values()) if value != VOID]
+    if not 1 < count < VOID or not all(0 <= value <= VOID for value in values) or not all(
+            0 <= value < count for value in targets):
+        raise UserError("--dataset folder needs 2 to 254 classes, and a map of values 0..255 to these classes only")
     return found
 
 
@@ -114,12 +118,12 @@ def settings(classes: int | None, class_names: str | None, label_map: str | None
     """
     if not (classes or class_names or label_map):
         raise UserError("--dataset folder needs --classes N, --class-names FILE or --label-map FILE")
-    names = [" ".join(fields) for _, fields in _lines(class_names)] if class_names else []
+    names = [" ".join(fields) for _, fields in _lines(class_names, "name")] if class_names else []
     if classes and names and classes != len(names):
         raise UserError(f"--classes {classes}: {class_names} has {len(names)} names; leave --classes out")
     ids: dict[str, int] = {}
     colours: dict[str, int] = {}
-    for number, fields in _lines(label_map) if label_map else ():
+    for number, fields in _lines(label_map, "`ID CLASS` or `R G B CLASS`") if label_map else ():
         where = f"{label_map}, line {number}"
         if len(fields) not in (2, 4) or not all(part.isdecimal() and int(part) <= VOID for part in fields[:-1]):
             raise UserError(f"{where}: expected `ID CLASS` or `R G B CLASS`, with values 0..255")
@@ -135,8 +139,9 @@ def settings(classes: int | None, class_names: str | None, label_map: str | None
     return text
 
 
-def _lines(path: str) -> list[tuple[int, list[str]]]:
-    return list(read_fields(Path(path), "field [field] [field] [field] [field] [field] [field] [field]"))
+def _lines(path: str, form: str) -> list[tuple[int, list[str]]]:
+    """Number and fields of each line. Raises `UserError` if a line has more than eight fields."""
+    return list(read_fields(Path(path), form, (1, 8)))
 
 
 def _class_number(text: str, names: Sequence[str], where: str) -> int:
@@ -145,7 +150,8 @@ def _class_number(text: str, names: Sequence[str], where: str) -> int:
     if text in names:
         return names.index(text)
     if not text.isdecimal():
-        raise UserError(f"{where}: there is no class {text}; give a number, a name of --class-names, or void")
+        raise UserError(f"{where}: there is no class {text}; give a number, a name of --class-names without a space, "
+                        "or void")
     return int(text)
 
 
@@ -160,15 +166,11 @@ def find_pairs(root: Path) -> list[Pair]:
                         f"{describe_folder(root)}")
     found: dict[str, dict[str, str]] = {"images": {}, masks: {}}
     for kind, files in found.items():
-        for place, _, names in os.walk(root / kind, followlinks=True):
-            for name in names:
-                if name.startswith("."):
-                    continue
-                path = Path(place, name).relative_to(root)
-                stem = path.relative_to(kind).with_suffix("").as_posix()
-                if stem in files:
-                    raise UserError(f"{root / path} and {root / files[stem]} have one name; keep one of them")
-                files[stem] = path.as_posix()
+        for file in walk_files(root / kind):
+            stem, path = file.relative_to(root / kind).with_suffix("").as_posix(), file.relative_to(root).as_posix()
+            if stem in files:
+                raise UserError(f"{root / path} and {root / files[stem]} have one name; keep one of them")
+            files[stem] = path
     images, labels = found["images"], found[masks]
     for kind, one, other in ((masks, images, labels), ("images", labels, images)):
         if lacking := sorted(one.keys() - other.keys()):

@@ -92,16 +92,15 @@ def is_lossy(image: Image.Image, path: str | Path) -> bool:
     return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
-def describe_file(path: str | Path) -> str:
-    """Format, mode and compression of an image file, for example `PNG RGB` or `JPEG RGB, quantisation 1204`.
+def describe_file(path: str | Path) -> tuple[str, int]:
+    """Format, mode and compression of an image file, for example `PNG RGB`, and the sum of its quantisation tables.
 
-    The quantisation is the sum of the tables of a JPEG file: the higher, the lower its quality.
+    The sum is 0 if the file is no JPEG. The higher it is, the lower the quality.
     """
     with open_image(path) as image:
-        tables = getattr(image, "quantization", None) or {}
-        strength = f", quantisation {sum(map(sum, tables.values()))}" if tables else ""
-        compression = image.info.get("compression", "")
-        return f"{image.format} {image.mode}{f', {compression}' if compression else ''}{strength}"
+        tables, compression = getattr(image, "quantization", None) or {}, image.info.get("compression", "")
+        kind = f"{image.format} {image.mode}{f', {compression}' if compression else ''}"
+        return kind, sum(map(sum, tables.values()))
 
 
 def check_turned(image: str | Path, label: str | Path) -> None:

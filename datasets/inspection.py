@@ -28,21 +28,23 @@ _found: dict[tuple, "Inspection"] = {}
 class Inspection:
     """What the files of one image say. The image or the label may be missing; what depends on it is then None.
 
-    `image`, `label`: SHA-256 of the decoded pixels, 32 hex digits; the label as train ids. `look`: a hash of 64 bits
-    that changes in few bits if the image is resized or compressed. `size`: (H, W). `counts`: number of pixels of each
+    `image`, `label`: SHA-256 of the decoded pixels, 32 hex digits; the label as train ids. `perceptual`: a hash of 64
+    bits of which few change if the image is resized or compressed. `size`: (H, W). `counts`: number of pixels of each
     id that the label has, 255 = void. `boundary`: share of neighbouring pixels with different ids. `colour`: mean and
     standard deviation of the three channels (6,), 0..255. `kinds`: format, mode and compression of the two files.
+    `quantisation`: sum of the quantisation tables of a JPEG image (the higher, the lower its quality), else 0.
     `bytes`: sizes of the two files. `values`: the ids in the label file, before they are decoded; none for colours.
     """
 
     image: str | None
     label: str | None
-    look: int | None
+    perceptual: int | None
     size: tuple[int, int] | None
     counts: dict[int, int] | None
     boundary: float | None
     colour: np.ndarray | None
     kinds: tuple[str | None, str | None]
+    quantisation: int
     bytes: tuple[int | None, int | None]
     values: tuple[int, ...] = ()
 
@@ -62,30 +64,35 @@ def inspect(image: Path, label: Path, dataset: str | None) -> Inspection:
 
     Raises `UserError` if a file is broken, or if image and label have different sizes.
     """
-    states = [os.stat(path) if os.path.isfile(path) else None for path in (image, label)]
-    key = (image, label, dataset, *((state.st_size, state.st_mtime_ns) if state else None for state in states))
+    key = _key(image, label, dataset)
     if key not in _found:
-        _found[key] = _read(image if states[0] else None, label if states[1] else None, dataset,
-                            tuple(state and state.st_size for state in states))
+        _found[key] = _read(*(path if os.path.isfile(path) else None for path in (image, label)), dataset)
     return _found[key]
+
+
+def _key(image: Path, label: Path, dataset: str | None) -> tuple:
+    """Paths, data set, and sizes and times of the two files."""
+    states = [os.stat(path) if os.path.isfile(path) else None for path in (image, label)]
+    return image, label, dataset, *((state.st_size, state.st_mtime_ns) if state else None for state in states)
 
 
 def inspect_all(files: Sequence[Files], what: str = "comparing images") -> list[Inspection]:
     """Inspect many images in parallel; under torchrun, each process reads its share. `what`: title of the bar."""
     share = own_share(files)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(progress(pool.map(lambda one: inspect(*one), share), what, len(share)))
-    return gather(found)
+        found = gather(list(progress(pool.map(lambda one: inspect(*one), share), what, len(share))))
+    _found.update((_key(*one), result) for one, result in zip(files, found, strict=True))
+    return found
 
 
-def _read(image: Path | None, label: Path | None, dataset: str | None, sizes: tuple) -> Inspection:
-    pixels = ids = look = colour = counts = boundary = None
+def _read(image: Path | None, label: Path | None, dataset: str | None) -> Inspection:
+    pixels = ids = perceptual = colour = counts = boundary = None
     values: tuple[int, ...] = ()
     if image and label:
         check_turned(image, label)
     if image:
         pixels = load_image(image)
-        look, colour = _look(pixels), np.concatenate(cv2.meanStdDev(pixels)).ravel()
+        perceptual, colour = _perceptual_hash(pixels), np.concatenate(cv2.meanStdDev(pixels)).ravel()
     if label:
         raw = load_ids(label)
         ids = decode_label(raw, label, dataset)
@@ -95,8 +102,10 @@ def _read(image: Path | None, label: Path | None, dataset: str | None, sizes: tu
     if image and label:
         check_sizes(pixels, ids, label)
     first = pixels if image else ids
-    return Inspection(_hash(pixels), _hash(ids), look, None if first is None else first.shape[:2], counts, boundary,
-                      colour, tuple(path and describe_file(path) for path in (image, label)), sizes, values)
+    kinds = [describe_file(path) if path else (None, 0) for path in (image, label)]
+    return Inspection(_hash(pixels), _hash(ids), perceptual, None if first is None else first.shape[:2], counts,
+                      boundary, colour, tuple(kind for kind, _ in kinds), kinds[0][1],
+                      tuple(path and path.stat().st_size for path in (image, label)), values)
 
 
 def _hash(array: np.ndarray | None) -> str | None:
@@ -108,7 +117,7 @@ def _hash(array: np.ndarray | None) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def _look(pixels: np.ndarray) -> int:
+def _perceptual_hash(pixels: np.ndarray) -> int:
     """Difference hash of an image uint8 (H, W, 3): 64 bits, whether each of 8 x 8 cells is darker than the next."""
     grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA).astype(int)
     return int("".join("01"[bit] for bit in (grey[:, 1:] > grey[:, :-1]).ravel().astype(int)), 2)
@@ -125,11 +134,7 @@ def check_labels(found: Sequence[Inspection], what: str, dataset: str | None) ->
 
     Warns if half of the pixels are void.
     """
-    if dataset and getattr(find_dataset(dataset), "reads_binary", False):
-        ambiguous = [VOID in one.values and 1 not in one.values for one in found]
-        if any(ambiguous) and any(1 in one.values for one in found):
-            raise UserError(f"some masks of {what} hold 0 and 255, and others 1, so 255 may be class 1 or void; give "
-                            "--label-map FILE with the lines `0 0`, `1 1` and `255 void` (or `255 1`)")
+    check_meaning(found, what, dataset)
     counts: Counter[int] = Counter()
     for one in found:
         counts.update(one.counts or {})
@@ -138,8 +143,18 @@ def check_labels(found: Sequence[Inspection], what: str, dataset: str | None) ->
         raise UserError(f"every label of {what} is void everywhere, so nothing can be measured; check --dataset, which "
                         "turns the ids in the files into classes")
     if len(counts) == 1:
-        raise UserError(f"the labels of {what} have a single class, {next(iter(counts))}, beside void; masks of 0 and "
-                        "255 need --dataset folder --classes 2, because 255 is void")
+        advice = "" if dataset is None else "; masks of 0 and 255 need --dataset folder --classes 2"
+        raise UserError(f"the labels of {what} have a single class, {next(iter(counts))}, and 255 is void, so every "
+                        f"output is right{advice}")
     if 2 * void > total and is_main():
         print(f"warning: {100 * void / total:.0f} % of the label pixels of {what} are void; check --dataset, which "
               "turns the ids in the files into classes", file=sys.stderr)
+
+
+def check_meaning(found: Sequence[Inspection], what: str, dataset: str | None) -> None:
+    """Raise `UserError` if 255 is a class in some masks of two classes, and may be void in others."""
+    if dataset and getattr(find_dataset(dataset), "reads_binary", False):
+        ambiguous = [VOID in one.values and 1 not in one.values for one in found]
+        if any(ambiguous) and any(1 in one.values for one in found):
+            raise UserError(f"some masks of {what} hold 0 and 255, and others 1, so 255 may be class 1 or void; give "
+                            "--label-map FILE with the lines `0 0`, `1 1` and `255 void` (or `255 1`)")

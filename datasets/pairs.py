@@ -101,14 +101,15 @@ def _read_file(path: Path, root: Path, strip_prefix: str) -> Iterator[Pair]:
         yield Pair(image, label, fields[2] if len(fields) == 3 else image, root)
 
 
-def read_fields(path: Path, form: str) -> Iterator[tuple[int, list[str]]]:
+def read_fields(path: Path, form: str, counts: tuple[int, int] | None = None) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and fields of each line of a text file; `#` starts a comment.
 
-    `form` describes a line, for example `NAME [group]`; fields in brackets are optional. Raises `UserError` if the file
-    is missing or not UTF-8 text, or if a line has another number of fields or a character that cannot be printed.
+    `form` describes a line, for example `NAME [group]`; fields in brackets are optional. `counts`: smallest and largest
+    number of fields (default: those of `form`). Raises `UserError` if the file is missing or not UTF-8 text, or if a
+    line has another number of fields or a character that cannot be printed.
     """
     names = form.split()
-    largest, smallest = len(names), sum(not name.startswith("[") for name in names)
+    smallest, largest = counts or (sum(not name.startswith("[") for name in names), len(names))
     with reading(path, "text"):
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
@@ -119,7 +120,7 @@ def read_fields(path: Path, form: str) -> Iterator[tuple[int, list[str]]]:
         if not line.isprintable():
             raise UserError(f"{path}, line {number}: expected `{form}`, found a character that cannot be printed")
         if fields and not smallest <= len(fields) <= largest:
-            spaces = "; a path with a space cannot be listed, so rename the file" if len(fields) > largest else ""
+            spaces = "; a name with a space cannot be listed, so rename it" if len(fields) > largest else ""
             raise UserError(f"{path}, line {number}: expected `{form}`, found {len(fields)} fields{spaces}")
         if fields:
             yield number, fields

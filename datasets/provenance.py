@@ -100,18 +100,31 @@ def warn_of_groups(first: Images, second: Images, what: str) -> None:
               file=sys.stderr)
 
 
+def warn_of_versions(first: Images, second: Images, what: str) -> None:
+    """Print a warning if images with other pixels have the same label in both collections."""
+    if (alike := first.alike(second.all)) and is_main():
+        print(f"warning: {what} have the same label, and other pixels: {list_pairs(alike)}; perhaps they are versions "
+              "of one image", file=sys.stderr)
+
+
 def write_provenance(folder: Path, roles: Mapping[str, Sequence[Identity]]) -> None:
     """Write the file of a run, which only its owner can read. `roles`: the images of `IN` and of `OUT`."""
     if is_main():
-        write_json(folder / FILE, {"note": NOTE} | {role: [asdict(one) for one in images]
-                                                    for role, images in roles.items()})
-        os.chmod(folder / FILE, 0o600)
+        content = {role: [asdict(one) for one in images] for role, images in roles.items()}
+        write_json(folder / FILE, {"note": NOTE} | content, private=True)
 
 
 def read_provenance(folder: Path) -> dict[str, Images] | None:
-    """The images of each role of a run; None if the folder has no `FILE`. Raises `UserError` if it is broken."""
+    """The images of each role of a run; None if the folder has no `FILE`, or it belongs to another user.
+
+    Raises `UserError` if it is broken.
+    """
     path = folder / FILE
     if not path.is_file():
+        return None
+    if not os.access(path, os.R_OK):
+        if is_main():
+            print(f"{path} belongs to another user, so its images are not compared", file=sys.stderr)
         return None
     content, names = read_json(path), {field.name for field in fields(Identity)}
     roles = {role: content.get(role) if isinstance(content, dict) else None for role in (IN, OUT)}

@@ -1,4 +1,4 @@
-"""Check on a few images that outputs, labels and classes belong together, before an attack computes anything.
+"""Check on a few images that outputs, labels and classes belong together, before an attack begins.
 
 The labels of other images are the control: a model fits the label of its own image better, in the order of its classes.
 """
@@ -18,16 +18,16 @@ from utils.cli import UserError
 from utils.distributed import is_main
 
 PROBE = {False: 32, True: 8}  # images of each side, of stored outputs and of a model that is queried
-POSITIONS = 4096  # of an image, at most
+POSITIONS, VALUES = 4096, 16384  # of an image, at most
 SMALLEST = 4  # images; with fewer, nothing is said about their order
-AGREEMENT = 0.4  # kappa that another order of the classes must reach
-IMAGE_GAIN = 0.05  # pixel accuracy that another order of the images must gain
+AGREEMENT = 0.4  # above chance, that another order of the classes or of the images must reach
 HALF_BITS = 11  # significant bits of a float16
+DECIMALS = (1, 2, 3, 4, 5)  # to which posteriors may have been rounded
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Predicted classes and labels (n, P) of images of equal size, the precision of the outputs, and their sides."""
+    """Predicted classes and labels (n, P) of images of equal size, with their names."""
 
     names: list[str]
     predicted: np.ndarray
@@ -38,14 +38,15 @@ class Probe:
 def check_alignment(source: Source) -> None:
     """Compare the outputs of the first images of each side with their labels, and with those of other images.
 
-    Raises `UserError` if another order of the classes, or of the images, fits clearly better, or if the outputs of only
-    one side were rounded to half precision. Warns if the outputs fit their own labels no better than others.
+    Raises `UserError` if another order of the classes, or of the images, fits clearly better, or if the stored outputs
+    of the two sides were rounded differently. Warns if the outputs fit their own labels no better than others.
     """
-    probe, bits = read_probe(source)
-    if bits.keys() == {True, False} and min(bits.values()) <= HALF_BITS < max(bits.values()):
-        side, other = ("members", "non-members") if bits[True] < bits[False] else ("non-members", "members")
-        raise UserError(f"the posteriors of the {side} were rounded to {min(bits.values())} bits, and those of the "
-                        f"{other} were not, so an attack would recognise the rounding; store both in the same way")
+    if source.predictor.kind != "posterior":
+        return
+    probe, rounding = read_probe(source)
+    if rounding.keys() == {True, False} and rounding[True] != rounding[False]:
+        raise UserError(f"the posteriors of members are {rounding[True]}, and those of non-members {rounding[False]}, "
+                        "so an attack would recognise the rounding; store both sides in the same way")
     if not probe:
         return
     check_classes(probe)
@@ -53,20 +54,20 @@ def check_alignment(source: Source) -> None:
         check_images(probe)
 
 
-def read_probe(source: Source) -> tuple[Probe | None, dict[bool, int]]:
+def read_probe(source: Source) -> tuple[Probe | None, dict[bool, str]]:
     """Query the first images of each side.
 
-    Returns those of the most frequent size that have a label, and the significant bits of the stored outputs of each
-    side. Outputs with errors are left out: the attack reports them.
+    Returns those of the most frequent size that have a label, and how the stored outputs of each side were rounded.
+    Outputs with errors are left out: the attack reports them.
     """
     count, reads = PROBE[source.predictor.reads_images], source.predictor.reads_images
     chosen = [record for side in (True, False) for record in [r for r in source.records if r.member is side][:count]]
     found: dict[tuple, list[tuple[str, np.ndarray, np.ndarray]]] = {}
-    bits: dict[bool, int] = {}
+    stored: dict[bool, list[np.ndarray]] = {}
     for answer in replace(source, records=chosen, references=()).answers():
         record, output = answer.record, answer.output.numpy()
         if not reads:
-            bits[record.member] = max(bits.get(record.member, 0), significant_bits(output))
+            stored.setdefault(record.member, []).append(output.ravel()[:: -(-output.size // VALUES)])
         if not record.label.is_file() or output.ndim != 3 or not 0 <= output.min() <= output.max() < np.inf:
             continue
         label = record.load_label()
@@ -76,18 +77,18 @@ def read_probe(source: Source) -> tuple[Probe | None, dict[bool, int]]:
             step = -(-label.size // POSITIONS)
             found.setdefault(output.shape, []).append((record.name, output.argmax(axis=0).ravel()[::step],
                                                        label.ravel()[::step]))
+    rounding = {side: describe_rounding(np.concatenate(values)) for side, values in stored.items()}
     if not found:
-        return None, bits
+        return None, rounding
     shape, images = max(found.items(), key=lambda item: len(item[1]))
     names, predicted, labels = zip(*images, strict=True)
-    return Probe(list(names), np.stack(predicted), np.stack(labels), shape[0]), bits
+    return Probe(list(names), np.stack(predicted), np.stack(labels), shape[0]), rounding
 
 
 def check_classes(probe: Probe) -> None:
     """Raise `UserError` if another order of the classes agrees with the labels, and the present one does not.
 
-    The agreement is that above chance, i.e. above that of predictions which do not depend on the label, as a share of
-    that of perfect predictions (as in Cohen's kappa).
+    The agreement is that of Cohen's kappa: the accuracy above chance, divided by the highest possible.
     """
     matrix = confusion(probe.predicted, probe.labels, probe.classes)
     share = matrix / max(1, matrix.sum())
@@ -103,16 +104,20 @@ def check_classes(probe: Probe) -> None:
 
 
 def check_images(probe: Probe) -> None:
-    """Raise `UserError` if the outputs fit the labels of other images better. Warns if they fit all labels equally."""
+    """Raise `UserError` if the outputs fit the labels of other images, and not their own.
+
+    Warns if they fit their own labels no better than those of other images.
+    """
     known = probe.labels != VOID
     fit = np.stack([((one == probe.labels) & known).sum(1) / np.maximum(1, known.sum(1)) for one in probe.predicted])
     rows, columns = linear_sum_assignment(-fit)
     own, moved = np.diag(fit), rows != columns
-    if fit[rows, columns].mean() > own.mean() + IMAGE_GAIN and 2 * moved.sum() > len(own):
+    others = (fit.sum(1) - own) / (len(own) - 1)
+    chance = others.mean()
+    if fit[rows, columns].mean() - chance > max(AGREEMENT * (1 - chance), 2 * (own.mean() - chance)):
         first = int(np.flatnonzero(moved)[0])
         raise UserError(f"the outputs seem to belong to other images: that of {probe.names[first]} fits the label of "
                         f"{probe.names[columns[first]]}; check the order in which outputs and labels were stored")
-    others = (fit.sum(1) - own) / (len(own) - 1)
     if not ttest_1samp(own - others, 0, alternative="greater").pvalue < 0.01 and is_main():
         print(f"warning: the outputs fit the labels of their own images (pixel accuracy {100 * own.mean():.1f} %) no "
               f"better than those of other images ({100 * others.mean():.1f} %); check that model, labels and classes "
@@ -124,3 +129,13 @@ def significant_bits(values: np.ndarray) -> int:
     whole = np.ldexp(np.frexp(values.astype(np.float32))[0], 24).astype(np.int64)
     lowest = np.bitwise_or.reduce(whole, axis=None)
     return 24 - (int(lowest & -lowest).bit_length() - 1) if lowest else 0
+
+
+def describe_rounding(values: np.ndarray) -> str:
+    """How float32 values (n,) were rounded: to half precision or less, to decimals, or not."""
+    for decimals in DECIMALS:
+        scaled = values.astype(float) * 10**decimals
+        if (abs(scaled - scaled.round()) < 0.01).all():
+            return f"rounded to {decimals} decimals"
+    bits = significant_bits(values)
+    return f"rounded to {bits} bits" if bits <= HALF_BITS else "not rounded"

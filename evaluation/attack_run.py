@@ -21,11 +21,11 @@ from evaluation.journal import Part, RunPlace, score_parts
 from evaluation.report import table, write_report
 from evaluation.utility import miou, record_confusion
 from models.pixelwise import Pixelwise
-from predictors import open_predictor
+from predictors import file_of, open_predictor
 from predictors.base import Predictor, PredictorOptions, Record
 from predictors.cache import cache_posteriors
 from predictors.samples import Source, check_class_names
-from predictors.stored import StoredPredictor, check_forms
+from predictors.stored import check_forms
 from utils.cli import UserError
 from utils.device import CPU_FP32, Compute
 from utils.distributed import is_main
@@ -67,7 +67,8 @@ class AttackRun:
         """A hash of the call. A later call with the same stamp resumes it. `code`: source files that it depends on."""
         same = {key: value for key, value in self.arguments.items() if key not in ("out", "gpu", "save_every")}
         return fingerprint([*self.files, *code], same, commit(), torch.__version__,
-                           self.compute.device.type, self.compute.precision, [(r.name, r.member) for r in records])
+                           self.compute.device.type, self.compute.precision,
+                           [(r.name, r.member, r.group, r.dataset) for r in records])
 
 
 def run_attack(attack: Attack, source: Source, run: AttackRun, population: Source | None = None) -> dict:
@@ -79,17 +80,21 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     check_needs(attack, source, run, population)
     source, known = check_images(attack, source, run, population)
     control = open_control(source, run, known)
+    if is_main():
+        roles.say(known)
+    check_alignment(source)
     if run.keep:
         kept = cache_posteriors(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
         source = replace(source, predictor=kept)
-    check_alignment(source)
     timings.lap("starting and comparing images")
     if population:
         attack.fit(population.samples(attack.needs))
     drawn = first_by_name(source.records, run.cam_images) if run.cam else set()
     block, records = attack.images_per_batch, source.records
     parts = [records[first : first + block] for first in range(0, len(records), block)]
-    place = RunPlace(run.out, run.stamp(records, source_files(attack, source.predictor, source.defense)), source.files,
+    code = source_files(attack, source.predictor, source.defense, control)
+    place = RunPlace(run.out, run.stamp([*records, *(population.records if population else ())], code),
+                     lambda record: [*source.files(record), *(control.files(record) if control else ())],
                      run.save_every, drawn)
     done, journal = score_parts(parts, make_scorer(attack, source, run, drawn, control),
                                 lambda: start_run("attack", run.arguments, run.out, run.compute), place)
@@ -106,9 +111,8 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
 
 
 def existing_files(places: Sequence[str | None]) -> list[Path]:
-    """The files that `places` (paths, or KIND:WHERE) name; for the folder of a run, its checkpoint last.pth.tar."""
-    parts = [Path(part) for place in places if place for part in (place, place.partition(":")[2]) if part]
-    return [path for part in parts for path in (part, part / "last.pth.tar") if path.is_file()]
+    """The files that `places` name, as `predictors.file_of` finds them."""
+    return [path for place in places if (path := file_of(place))]
 
 
 def check_images(attack: Attack, source: Source, run: AttackRun,
@@ -119,27 +123,34 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
     has two roles that exclude one another, or if the stored posteriors have different forms.
     """
     known, records = roles.examine(source.records, source.predictor, run.allow)
-    roles.compare_with_victim(known, existing_files([run.victim]), run.allow)
+    roles.compare_with_victim(known, file_of(run.victim))
     if attacker := attack.settings.attacker:
-        roles.compare_with_attacker(known, Path(attacker.path), run.allow)
+        roles.compare_with_attacker(known, Path(attacker.path))
     if population:
-        roles.compare_with_population(known, population.records, run.allow)
-    if isinstance(source.predictor, StoredPredictor):
-        check_forms(source.predictor, records)
+        roles.compare_with_population(known, population.records)
+        check_forms(population.predictor, population.records)
+    for predictor in (source.predictor, *(reference.predictor for reference in source.references)):
+        check_forms(predictor, records)
     if is_main():
-        roles.say(known)
         for line in controls.describe_sides([inspect(*r.files) for r in records], [r.member for r in records]):
             print(f"warning: {line}", file=sys.stderr)
     return replace(source, records=records), known
 
 
 def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Predictor | None:
-    """The predictor of --control. Raises `UserError` if its model was trained on an attacked image."""
+    """The predictor of --control.
+
+    Raises `UserError` if its model was trained on an attacked image, has other classes, or cannot be queried.
+    """
     if not run.control:
         return None
-    roles.compare_with_control(known, existing_files([run.control]))
-    place = run.control if not Path(run.control).is_dir() else f"checkpoint:{Path(run.control) / 'last.pth.tar'}"
-    control = open_predictor(place, PredictorOptions(run.compute, source.predictor.stride or source.form()[1]))
+    roles.compare_with_control(known, file_of(run.control))
+    stride = source.predictor.stride or source.form()[1]
+    control = open_predictor(run.control, PredictorOptions(run.compute, stride, source.defense))
+    if control.reads_images and not source.records[0].image.is_file():
+        raise UserError(f"{source.records[0].image} is missing, so --control cannot be queried about it; give "
+                        "posteriors on disk (stored:TREE)")
+    check_forms(control, source.records)
     check_class_names(f"--control {run.control}", control.class_names, source.predictor.where,
                       source.predictor.class_names)
     return control
@@ -195,6 +206,7 @@ def make_scorer(attack: Attack, source: Source, run: AttackRun, drawn: set[str],
         if control:
             samples = replace(source, records=records, predictor=control).samples(attack.needs)
             part.control = list(attack.score(samples, control if predictor else None))
+            check_scores(f"{run.name}, on --control", part.control, records)
         return part
 
     return score

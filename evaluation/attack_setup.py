@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from attacks import build_attack
 from attacks.patches import Selection
 from attacks.sample import Attack, AttackSettings
+from datasets import show_dataset
 from defenses.base import Defense
 from evaluation.attack_run import AttackRun, existing_files, run_attack
 from models import LoadedAttacker, load_attacker
@@ -104,8 +105,8 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
     stride = stride or expected_stride or 8
     predictor, dataset = open_victim(victim, data.dataset, PredictorOptions(compute, stride, defense), classes)
     if data.dataset and predictor.dataset not in (None, data.dataset):
-        raise UserError(f"{victim} was trained on the data set {predictor.dataset}, so its members are images of it, "
-                        f"not of {data.dataset}; leave --dataset out")
+        raise UserError(f"{victim} was trained on the data set {show_dataset(predictor.dataset)}, so its members are "
+                        f"images of it, not of {show_dataset(data.dataset)}; leave --dataset out")
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset)
     models = open_references(references, PredictorOptions(compute, stride))
     for model in models:

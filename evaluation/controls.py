@@ -6,6 +6,7 @@ model that was trained on neither side. If a control is above chance, the two si
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,14 +27,15 @@ FOLDS = 5  # of whole groups
 CROSS_FITTED = math.sqrt(1 + FOLDS / (FOLDS - 1))
 LARGEST = 20_000  # images on which the blind classifiers are trained; more would take minutes
 TREES = 100
-TITLES = {"blind": "control without a model", "model": "control on a model that saw neither side"}
+KINDS = 8  # kinds of files that the blind classifiers can tell apart, the most frequent
+TITLES = {"blind": "control without a model", "model": "the same attack on --control"}
 
 
 def features(found: Sequence[Inspection]) -> np.ndarray:
-    """What is visible without a model, float64 (n, K); a column is left out if no image or no label has it.
+    """What is visible without a model, float64 (n, K); 0 where an image or a label is missing.
 
     Shares of the classes and of void, share of class boundaries, number of classes, mean and standard deviation of the
-    colour channels, height and width, logarithm of the file sizes, and the kinds of the files.
+    colour channels, height and width, JPEG quantisation, logarithm of the file sizes, and the kinds of the files.
     """
     ids = sorted({number for one in found for number in one.ids})
     rows = []
@@ -42,9 +44,9 @@ def features(found: Sequence[Inspection]) -> np.ndarray:
         labelled = max(1, total - counts.get(VOID, 0))
         rows.append([*(counts.get(number, 0) / labelled for number in ids), counts.get(VOID, 0) / max(1, total),
                      one.boundary or 0, len(one.ids), *(np.zeros(6) if one.colour is None else one.colour),
-                     *(one.size or (0, 0)), *(math.log(size or 1) for size in one.bytes)])
-    kinds = [sorted({one.kinds[file] or "" for one in found}) for file in (0, 1)]
-    shown = [[float(one.kinds[file] == kind) for file in (0, 1) for kind in kinds[file][:FOLDS]] for one in found]
+                     *(one.size or (0, 0)), one.quantisation, *(math.log(size or 1) for size in one.bytes)])
+    kinds = [[kind for kind, _ in Counter(one.kinds[file] for one in found).most_common(KINDS)] for file in (0, 1)]
+    shown = [[float(one.kinds[file] == kind) for file in (0, 1) for kind in kinds[file]] for one in found]
     return np.concatenate([np.array(rows, float), np.array(shown)], axis=1)
 
 
@@ -82,15 +84,17 @@ def judge(control: np.ndarray, attack: np.ndarray, member: np.ndarray, group: Se
           factor: float = 1.0) -> dict:
     """AUC of a control, and by how much the AUC of the attack exceeds it, each with its 95 % interval.
 
-    "above_chance": whether the interval of the control lies above 0.5; None without an interval. `factor`: by how much
-    the intervals are widened, the first on the logit scale; `CROSS_FITTED` for the blind control.
+    "sides_differ": whether the interval of the control lies above 0.5 ("above"), below ("below"), or neither (""); None
+    without an interval. `factor`: by how much the intervals are widened, the first on the logit scale; `CROSS_FITTED`
+    for the blind control.
     """
     auc, interval = compute_metrics(control, member)["auc"], intervals(control, member, group)["auc"]
     paired = paired_difference([attack], [control], member, group, "auc")
     difference, around = paired["difference"], paired["interval"]
     if interval and 0 < auc < 1:
         interval = [float(expit(logit(auc) + factor * (logit(end) - logit(auc)))) for end in interval]
-    return {"auc": auc, "auc_interval": interval, "above_chance": interval and interval[0] > 0.5,
+    differ = interval and ("above" if interval[0] > 0.5 else "below" if interval[1] < 0.5 else "")
+    return {"auc": auc, "auc_interval": interval, "sides_differ": differ,
             "attack_minus_control": difference,
             "attack_minus_control_interval": around and [difference + factor * (end - difference) for end in around]}
 
@@ -98,22 +102,25 @@ def judge(control: np.ndarray, attack: np.ndarray, member: np.ndarray, group: Se
 def verdict(name: str, judged: dict) -> str:
     """One line about a control: its AUC, and what follows from it."""
     line = f"{TITLES[name]}: AUC {judged['auc']:.3f}"
-    if judged["above_chance"] is None:
+    if judged["sides_differ"] is None:
         return f"{line}, no interval: it is not decided whether the sides differ by more than membership"
     line += f" {show_interval(judged['auc_interval'])}"
-    if not judged["above_chance"]:
+    if judged["sides_differ"] == "below" and name == "model":
+        return f"{line}: below chance, so the sides differ in the other direction, and the attack may be underestimated"
+    if judged["sides_differ"] != "above":
         return f"{line}: not above chance"
-    without = "without any model" if name == "blind" else "for a model that saw neither"
+    without = "without any model" if name == "blind" else "for this model, too, so not only by membership"
     interval = judged["attack_minus_control_interval"]
     return (f"{line}: the sides differ {without}; attack minus control: {judged['attack_minus_control']:+.3f}"
             + (" [{:+.3f}, {:+.3f}]".format(*interval) if interval else ""))
 
 
 def describe_sides(found: Sequence[Inspection], member: Sequence[bool]) -> list[str]:
-    """A warning for each property of the files of which no value occurs on both sides, though few values occur."""
+    """A warning for each property of the files that has few values, and no value that both sides have."""
     warnings = []
     for what, value in (("size of the images", lambda one: one.size),
                         ("format of the images", lambda one: one.kinds[0]),
+                        ("JPEG quantisation of the images", lambda one: one.quantisation),
                         ("format of the labels", lambda one: one.kinds[1])):
         sides = [{value(one) for one, inside in zip(found, member, strict=True) if inside is side}
                  for side in (True, False)]
@@ -125,7 +132,7 @@ def describe_sides(found: Sequence[Inspection], member: Sequence[bool]) -> list[
 
 
 def _show(value: object) -> str:
-    return f"{value[1]} x {value[0]}" if isinstance(value, tuple) else str(value or "missing")
+    return f"{value[1]} x {value[0]}" if isinstance(value, tuple) else "missing" if value is None else str(value)
 
 
 def write_controls(folder: Path, names: Sequence[str], member: np.ndarray, controls: Mapping[str, np.ndarray]) -> None:

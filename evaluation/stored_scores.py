@@ -37,7 +37,8 @@ def _check_images(folders: Sequence[Path]) -> None:
     for folder, sides in known.items():
         for one in (*sides[IN].all, *sides[OUT].all):
             before, same = first.setdefault(one.name, (folder, one))
-            if before != folder and not Images([same]).find(one) and (one.label or one.image):
+            comparable = (one.image and same.image) or (one.label and same.label)
+            if comparable and not Images([same]).find(one):
                 raise UserError(f"{one.name} is another image in {folder} than in {before}; only runs on the same "
                                 "images can be compared")
 

@@ -1,15 +1,18 @@
 """Predictors give the output of a model for an image: they query a model, or read stored outputs.
 
 A new kind of predictor is one file with a subclass of `predictors.base.Predictor`, and one line in `PREDICTORS`.
-Scripts take `KIND:WHERE`, or the path of a checkpoint.
+Scripts take `KIND:WHERE`, the path of a checkpoint, or the folder of a run.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.tables import Entry, Table
 
 if TYPE_CHECKING:
     from predictors.base import Predictor, PredictorOptions
+
+CHECKPOINT = "last.pth.tar"  # in the folder of a training
 
 PREDICTORS = Table("predictor", {
     "checkpoint": Entry("predictors.checkpoint:CheckpointPredictor", "a checkpoint of train_victim.py"),
@@ -18,13 +21,27 @@ PREDICTORS = Table("predictor", {
 
 
 def open_predictor(where: str, options: "PredictorOptions | None" = None) -> "Predictor":
-    """Open the predictor `KIND:WHERE`. If `where` starts with no kind of `PREDICTORS`, it is the path of a checkpoint.
+    """Open the predictor `KIND:WHERE`, or the checkpoint of a path or of the folder of a run.
 
     Raises `UserError` if the predictor cannot be used.
     """
     from predictors.base import PredictorOptions
 
-    kind, colon, rest = str(where).partition(":")
-    if not (colon and kind in PREDICTORS):
-        kind, rest = "checkpoint", str(where)
+    kind, rest = _split(where)
+    if kind == "checkpoint" and Path(rest).is_dir():
+        rest = str(Path(rest) / CHECKPOINT)
     return PREDICTORS.load(kind)(rest, options or PredictorOptions())
+
+
+def file_of(where: str | None) -> Path | None:
+    """The file that `where` names: a path, KIND:PATH, or the checkpoint in the folder of a run. None without a file."""
+    if not where:
+        return None
+    place = Path(_split(where)[1])
+    return next((path for path in (place, place / CHECKPOINT) if path.is_file()), None)
+
+
+def _split(where: str) -> tuple[str, str]:
+    """Kind and place. If `where` starts with no kind of `PREDICTORS`, it is the place of a checkpoint."""
+    kind, colon, rest = str(where).partition(":")
+    return (kind, rest) if colon and kind in PREDICTORS else ("checkpoint", str(where))

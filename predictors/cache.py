@@ -57,4 +57,5 @@ def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], conten
                 shutil.rmtree(stale)
     write_json(marker, about)
     sides = {member: side for side, member in SIDES.items()}
-    write_groups(tree, [(f"{sides[record.member]}/{record.name}", record.group) for record in records])
+    names = [f"{sides[record.member]}/{record.name}" for record in records]
+    write_groups(tree, [(name, record.identity.group or name) for name, record in zip(names, records, strict=True)])

@@ -88,7 +88,7 @@ def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[R
     for place in places:
         if Path(place).is_dir():
             run = read_shadow(place)
-            predictor = open_predictor(f"checkpoint:{run.checkpoint}", options)
+            predictor = open_predictor(str(run.checkpoint), options)
             references.append(Reference(predictor, run.images()[IN]))
         else:
             references.append(Reference(open_predictor(place, options)))

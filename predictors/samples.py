@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from attacks.sample import Sample
-from datasets import find_dataset
+from datasets import find_dataset, show_dataset
 from datasets.pairs import read_split
 from defenses.base import NO_DEFENSE, Defense
 from defenses.gauss import normalise
@@ -166,9 +166,9 @@ def open_victim(where: str, dataset: str | None, options: PredictorOptions,
     if classes not in (None, predictor.classes):
         raise UserError(f"{where} has {predictor.classes} classes; the attacker was trained for {classes}")
     if len(names) != predictor.classes:
-        raise UserError(f"{where} has {predictor.classes} classes; the data set {dataset} has {len(names)}; give the "
-                        "right --dataset")
-    check_class_names(where, own, f"the data set {dataset.partition(':')[0]}", names)
+        raise UserError(f"{where} has {predictor.classes} classes; the data set {show_dataset(dataset)} has "
+                        f"{len(names)}; give the right --dataset")
+    check_class_names(where, own, f"the data set {show_dataset(dataset)}", names)
     return predictor, dataset
 
 

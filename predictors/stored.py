@@ -8,7 +8,6 @@
 SIDE is `train` for members and `val` for non-members. NAME may contain folders.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from predictors.base import Predictor, PredictorOptions, Query, Record
 from utils import VOID
 from utils.arrays import read_npy
 from utils.cli import UserError
-from utils.files import atomic_open
+from utils.files import atomic_open, walk_files
 from utils.untrusted import reading
 
 SIDES = {"train": True, "val": False}
@@ -107,7 +106,7 @@ def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
     """Map SIDE/NAME to the file, sorted by side and name."""
     found = {}
     for side in SIDES:
-        files = _walk(root / side / folder)
+        files = walk_files(root / side / folder)
         if other := [file for file in files if file.suffix != ".npy"]:
             raise UserError(f"{root / side / folder} holds {len(other)} files that are not .npy posteriors, such as "
                             f"{other[0].name}; save them as .npy, or move them to another folder")
@@ -119,21 +118,6 @@ def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
                 raise UserError(f"{file}: its name is not UTF-8, or has characters that cannot be printed; rename it")
             found[f"{side}/{name}"] = file
     return found
-
-
-def _walk(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; links to folders are followed. Hidden and unfinished files are left out.
-
-    Raises `UserError` if two paths lead to the same folder.
-    """
-    found, seen = [], {}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        first = seen.setdefault(os.path.realpath(place), place)
-        if first != place:
-            raise UserError(f"{place} and {first} are the same folder; remove the link, so that no image counts twice")
-        folders.sort()
-        found += [Path(place, file) for file in files if not file.startswith(".") and not file.endswith(".partial")]
-    return sorted(found)
 
 
 def _read_groups(root: Path, names: Sequence[str]) -> dict[str, str]:
@@ -160,17 +144,19 @@ def _read_groups(root: Path, names: Sequence[str]) -> dict[str, str]:
 def describe_tree(root: str | Path, folder: str, records: Sequence[Record]) -> str:
     """One line: how many posteriors are used, and how many labels of the tree have none and are left out."""
     used = {side: sum(record.member is member for record in records) for side, member in SIDES.items()}
-    labels = {side: len(_walk(Path(root) / side / "label")) for side in SIDES}
+    labels = {side: len(walk_files(Path(root) / side / "label")) for side in SIDES}
     left_out = sum(labels.values()) - len(records)
     return (f"{root}: {used['train']} + {used['val']} posteriors in {folder}"
             + (f"; labels without a posterior there, which are left out: {left_out}" if left_out > 0 else ""))
 
 
-def check_forms(predictor: StoredPredictor, records: Sequence[Record]) -> None:
-    """Raise `UserError` unless all posteriors have one precision and one stride.
+def check_forms(predictor: Predictor, records: Sequence[Record]) -> None:
+    """Raise `UserError` unless all posteriors of a predictor, if it stores them, have one precision and one stride.
 
     Otherwise they may tell members from non-members by their form.
     """
+    if not isinstance(predictor, StoredPredictor):
+        return
     forms: dict[str, dict[object, list[str]]] = {"precision": {}, "stride": {}}
     for record in records:
         stored = _open_posterior(*predictor.files(record))

@@ -11,8 +11,8 @@ from test_seams import assert_refused
 from datasets import bdd100k, cityscapes, find_dataset, labelmefacade, mapillary
 from datasets.folder import propose_groups, settings
 from datasets.inspection import inspect
-from datasets.look import near_duplicates
 from datasets.pairs import read_split
+from datasets.survey import near_duplicates
 from utils.cli import UserError
 
 WHITE = 255
@@ -150,7 +150,8 @@ def test_near_duplicates_are_found(tmp_path):
         image, _ = small_scene(index)
         save(tmp_path / f"{index}.png", image)
         Image.fromarray(image).resize((96, 48)).save(tmp_path / f"{index}.jpg", quality=60)
-        looks.append([inspect(tmp_path / f"{index}.{kind}", tmp_path / "none", None).look for kind in ("png", "jpg")])
+        looks.append([inspect(tmp_path / f"{index}.{kind}", tmp_path / "none", None).perceptual
+                      for kind in ("png", "jpg")])
     found = near_duplicates(*zip(*looks, strict=True))
     assert {pair for pair in found if pair[0] == pair[1]} == {(index, index) for index in range(8)}
 
@@ -200,7 +201,7 @@ def test_camvid_with_other_names_of_folders(tmp_path):
     assert not (tmp_path / "splits").exists()
 
 
-@pytest.mark.parametrize("line, message", [("my images/1.png labels/1.png g x", "a path with a space"),
+@pytest.mark.parametrize("line, message", [("my images/1.png labels/1.png g x", "a name with a space"),
                                            ("images\\1.png labels\\1.png", "write / in place of"),
                                            ("images/1.png labels/1.png", "holds ids/")])
 def test_split_files_with_paths_that_are_not_there(tmp_path, line, message):

@@ -1,10 +1,10 @@
-"""Compare the images of a training by their content, and write the private provenance.json of its run."""
+"""Compare the images of a training by their content: those of its two sides, and with those of the victim."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets.inspection import check_labels, inspect
+from datasets.inspection import check_labels, check_meaning, inspect
 from datasets.pairs import Pair
 from datasets.provenance import (
     IN,
@@ -15,11 +15,12 @@ from datasets.provenance import (
     list_pairs,
     read_provenance,
     warn_of_groups,
-    write_provenance,
+    warn_of_versions,
 )
+from predictors import file_of
 from predictors.base import Record, identify
 from utils.cli import UserError
-from utils.distributed import is_main, run_on_main
+from utils.distributed import is_main
 
 
 def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
@@ -29,11 +30,13 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
     Raises `UserError` if an image is on both sides, or if the labels of a side are all void or have one class. Warns of
     copies among the training images, and of groups that both sides have.
     """
-    roles = {}
+    roles, found = {}, []
     for role, pairs, name in ((IN, inside, names[0]), (OUT, outside, names[1])):
         records = [Record.of_pair(pair, dataset) for pair in pairs]
         roles[role] = identify(records)
-        check_labels([inspect(*record.files) for record in records], name, dataset)
+        found.append([inspect(*record.files) for record in records])
+        check_labels(found[-1], name, dataset)
+    check_meaning([*found[0], *found[1]], " and ".join(names), dataset)
     known = Images(roles[IN])
     if both := known.shared(roles[OUT]):
         raise UserError(f"{names[0]} and {names[1]} share {len(both)} images: {list_pairs(both)}; an image is either "
@@ -41,36 +44,31 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
     if (twice := copies(roles[IN])) and is_main():
         print(f"warning: {names[0]} holds {len(twice)} copies of images: {list_pairs(twice)}", file=sys.stderr)
     warn_of_groups(known, Images(roles[OUT]), f"both {names[0]} and {names[1]}")
+    warn_of_versions(known, Images(roles[OUT]), f"images of {names[0]} and {names[1]}")
     return roles
 
 
-def compare_with_victim(pairs: Sequence[Pair], dataset: str, victim: str, allow: Sequence[str]) -> None:
+def compare_shadow_data(pairs: Sequence[Pair], dataset: str, victim: str, allow: Sequence[str]) -> None:
     """Compare D^S with the training images of the victim, where its provenance.json is at hand.
 
     Raises `UserError` if they share images and this is not allowed. Warns of groups that both have.
     """
-    path = Path(victim.partition(":")[2] or victim)
-    if not path.is_file() or not (trained := read_provenance(path.parent)):
+    path = file_of(victim)
+    if not path or not (trained := read_provenance(path.parent)):
         return
     images = identify([Record.of_pair(pair, dataset) for pair in pairs])
     if (both := trained[IN].shared(images)) and "overlap" not in allow:
         raise UserError(f"{len(both)} of the {len(pairs)} images of D^S, such as {both[0][0].name}, are training "
                         f"images of {victim}; give other images, or --allow overlap if the attacker is to know them")
     warn_of_groups(Images(images), trained[IN], "both D^S and the training images of the victim")
+    warn_of_versions(trained[IN], Images(images), "training images of the victim and images of D^S")
 
 
-def store(folder: Path, roles: Mapping[str, Sequence[Identity]]) -> None:
-    """Write provenance.json into the folder of a run.
-
-    Raises `UserError` if the run was started with other images, which can only be if files have changed since.
-    """
-    def work() -> None:
-        if before := read_provenance(folder):
-            changed = [one.name for role in (IN, OUT) for one, old in zip(roles[role], before[role].all, strict=False)
-                       if (one.image, one.label) != (old.image, old.label)]
-            if changed or any(len(roles[role]) != len(before[role].all) for role in (IN, OUT)):
-                raise UserError(f"the images of {folder} have changed since it was started"
-                                f"{f', such as {changed[0]}' if changed else ''}; start a new run")
-        write_provenance(folder, roles)
-
-    run_on_main(work)
+def check_unchanged(folder: Path, roles: Mapping[str, Sequence[Identity]]) -> None:
+    """Raise `UserError` if the images of a run that is resumed are not those that it was started with."""
+    if before := read_provenance(folder):
+        changed = [one.name for role in (IN, OUT) for one, old in zip(roles[role], before[role].all, strict=False)
+                   if (one.image, one.label) != (old.image, old.label)]
+        if changed or any(len(roles[role]) != len(before[role].all) for role in (IN, OUT)):
+            raise UserError(f"the images of {folder} have changed since it was started"
+                            f"{f', such as {changed[0]}' if changed else ''}; start a new run")

@@ -10,18 +10,20 @@ import torch
 from attacks.thresholds import mean_known
 from datasets import find_dataset
 from datasets.pairs import Pair, deal, read_split, write_split
-from datasets.provenance import IN, OUT, Identity, Images, list_pairs
+from datasets.provenance import IN, OUT, Identity, Images, list_pairs, write_provenance
 from defenses.base import Defense
+from evaluation.alignment import check_alignment
 from models import read_segmenter
 from models.attacker import InputSpec
+from predictors import file_of
 from predictors.base import PredictorOptions, Record, identify, predict_records
 from predictors.reference import read_shadow
 from predictors.samples import Source, check_class_names, join_trees, open_victim
-from predictors.stored import TINY, list_records
+from predictors.stored import TINY, check_forms, list_records
 from training.attacker import AttackerData, prepare, train_attacker
 from training.options import AttackerTraining
 from training.plan import PlanOptions, plan_attacker, plan_segmenter
-from training.roles import compare_sides, compare_with_victim, store
+from training.roles import check_unchanged, compare_shadow_data, compare_sides
 from training.segmentation import check_batch, train_and_report
 from utils import VOID
 from utils.cli import UserError, pick
@@ -30,10 +32,10 @@ from utils.distributed import gather, is_main, own_share, print_once, run_on_mai
 from utils.files import start_run, write_json
 from utils.resume import resume_arguments
 
-__all__ = ["begin", "cache_shadows", "check_batch", "compare_sides", "compare_with_victim", "count",
+__all__ = ["begin", "cache_shadows", "check_batch", "check_unchanged", "compare_shadow_data", "compare_sides", "count",
            "count_shadow_images", "dataset_of", "images_of_attacker", "join_trees", "partition", "plan_attacker",
-           "plan_of", "plan_segmenter", "prepare", "read_split", "start_run_on_main", "store", "train_and_report",
-           "train_attacker_and_report", "write_shadow_splits"]
+           "plan_of", "plan_segmenter", "prepare", "read_split", "start_run_on_main", "train_and_report",
+           "train_attacker_and_report", "write_provenance", "write_shadow_splits"]
 
 
 def count(split: str | Path) -> int:
@@ -113,9 +115,10 @@ def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute
     return [shadow.cache(PredictorOptions(compute, stride, defense)) for shadow in shadows]
 
 
-def dataset_of(victim: str | None) -> str:
-    """The data set that the checkpoint of a victim names; streets if there is no checkpoint, or it names none."""
-    return (victim and Path(victim).is_file() and read_segmenter(victim).get("dataset")) or "streets"
+def dataset_of(model: str | Path | None) -> str:
+    """The data set that the checkpoint of a model names; streets if there is no checkpoint, or it names none."""
+    path = file_of(model and str(model))
+    return (path and read_segmenter(path).get("dataset")) or "streets"
 
 
 def images_of_attacker(shadows: Sequence[str], source: Source) -> dict[str, list[Identity]]:
@@ -123,6 +126,8 @@ def images_of_attacker(shadows: Sequence[str], source: Source) -> dict[str, list
     if shadows:
         known = [read_shadow(folder).images() for folder in shadows]
         return {role: [one for images in known for one in images[role].all] for role in (IN, OUT)}
+    check_forms(source.predictor, source.records)
+    check_alignment(source)
     sides = [identify([record for record in source.records if record.member is side]) for side in (True, False)]
     if both := Images(sides[0]).shared(sides[1]):
         raise UserError(f"the same image is a member and a non-member of D^S: {list_pairs(both)}; remove it from one")

@@ -23,17 +23,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def atomic_open(path: str | Path, mode: str = "wb") -> Iterator:
+def atomic_open(path: str | Path, mode: str = "wb", private: bool = False) -> Iterator:
     """Open a file for writing. It appears at `path` only after it is complete, synced and closed.
 
-    Raises `UserError` if the file cannot be written. A previous file at `path` then stays unchanged.
+    `private`: only the owner of the file can read it, from its first byte on. Raises `UserError` if the file cannot be
+    written. A previous file at `path` then stays unchanged.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(partial, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as file:
+            options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+            if private:
+                options["opener"] = lambda name, flags: os.open(name, flags, 0o600)
+            with open(partial, mode, **options) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -45,10 +49,10 @@ def atomic_open(path: str | Path, mode: str = "wb") -> Iterator:
                         "unchanged") from None
 
 
-def write_json(path: str | Path, value: object) -> None:
-    """Write `value` as indented JSON. Raises `ValueError` for NaN and infinity."""
+def write_json(path: str | Path, value: object, private: bool = False) -> None:
+    """Write `value` as indented JSON; `private` as in `atomic_open`. Raises `ValueError` for NaN and infinity."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    with atomic_open(path, "w") as file:
+    with atomic_open(path, "w", private) as file:
         file.write(text)
 
 
@@ -56,6 +60,21 @@ def read_json(path: str | Path) -> dict:
     """Read a JSON file. Raises `UserError` if it is missing or not valid JSON."""
     with reading(path, "JSON file"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def walk_files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; links to folders are followed. Hidden and unfinished files are left out.
+
+    Raises `UserError` if two paths lead to the same folder.
+    """
+    found, seen = [], {}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        first = seen.setdefault(os.path.realpath(place), place)
+        if first != place:
+            raise UserError(f"{place} and {first} are the same folder; remove the link, so that no image counts twice")
+        folders.sort()
+        found += [Path(place, file) for file in files if not file.startswith(".") and not file.endswith(".partial")]
+    return sorted(found)
 
 
 def fingerprint(paths: list[Path], *values: object) -> str:

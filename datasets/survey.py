@@ -10,11 +10,11 @@ from datasets.inspection import Inspection, check_labels, inspect_all
 from datasets.pairs import Pair
 from utils import VOID
 
-NEAR = 4  # of 64 bits of `look` may differ between near-duplicates
+NEAR = 4  # bits of the perceptual hash that may differ between near-duplicates
 BLOCK = 2000  # images that are compared at once
 
 
-def look(parts: Mapping[str, Sequence[Pair]], dataset: str,
+def survey(parts: Mapping[str, Sequence[Pair]], dataset: str,
          classes: Sequence[str]) -> tuple[list[str], dict[str, Inspection]]:
     """Inspect all images of the parts of a data set, and describe them in a few lines.
 
@@ -82,7 +82,7 @@ def repeated(parts: Mapping[str, Sequence[Pair]], found: Mapping[str, Inspection
               if not any(images[name] > other for other in images.values())]
     for (first, some), (second, others) in combinations(single, 2):
         if not images[first] & images[second]:
-            near = near_duplicates(*([found[pair.image].look for pair in part] for part in (some, others)))
+            near = near_duplicates(*([found[pair.image].perceptual for pair in part] for part in (some, others)))
             if near:
                 one, other = some[near[0][0]].image, others[near[0][1]].image
                 lines.append(f"{len(near)} images of {first} look like one of {second}, such as {one} and {other}")
@@ -90,7 +90,10 @@ def repeated(parts: Mapping[str, Sequence[Pair]], found: Mapping[str, Inspection
 
 
 def near_duplicates(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int]]:
-    """The images of `first` that differ in at most `NEAR` bits of `look` from one of `second`, with that one."""
+    """The images whose perceptual hash differs in at most `NEAR` bits from that of an image of `second`, with that one.
+
+    `first`, `second`: the hashes. Returns pairs of positions in both.
+    """
     one, other = np.array(first, np.uint64), np.array(second, np.uint64)
     pairs = []
     for start in range(0, len(one), BLOCK):
