@@ -53,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
     patches.add_argument("--select", choices=SCHEMES,
                          help="how patches are selected (default: random; full for a pixelwise attacker)")
     flag(patches, "num-patch", type=int, default=6, metavar="N", help="patches per image (default: 6)")
-    flag(patches, "tau", type=float, help="--select rejection: reject patches whose mean posterior of the labelled "
-         "class is above this (default: that of the attacker, chosen on held-out shadow data; without an "
+    flag(patches, "tau", type=number(0, 1), help="--select rejection: reject patches whose mean posterior of the "
+         "labelled class is above this (default: that of the attacker, chosen on held-out shadow data; without an "
          "attacker 0.95)")
     patches.add_argument("--patch-size", type=positive, help="side of a patch in positions (default: that of the "
                          "attacker, which is 90 in the release; without an attacker 24)")

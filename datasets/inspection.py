@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from datasets.images import check_turned, describe_file, load_ids, load_image
 from datasets.pairs import check_sizes, decode_label
 from utils import VOID
 from utils.cli import UserError
-from utils.distributed import gather, is_main, own_share
+from utils.distributed import gather, own_share, warn_once
 from utils.log import progress
 
 Files = tuple[Path, Path, str | None]  # image, label, and the name of the data set that decodes the label
@@ -146,9 +145,9 @@ def check_labels(found: Sequence[Inspection], what: str, dataset: str | None) ->
         advice = "" if dataset is None else "; masks of 0 and 255 need --dataset folder --classes 2"
         raise UserError(f"the labels of {what} have a single class, {next(iter(counts))}, and 255 is void, so every "
                         f"output is right{advice}")
-    if 2 * void > total and is_main():
-        print(f"warning: {100 * void / total:.0f} % of the label pixels of {what} are void; check --dataset, which "
-              "turns the ids in the files into classes", file=sys.stderr)
+    if 2 * void > total:
+        warn_once(f"{100 * void / total:.0f} % of the label pixels of {what} are void; check --dataset, which turns "
+                  "the ids in the files into classes")
 
 
 def check_meaning(found: Sequence[Inspection], what: str, dataset: str | None) -> None:

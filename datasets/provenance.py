@@ -5,13 +5,12 @@ its owner can read it; checkpoints, trees and reports never contain hashes. Unde
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from utils.cli import UserError
-from utils.distributed import is_main
+from utils.distributed import is_main, warn_once
 from utils.files import read_json, write_json
 
 FILE = "provenance.json"
@@ -95,16 +94,15 @@ def list_pairs(pairs: Sequence[tuple[Identity, Identity]]) -> str:
 
 def warn_of_groups(first: Images, second: Images, what: str) -> None:
     """Print a warning if some groups, such as cities or drives, have images in both collections."""
-    if (both := sorted(first.groups() & second.groups())) and is_main():
-        print(f"warning: {len(both)} groups, such as {both[0]}, are in {what}; images of a group are alike",
-              file=sys.stderr)
+    if both := sorted(first.groups() & second.groups()):
+        warn_once(f"{len(both)} groups, such as {both[0]}, are in {what}; images of a group are alike")
 
 
 def warn_of_versions(first: Images, second: Images, what: str) -> None:
     """Print a warning if images with other pixels have the same label in both collections."""
-    if (alike := first.alike(second.all)) and is_main():
-        print(f"warning: {what} have the same label, and other pixels: {list_pairs(alike)}; perhaps they are versions "
-              "of one image", file=sys.stderr)
+    if alike := first.alike(second.all):
+        warn_once(f"{what} have the same label, and other pixels: {list_pairs(alike)}; perhaps they are versions of "
+                  "one image")
 
 
 def write_provenance(folder: Path, roles: Mapping[str, Sequence[Identity]]) -> None:
@@ -123,8 +121,7 @@ def read_provenance(folder: Path) -> dict[str, Images] | None:
     if not path.is_file():
         return None
     if not os.access(path, os.R_OK):
-        if is_main():
-            print(f"{path} belongs to another user, so its images are not compared", file=sys.stderr)
+        warn_once(f"{path} belongs to another user, so its images are not compared")
         return None
     content, names = read_json(path), {field.name for field in fields(Identity)}
     roles = {role: content.get(role) if isinstance(content, dict) else None for role in (IN, OUT)}

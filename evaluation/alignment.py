@@ -1,9 +1,10 @@
-"""Check on a few images that outputs, labels and classes belong together, before an attack begins.
+"""Check on some images that outputs, labels and classes belong together, before an attack begins.
 
 The labels of other images are the control: a model fits the label of its own image better, in the order of its classes.
+Members and non-members are checked separately, so that an error on one side does not hide behind the other.
 """
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,81 +12,117 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import ttest_1samp
 
 from evaluation.metrics import confusion
+from predictors.base import Record
 from predictors.samples import Source
-from predictors.stored import infer_stride
+from predictors.stored import TINY, infer_stride
 from utils import VOID
 from utils.cli import UserError
-from utils.distributed import is_main
+from utils.distributed import warn_once
 
-PROBE = {False: 32, True: 8}  # images of each side, of stored outputs and of a model that is queried
-POSITIONS, VALUES = 4096, 16384  # of an image, at most
+PROBE = {False: 200, True: 12}  # images of each side, of stored outputs and of a model that is queried
+RUN = 4  # images in a row, of which probes consist, so that outputs of the next image can be found
+POSITIONS, VALUES = 2048, 16384  # of an image, at most
 SMALLEST = 4  # images; with fewer, nothing is said about their order
 AGREEMENT = 0.4  # above chance, that another order of the classes or of the images must reach
+MISPLACED = 0.15  # pixel accuracy by which the label of another image must fit better
+TURNED = 0.05  # pixel accuracy by which mirrored labels must fit better
 HALF_BITS = 11  # significant bits of a float16
 DECIMALS = (1, 2, 3, 4, 5)  # to which posteriors may have been rounded
+TURNS = {"mirrored left to right": lambda label: label[:, ::-1], "upside down": lambda label: label[::-1],
+         "transposed": lambda label: label.T}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Predicted classes and labels (n, P) of images of equal size, with their names."""
+    """Predicted classes and labels (n, P) of images of one side and of equal size, with their names.
+
+    `turned`: pixel accuracy with the label as it is, and under each of `TURNS` that keeps its shape: name -> (n,).
+    """
 
     names: list[str]
     predicted: np.ndarray
     labels: np.ndarray
     classes: int
+    turned: dict[str, np.ndarray]
 
 
 def check_alignment(source: Source) -> None:
-    """Compare the outputs of the first images of each side with their labels, and with those of other images.
+    """Compare the outputs of some images of each side with their labels, and with those of other images.
 
-    Raises `UserError` if another order of the classes, or of the images, fits clearly better, or if the stored outputs
-    of the two sides were rounded differently. Warns if the outputs fit their own labels no better than others.
+    Raises `UserError` if another order of the classes or of the images, or mirrored labels, fit clearly better, or if
+    the stored outputs of the two sides were rounded differently. Warns if outputs fit all labels equally.
     """
     if source.predictor.kind != "posterior":
         return
-    probe, rounding = read_probe(source)
-    if rounding.keys() == {True, False} and rounding[True] != rounding[False]:
+    rounding = {}
+    for member, side in ((True, "members"), (False, "non-members")):
+        probe, rounding[member] = read_probe(source, [record for record in source.records if record.member is member])
+        if probe:
+            check_turned(probe, side)
+            check_classes(probe, side)
+            if len(probe.names) >= SMALLEST:
+                check_images(probe, side)
+    if None not in rounding.values() and rounding[True] != rounding[False]:
         raise UserError(f"the posteriors of members are {rounding[True]}, and those of non-members {rounding[False]}, "
                         "so an attack would recognise the rounding; store both sides in the same way")
-    if not probe:
-        return
-    check_classes(probe)
-    if len(probe.names) >= SMALLEST:
-        check_images(probe)
 
 
-def read_probe(source: Source) -> tuple[Probe | None, dict[bool, str]]:
-    """Query the first images of each side.
+def choose(records: Sequence[Record], count: int) -> list[Record]:
+    """At most `count` records: runs of `RUN` neighbours that are spread evenly."""
+    if len(records) <= count:
+        return list(records)
+    starts = np.linspace(0, len(records) - RUN, count // RUN).astype(int)
+    return [records[index] for index in sorted({start + step for start in starts for step in range(RUN)})]
 
-    Returns those of the most frequent size that have a label, and how the stored outputs of each side were rounded.
-    Outputs with errors are left out: the attack reports them.
+
+def read_probe(source: Source, records: Sequence[Record]) -> tuple[Probe | None, str | None]:
+    """Query some of the images `records`.
+
+    Returns those of the most frequent size that have a label, and how stored outputs were rounded. Outputs with errors
+    are left out: the attack reports them.
     """
-    count, reads = PROBE[source.predictor.reads_images], source.predictor.reads_images
-    chosen = [record for side in (True, False) for record in [r for r in source.records if r.member is side][:count]]
-    found: dict[tuple, list[tuple[str, np.ndarray, np.ndarray]]] = {}
-    stored: dict[bool, list[np.ndarray]] = {}
-    for answer in replace(source, records=chosen, references=()).answers():
+    reads = source.predictor.reads_images
+    found: dict[tuple, list[tuple]] = {}
+    stored: list[np.ndarray] = []
+    for answer in replace(source, records=choose(records, PROBE[reads]), references=()).answers():
         record, output = answer.record, answer.output.numpy()
         if not reads:
-            stored.setdefault(record.member, []).append(output.ravel()[:: -(-output.size // VALUES)])
+            stored.append(output.ravel()[:: -(-output.size // VALUES)])
         if not record.label.is_file() or output.ndim != 3 or not 0 <= output.min() <= output.max() < np.inf:
             continue
         label = record.load_label()
         stride = source.stride or source.predictor.stride or infer_stride(label.shape, output.shape[1:])
         label = label[::stride, ::stride]
         if label.shape == output.shape[1:] and not (label[label != VOID] >= len(output)).any():
-            step = -(-label.size // POSITIONS)
-            found.setdefault(output.shape, []).append((record.name, output.argmax(axis=0).ravel()[::step],
-                                                       label.ravel()[::step]))
-    rounding = {side: describe_rounding(np.concatenate(values)) for side, values in stored.items()}
+            predicted, step = output.argmax(axis=0).astype(np.uint8), -(-label.size // POSITIONS)
+            turned = {name: _accuracy(predicted, turn(label)) for name, turn in ({"": lambda a: a} | TURNS).items()
+                      if turn(label).shape == label.shape}
+            found.setdefault(output.shape, []).append((record.name, predicted.ravel()[::step], label.ravel()[::step],
+                                                       turned))
+    rounding = describe_rounding(np.concatenate(stored)) if stored else None
     if not found:
         return None, rounding
     shape, images = max(found.items(), key=lambda item: len(item[1]))
-    names, predicted, labels = zip(*images, strict=True)
-    return Probe(list(names), np.stack(predicted), np.stack(labels), shape[0]), rounding
+    names, predicted, labels, turned = zip(*images, strict=True)
+    return Probe(list(names), np.stack(predicted), np.stack(labels), shape[0],
+                 {name: np.array([one[name] for one in turned]) for name in turned[0]}), rounding
 
 
-def check_classes(probe: Probe) -> None:
+def _accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
+    """Share of the labelled positions whose prediction is right; 0 without labelled positions."""
+    known = label != VOID
+    return float(((predicted == label) & known).sum() / max(1, known.sum()))
+
+
+def check_turned(probe: Probe, side: str) -> None:
+    """Raise `UserError` if mirrored or transposed labels fit clearly better than the labels as they are."""
+    name = max(probe.turned, key=lambda turn: probe.turned[turn].mean())
+    if probe.turned[name].mean() > probe.turned[""].mean() + TURNED:
+        raise UserError(f"the outputs of {side} fit their labels better if one of both is {name}; store both as the "
+                        "image is seen, as (C, H, W) and (H, W)")
+
+
+def check_classes(probe: Probe, side: str) -> None:
     """Raise `UserError` if another order of the classes agrees with the labels, and the present one does not.
 
     The agreement is that of Cohen's kappa: the accuracy above chance, divided by the highest possible.
@@ -99,29 +136,37 @@ def check_classes(probe: Probe) -> None:
     if best > AGREEMENT * perfect and best > 2 * own:
         moved = [(row, column) for row, column in zip(rows, columns, strict=True) if row != column]
         row, column = max(moved, key=lambda pair: above[pair])
-        raise UserError(f"the classes of outputs and labels seem to be in different orders: label {row} mostly has "
-                        f"output {column}; check that the labels hold the train ids of the model")
+        raise UserError(f"the classes of outputs and labels seem to be in different orders: label {row} of {side} "
+                        f"mostly has output {column}; check that the labels hold the train ids of the model")
 
 
-def check_images(probe: Probe) -> None:
-    """Raise `UserError` if the outputs fit the labels of other images, and not their own.
+def check_images(probe: Probe, side: str) -> None:
+    """Raise `UserError` if several outputs fit the labels of other images, and not their own.
 
-    Warns if they fit their own labels no better than those of other images.
+    Warns if the outputs fit their own labels no better than those of other images.
     """
-    known = probe.labels != VOID
-    fit = np.stack([((one == probe.labels) & known).sum(1) / np.maximum(1, known.sum(1)) for one in probe.predicted])
+    fit = compare_all(probe)
     rows, columns = linear_sum_assignment(-fit)
-    own, moved = np.diag(fit), rows != columns
+    own, best = np.diag(fit), fit[rows, columns]
     others = (fit.sum(1) - own) / (len(own) - 1)
-    chance = others.mean()
-    if fit[rows, columns].mean() - chance > max(AGREEMENT * (1 - chance), 2 * (own.mean() - chance)):
-        first = int(np.flatnonzero(moved)[0])
-        raise UserError(f"the outputs seem to belong to other images: that of {probe.names[first]} fits the label of "
-                        f"{probe.names[columns[first]]}; check the order in which outputs and labels were stored")
-    if not ttest_1samp(own - others, 0, alternative="greater").pvalue < 0.01 and is_main():
-        print(f"warning: the outputs fit the labels of their own images (pixel accuracy {100 * own.mean():.1f} %) no "
-              f"better than those of other images ({100 * others.mean():.1f} %); check that model, labels and classes "
-              "belong together", file=sys.stderr)
+    misplaced = (best > own + MISPLACED) & (best - others > AGREEMENT * (1 - others))
+    if misplaced.sum() >= max(3, 0.05 * len(own)):
+        first = int(np.flatnonzero(misplaced)[0])
+        raise UserError(f"{misplaced.sum()} of {len(own)} outputs of {side} seem to belong to other images: that of "
+                        f"{probe.names[first]} fits the label of {probe.names[columns[first]]}; check the order in "
+                        "which outputs and labels were stored")
+    if not ttest_1samp(own - others, 0, alternative="greater").pvalue < 0.01:
+        warn_once(f"the outputs of {side} fit the labels of their own images (pixel accuracy {100 * own.mean():.1f} %) "
+                  f"no better than those of other images ({100 * others.mean():.1f} %); check that model, labels and "
+                  "classes belong together")
+
+
+def compare_all(probe: Probe) -> np.ndarray:
+    """Pixel accuracy (n, n) of each output with each label."""
+    hits = np.zeros((len(probe.names),) * 2, np.float32)
+    for number in range(probe.classes):
+        hits += (probe.predicted == number).astype(np.float32) @ (probe.labels == number).T.astype(np.float32)
+    return hits / np.maximum(1, (probe.labels != VOID).sum(1))
 
 
 def significant_bits(values: np.ndarray) -> int:
@@ -132,10 +177,18 @@ def significant_bits(values: np.ndarray) -> int:
 
 
 def describe_rounding(values: np.ndarray) -> str:
-    """How float32 values (n,) were rounded: to half precision or less, to decimals, or not."""
+    """How posteriors float32 (n,) were changed: set to 0 or 1, rounded, clipped from below, mostly set to 0, or not."""
+    values = np.where(values <= TINY, 0, values)  # the smallest float16 stands for a 0 that was stored as float16
+    if ((values == 0) | (values == 1)).all():
+        return "one-hot"
     for decimals in DECIMALS:
         scaled = values.astype(float) * 10**decimals
         if (abs(scaled - scaled.round()) < 0.01).all():
             return f"rounded to {decimals} decimals"
-    bits = significant_bits(values)
-    return f"rounded to {bits} bits" if bits <= HALF_BITS else "not rounded"
+    bits, smallest = significant_bits(values), values.min()
+    changes = [f"rounded to {bits} bits"] if bits <= HALF_BITS else []
+    if smallest > 1e-6 and (values == smallest).mean() > 0.05:
+        changes.append(f"clipped at {smallest:.2g}")
+    if (values == 0).mean() > 0.5:
+        changes.append("mostly 0")
+    return " and ".join(changes) or "not rounded"

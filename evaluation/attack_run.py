@@ -28,7 +28,7 @@ from predictors.samples import Source, check_class_names
 from predictors.stored import check_forms
 from utils.cli import UserError
 from utils.device import CPU_FP32, Compute
-from utils.distributed import is_main
+from utils.distributed import is_main, warn_once
 from utils.files import commit, fingerprint, start_run
 from utils.log import Timings
 from utils.names import name_writer
@@ -80,8 +80,7 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     check_needs(attack, source, run, population)
     source, known = check_images(attack, source, run, population)
     control = open_control(source, run, known)
-    if is_main():
-        roles.say(known)
+    roles.say(known)
     check_alignment(source)
     if run.keep:
         kept = cache_posteriors(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
@@ -131,9 +130,8 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
         check_forms(population.predictor, population.records)
     for predictor in (source.predictor, *(reference.predictor for reference in source.references)):
         check_forms(predictor, records)
-    if is_main():
-        for line in controls.describe_sides([inspect(*r.files) for r in records], [r.member for r in records]):
-            print(f"warning: {line}", file=sys.stderr)
+    for line in controls.describe_sides([inspect(*r.files) for r in records], [r.member for r in records]):
+        warn_once(line)
     return replace(source, records=records), known
 
 
@@ -248,6 +246,9 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
     print(table(results))
     for name, judged in about["controls"].items():
         print(controls.verdict(name, judged))
+    if "blind" not in about["controls"]:
+        print("control without a model: none, because images and labels are missing or all alike, or a side has one "
+              "group")
     if None not in utility.values():
         print(f"mIoU of the attacked output: {100 * utility['in']:.1f} members, {100 * utility['out']:.1f} non-members")
     if run.cam:

@@ -1,6 +1,5 @@
 """Segmentation models of this project, in memory or in a checkpoint."""
 
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
@@ -11,7 +10,7 @@ from torch import nn
 
 from models import load_segmenter, read_segmenter
 from predictors.base import Predictor, PredictorOptions, Query
-from utils.distributed import is_main
+from utils.distributed import warn_once
 
 
 class ModelPredictor(Predictor):
@@ -71,6 +70,6 @@ def warn_if_unfinished(checkpoint: dict, where: str) -> None:
     """Print a line on stderr if the training of a checkpoint stopped before its last epoch."""
     arguments = checkpoint.get("args")
     epochs, done = arguments.get("epochs") if isinstance(arguments, dict) else None, checkpoint.get("epoch")
-    if isinstance(epochs, int) and isinstance(done, int) and done < epochs and is_main():
-        print(f"warning: the training of {where} stopped after {done} of {epochs} epochs; resume it with --continue, "
-              "or say so beside the results", file=sys.stderr)
+    if isinstance(epochs, int) and isinstance(done, int) and done < epochs:
+        warn_once(f"the training of {where} stopped after {done} of {epochs} epochs; resume it with --continue, or say "
+                  "so beside the results")

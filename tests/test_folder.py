@@ -211,6 +211,6 @@ def test_split_files_with_paths_that_are_not_there(tmp_path, line, message):
         read_split(tmp_path / "s.txt", tmp_path / "data")
 
 
-def test_settings_are_kept_in_the_checkpoint_of_a_victim():
+def test_settings_are_plain_json():
     text = json.loads(settings(3, None, None))
     assert text == {"classes": ["class 0", "class 1", "class 2"], "ids": {}, "colours": {}}

@@ -304,15 +304,12 @@ def test_files_that_tell_the_sides_apart(world, live, tmp_path, change_side, mes
 
 def next_image(tree):
     for side in ("train", "val"):
-        paths = posteriors(tree, side)
-        arrays = [np.load(path) for path in paths]
-        for path, array in zip(paths, arrays[1:] + arrays[:1], strict=True):
-            np.save(path, array)
+        next_image_of(posteriors(tree, side))
 
 
 @pytest.mark.parametrize("damage, message", [
-    (next_image, "seem to belong to other images: that of train/00000 fits the label of train/00001"),
-    (lambda tree: change(posteriors(tree), lambda a: np.roll(a, 1, 0)), "label 0 mostly has output 1"),
+    (next_image, "outputs of members seem to belong to other images: that of train/00000 fits the label"),
+    (lambda tree: change(posteriors(tree), lambda a: np.roll(a, 1, 0)), "label 0 of members mostly has output 1"),
     (lambda tree: change_labels(tree, lambda a: np.where(a == 255, 255, 18 - a)), "classes of outputs and labels"),
     (lambda tree: change_labels(tree, lambda a: np.where(a < 5, 255, 0)), "have a single class, 0"),
     (lambda tree: change_labels(tree, lambda a: 0 * a + 7), "have a single class, 7"),
@@ -321,6 +318,34 @@ def test_outputs_and_labels_of_other_images_or_classes(tree, damage, message):
     damage(tree)
     assert_refused(attack(tree), message)
     assert not (tree.parent / "run").exists()
+
+
+def next_image_of(paths):
+    arrays = [np.load(path) for path in paths]
+    for path, array in zip(paths, arrays[1:] + arrays[:1], strict=True):
+        np.save(path, array)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (next_image_of, "outputs of non-members seem to belong to other images: that of val/01000 fits"),
+    (lambda paths: next_image_of(paths[6:]), "outputs of non-members seem to belong to other images"),
+    (lambda paths: change(paths, lambda a: a[::-1]), "label 0 of non-members mostly has output 18"),
+    (lambda paths: change(paths, lambda a: a[:, :, ::-1]), "non-members fit their labels better if one of both is"),
+    (lambda paths: change(paths, lambda a: a[:, ::-1]), "is upside down"),
+    (lambda paths: change(paths, one_hot), "those of non-members one-hot"),
+    (lambda paths: change(paths, clipped), "clipped at")])
+def test_only_the_outputs_of_one_side_are_wrong(tree, damage, message):
+    damage(posteriors(tree, "val"))
+    assert_refused(attack(tree), message)
+
+
+def one_hot(array):
+    return (np.arange(len(array))[:, None, None] == array.argmax(0)).astype(array.dtype)
+
+
+def clipped(array):
+    array = np.maximum(array.astype(np.float32), 0.01)
+    return (array / array.sum(0)).astype(np.float16)
 
 
 def test_outputs_that_fit_all_labels_equally_are_reported(tree):
@@ -423,3 +448,8 @@ def test_other_models_have_other_classes(world, live, tmp_path, flag):
     attack = "calibrated" if flag == "--references" else "loss"
     result = script("attack.py", "--attack", attack, *live, flag, tmp_path / "other.pth.tar", "--out", tmp_path / "run")
     assert_refused(result, "class 0 of", "of the same classes")
+
+
+@pytest.mark.parametrize("tau", ["nan", "5", "-1"])
+def test_a_threshold_of_rejection_that_is_no_probability(tree, tau):
+    assert_refused(attack(tree, "--select", "rejection", "-tau", tau), "-tau", "between 0 and 1")

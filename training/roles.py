@@ -1,6 +1,5 @@
 """Compare the images of a training by their content: those of its two sides, and with those of the victim."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from datasets.provenance import (
 from predictors import file_of
 from predictors.base import Record, identify
 from utils.cli import UserError
-from utils.distributed import is_main
+from utils.distributed import warn_once
 
 
 def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
@@ -41,8 +40,8 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
     if both := known.shared(roles[OUT]):
         raise UserError(f"{names[0]} and {names[1]} share {len(both)} images: {list_pairs(both)}; an image is either "
                         "trained on or not, so remove it from one of them")
-    if (twice := copies(roles[IN])) and is_main():
-        print(f"warning: {names[0]} holds {len(twice)} copies of images: {list_pairs(twice)}", file=sys.stderr)
+    if twice := copies(roles[IN]):
+        warn_once(f"{names[0]} holds {len(twice)} copies of images: {list_pairs(twice)}")
     warn_of_groups(known, Images(roles[OUT]), f"both {names[0]} and {names[1]}")
     warn_of_versions(known, Images(roles[OUT]), f"images of {names[0]} and {names[1]}")
     return roles

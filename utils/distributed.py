@@ -123,3 +123,9 @@ def print_once(text: str) -> None:
     """Print `text` in the main process only."""
     if is_main():
         print(text)
+
+
+def warn_once(text: str) -> None:
+    """Print a warning on stderr, in the main process only."""
+    if is_main():
+        print(f"warning: {text}", file=sys.stderr)
