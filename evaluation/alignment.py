@@ -27,6 +27,7 @@ AGREEMENT = 0.4  # above chance, that another order of the classes or of the ima
 MISPLACED = 0.15  # pixel accuracy by which the label of another image must fit better
 TURNED = 0.05  # pixel accuracy by which mirrored labels must fit better
 HALF_BITS = 11  # significant bits of a float16
+DISTINCT = 50  # different values; posteriors with fewer are constant over the image rather than clipped
 DECIMALS = (1, 2, 3, 4, 5)  # to which posteriors may have been rounded
 TURNS = {"mirrored left to right": lambda label: label[:, ::-1], "upside down": lambda label: label[::-1],
          "transposed": lambda label: label.T}
@@ -58,10 +59,11 @@ def check_alignment(source: Source) -> None:
     for member, side in ((True, "members"), (False, "non-members")):
         probe, rounding[member] = read_probe(source, [record for record in source.records if record.member is member])
         if probe:
-            check_turned(probe, side)
             check_classes(probe, side)
-            if len(probe.names) >= SMALLEST:
-                check_images(probe, side)
+        if probe and len(probe.names) >= SMALLEST:
+            fit = compare_all(probe)
+            check_turned(probe, fit, side)
+            check_images(probe, fit, side)
     if None not in rounding.values() and rounding[True] != rounding[False]:
         raise UserError(f"the posteriors of members are {rounding[True]}, and those of non-members {rounding[False]}, "
                         "so an attack would recognise the rounding; store both sides in the same way")
@@ -114,10 +116,14 @@ def _accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
     return float(((predicted == label) & known).sum() / max(1, known.sum()))
 
 
-def check_turned(probe: Probe, side: str) -> None:
-    """Raise `UserError` if mirrored or transposed labels fit clearly better than the labels as they are."""
+def check_turned(probe: Probe, fit: np.ndarray, side: str) -> None:
+    """Raise `UserError` if mirrored or transposed labels fit well, and clearly better than the labels as they are.
+
+    `fit`: result of `compare_all`.
+    """
     name = max(probe.turned, key=lambda turn: probe.turned[turn].mean())
-    if probe.turned[name].mean() > probe.turned[""].mean() + TURNED:
+    best, chance = probe.turned[name].mean(), _others(fit).mean()
+    if best > probe.turned[""].mean() + TURNED and best - chance > AGREEMENT * (1 - chance):
         raise UserError(f"the outputs of {side} fit their labels better if one of both is {name}; store both as the "
                         "image is seen, as (C, H, W) and (H, W)")
 
@@ -140,15 +146,18 @@ def check_classes(probe: Probe, side: str) -> None:
                         f"mostly has output {column}; check that the labels hold the train ids of the model")
 
 
-def check_images(probe: Probe, side: str) -> None:
+def _others(fit: np.ndarray) -> np.ndarray:
+    """Mean pixel accuracy (n,) of each output with the labels of the other images."""
+    return (fit.sum(1) - np.diag(fit)) / (len(fit) - 1)
+
+
+def check_images(probe: Probe, fit: np.ndarray, side: str) -> None:
     """Raise `UserError` if several outputs fit the labels of other images, and not their own.
 
-    Warns if the outputs fit their own labels no better than those of other images.
+    `fit`: result of `compare_all`. Warns if the outputs fit their own labels no better than those of other images.
     """
-    fit = compare_all(probe)
     rows, columns = linear_sum_assignment(-fit)
-    own, best = np.diag(fit), fit[rows, columns]
-    others = (fit.sum(1) - own) / (len(own) - 1)
+    own, best, others = np.diag(fit), fit[rows, columns], _others(fit)
     misplaced = (best > own + MISPLACED) & (best - others > AGREEMENT * (1 - others))
     if misplaced.sum() >= max(3, 0.05 * len(own)):
         first = int(np.flatnonzero(misplaced)[0])
@@ -187,7 +196,7 @@ def describe_rounding(values: np.ndarray) -> str:
             return f"rounded to {decimals} decimals"
     bits, smallest = significant_bits(values), values.min()
     changes = [f"rounded to {bits} bits"] if bits <= HALF_BITS else []
-    if smallest > 1e-6 and (values == smallest).mean() > 0.05:
+    if smallest > 1e-6 and (values == smallest).mean() > 0.05 and len(np.unique(values)) > DISTINCT:
         changes.append(f"clipped at {smallest:.2g}")
     if (values == 0).mean() > 0.5:
         changes.append("mostly 0")
