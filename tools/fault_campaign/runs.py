@@ -143,14 +143,17 @@ class RunResult:
     peak: int
 
     def problems(self, *expected: int) -> list[str]:
-        """One message if the exit code is not expected, or if stderr does not have exactly one line for an error."""
-        problems = []
+        """One message if the exit code is not expected, or if stderr does not have exactly one line for an error.
+
+        Lines with warnings are not counted.
+        """
+        problems, lines = [], [line for line in self.stderr.splitlines() if not line.startswith("warning: ")]
         if self.code not in expected:
             problems.append(f"exit code {self.code} instead of {' or '.join(map(str, expected))}")
         if "Traceback" in self.stderr:
             problems.append("a traceback")
-        elif self.code > 0 and len(self.stderr.splitlines()) != 1:
-            problems.append(f"{len(self.stderr.splitlines())} lines on stderr instead of one")
+        elif self.code > 0 and len(lines) != 1:
+            problems.append(f"{len(lines)} lines on stderr instead of one")
         return [f"{', '.join(problems)}: {self.stderr[-500:]}"] if problems else []
 
 
