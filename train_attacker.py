@@ -7,8 +7,9 @@
     python train_attacker.py --posteriors TREE                                      # a shadow's posteriors on disk
 
 The shadow is queried once about each image of D^S. Its posteriors are stored in SHADOW/posteriors-sN (stride N), in the
-layout of the release, and later trainings read them. A fifth of D^S is held out, by groups, to choose the epoch and
-tau. Writes best.pth.tar (highest validation AUC), last.pth.tar, log.jsonl, TensorBoard events and results.json.
+layout of the release, and later trainings read them. A fifth of D^S is held out, by groups: the AUC of the attacker is
+measured on it, and tau is chosen on it. Writes best.pth.tar (the average of the weights over the last steps),
+last.pth.tar (for --continue), log.jsonl, TensorBoard events and results.json.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from predictors.base import PredictorOptions, Record, predict_records
 from predictors.checkpoint import ModelPredictor
 from training.options import SegmenterTraining
 from training.run import Progress, TrainingRun
-from training.step import agree_on_buffers, descend, descend_privately, freeze_norms, parallel
+from training.step import agree_on_buffers, check_weights, descend, descend_privately, freeze_norms, parallel
 from utils import VOID
 from utils.checkpoints import load_optimizer, rebuild
 from utils.cli import UserError
@@ -66,6 +66,7 @@ def train_segmenter(options: SegmenterTraining, pairs: Sequence[Pair], folder: P
             for images, labels in run.steps(loader, steps, save, f"epoch {run.progress.epoch + 1}/{options.epochs}"):
                 _step(net, optimizer, images, labels, options, run.progress, steps, compute)
             agree_on_buffers(net)
+            check_weights(net, run.progress.epoch)
             run.finish_epoch(loss=run.progress.loss / steps, lr=optimizer.param_groups[0]["lr"])
             run.save_epoch(save)
     return model.eval(), run.progress.minutes, private

@@ -13,6 +13,7 @@ from datasets.pairs import Pair, deal, read_split, write_split
 from datasets.provenance import IN, OUT, Identity, Images, list_pairs, write_provenance
 from defenses.base import Defense
 from evaluation.alignment import check_alignment
+from evaluation.report import describe_groups, show_interval
 from models import read_segmenter
 from models.attacker import InputSpec
 from predictors import file_of
@@ -141,5 +142,7 @@ def train_attacker_and_report(options: AttackerTraining, data: AttackerData, def
     results = train_attacker(options, data, spec, folder, compute, arguments)
     if is_main():
         write_json(folder / "results.json", {"input": options.input, **results})
-    print_once(f"A_P ({options.input}): held-out AUC {results['validation_auc']:.3f} on {results['held_out']} images, "
-               f"epoch {results['epoch']}, tau {results['tau']:.3f}; {folder / 'best.pth.tar'}")
+    interval, groups = results["validation_auc_interval"], results["held_out_groups"]
+    print_once(f"A_P ({options.input}): held-out AUC {results['validation_auc']:.3f} {show_interval(interval)} on "
+               f"{results['held_out']} images ({describe_groups(groups)}), tau {results['tau']:.3f}; "
+               f"{folder / 'best.pth.tar'}")

@@ -31,6 +31,15 @@ def agree_on_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
+def check_weights(model: nn.Module, epoch: int) -> None:
+    """Raises `UserError` if a weight is NaN or infinite. Call it after the last step of `epoch`, counted from 0.
+
+    The loss of a step is that before the step, so it does not show what the last step did.
+    """
+    if broken := next((name for name, value in model.state_dict().items() if not value.isfinite().all()), None):
+        raise UserError(f"weights became NaN or infinite in epoch {epoch + 1} ({broken}); try a smaller --lr")
+
+
 def freeze_norms(model: nn.Module) -> None:
     """Freeze the statistics and scales of BatchNorm. Call it after every `model.train()`."""
     for module in model.modules():

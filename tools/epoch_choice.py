@@ -1,0 +1,105 @@
+"""Compare two rules for the weights of an attacker: the epoch with the best held-out AUC, or the average of the weights.
+
+    python train_attacker.py --shadow runs/shadow --epochs 1       # stores the shadow's posteriors on D^S
+    python -m tools.epoch_choice runs/shadow/posteriors-s4 --input loss         # half an hour on one core
+
+D^S is divided into folds by groups. Each fold is the test part once for each seed; a fifth of the rest is held out, as in
+train_attacker.py. So the test images are seen neither by the training nor by the choice. Writes the AUC on the held-out
+and the test part after each epoch, of the current and of the averaged weights.
+"""
+
+import argparse
+from pathlib import Path
+
+from utils.cli import new_parser, positive, run
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = new_parser(__doc__, "tools.epoch_choice")
+    flags.add_argument("tree", help="posteriors of a shadow on D^S")
+    flags.add_argument("--input", choices=("loss", "concate"), default="loss", help="(default: loss)")
+    flags.add_argument("--epochs", type=positive, default=40, help="(default: 40)")
+    flags.add_argument("--folds", type=positive, default=5, help="(default: 5)")
+    flags.add_argument("--seeds", type=positive, default=2, help="trainings of each fold (default: 2)")
+    flags.add_argument("--out", metavar="FILE", type=Path, help=f"(default: {RESULTS.name}/epoch-choice-INPUT.json "
+                       "beside this tool)")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    from datasets.pairs import deal
+    from predictors.samples import tree_source
+    from utils.files import write_json
+
+    records = tree_source(args.tree).records
+    sides = {group: {r.member for r in records if r.group == group} for group in {r.group for r in records}}
+    fold = deal([r.group for r in records], (1,) * args.folds, 0, [str(sorted(sides[r.group])) for r in records])
+    trainings = []
+    for seed in range(args.seeds):
+        for number in range(args.folds):
+            test = {r.name for r, part in zip(records, fold, strict=True) if part == number}
+            trainings.append({"seed": seed, "fold": number,
+                              "epochs": train(args.tree, test, args.input, args.epochs, args.folds * seed + number)})
+            write_json(args.out or RESULTS / f"epoch-choice-{args.input}.json",
+                       {"input": args.input, "trainings": trainings} | summarise(trainings))
+    for name, value in summarise(trainings).items():
+        print(f"{name}: {value:.4f}")
+
+
+def train(tree: str, test: set[str], kind: str, epochs: int, seed: int) -> list[dict[str, float]]:
+    """Train an attacker on the images of `tree` that are not in `test`. Returns the AUCs after each epoch."""
+    import tempfile
+    from dataclasses import replace
+
+    import torch
+
+    from attacks.patches import Selection
+    from defenses.base import Defense
+    from models.attacker import InputSpec
+    from predictors.samples import tree_source
+    from predictors.stored import TINY
+    from training.attacker import VALIDATION_PATCHES, Learner, Patches, auc_of, prepare, score_held_out, train_epoch
+    from training.options import AttackerTraining
+    from training.run import TrainingRun
+    from utils.device import Compute, choose_device, resolve_precision
+
+    options, source = AttackerTraining(input=kind, epochs=epochs, seed=seed), tree_source(tree)
+    device = choose_device(None)
+    compute = Compute(device, resolve_precision("auto", device))
+    data = prepare(replace(source, records=[r for r in source.records if r.name not in test]), options, Defense())
+    unseen = list(replace(source, records=[r for r in source.records if r.name in test]).samples())
+    spec = InputSpec(kind, options.patch_size, TINY, options.void, data.stride, False)
+    patches, rows = Patches(data.training, options.patch_size, seed, options.patches_per_epoch), []
+    random = Selection("random", VALIDATION_PATCHES, seed=seed)
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder, TrainingRun(Path(folder), {}) as run:
+        learner = Learner.prepare(options, options.spec(data.classes), run, compute)
+        for epoch in range(epochs):
+            train_epoch(learner.model, learner, patches, options, spec, run, lambda: None, compute)
+            run.finish_epoch()
+            rows.append({f"{name}-{part}": auc_of(score_held_out(samples, model, spec, random, compute))
+                         for name, model in (("current", learner.model), ("average", learner.average.module))
+                         for part, samples in (("held_out", data.held_out), ("test", unseen))})
+            print(f"{kind}, training {seed}, epoch {epoch + 1}: {rows[-1]}", flush=True)
+    return rows
+
+
+def summarise(trainings: list[dict]) -> dict[str, float]:
+    """Mean AUCs over the trainings, and the difference of the two rules with its standard error over trainings."""
+    import numpy as np
+
+    runs = [training["epochs"] for training in trainings]
+    best = [max(rows, key=lambda row: row["current-held_out"]) for rows in runs]
+    difference = np.array([rows[-1]["average-test"] - row["current-test"] for rows, row in zip(runs, best, strict=True)])
+    return {"best_epoch_held_out": float(np.mean([row["current-held_out"] for row in best])),
+            "best_epoch_test": float(np.mean([row["current-test"] for row in best])),
+            "average_held_out": float(np.mean([rows[-1]["average-held_out"] for rows in runs])),
+            "average_test": float(np.mean([rows[-1]["average-test"] for rows in runs])),
+            "difference": float(difference.mean()),
+            "standard_error": float(difference.std(ddof=1) / len(difference) ** 0.5) if len(runs) > 1 else float("nan")}
+
+
+if __name__ == "__main__":
+    run(main, parser())
