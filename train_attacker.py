@@ -45,8 +45,7 @@ def main(args: argparse.Namespace) -> None:
     args, folder, compute = setup.begin(args, parser())
     options, defense = pick(args, AttackerTraining), defenses.chosen(args).build()
     trees = [args.posteriors] if args.posteriors else setup.cache_shadows(args.shadow, options.stride, defense, compute)
-    source = setup.join_trees(trees)
-    roles = setup.images_of_attacker([] if args.posteriors else args.shadow, source)
+    source, roles = setup.compare_attacker_data([] if args.posteriors else args.shadow, setup.join_trees(trees))
     data = setup.prepare(source, options, defense)
     if folder:
         setup.check_unchanged(folder, roles)

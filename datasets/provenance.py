@@ -76,14 +76,20 @@ class Images:
 
 def copies(identities: Sequence[Identity]) -> list[tuple[Identity, Identity]]:
     """The pairs (image, earlier image) of equal images among `identities`."""
-    found = []
-    images = Images([])
+    return _with_earlier(identities, Images.shared)
+
+
+def versions(identities: Sequence[Identity]) -> list[tuple[Identity, Identity]]:
+    """The pairs (image, earlier image) with other pixels and the same label among `identities`."""
+    return _with_earlier(identities, Images.alike)
+
+
+def _with_earlier(identities: Sequence[Identity], compare: Callable) -> list[tuple[Identity, Identity]]:
+    earlier, pairs = Images([]), []
     for one in identities:
-        if earlier := images.find(one):
-            found.append((one, earlier))
-        else:
-            images.add(one)
-    return found
+        pairs += compare(earlier, [one])[:1]
+        earlier.add(one)
+    return pairs
 
 
 def list_pairs(pairs: Sequence[tuple[Identity, Identity]]) -> str:

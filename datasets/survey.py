@@ -89,15 +89,19 @@ def repeated(parts: Mapping[str, Sequence[Pair]], found: Mapping[str, Inspection
     return lines
 
 
-def near_duplicates(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int]]:
+def near_duplicates(first: Sequence[int], second: Sequence[int],
+                    groups: tuple[Sequence[str], Sequence[str]] | None = None) -> list[tuple[int, int]]:
     """The images whose perceptual hash differs in at most `NEAR` bits from that of an image of `second`, with that one.
 
-    `first`, `second`: the hashes. Returns pairs of positions in both.
+    `first`, `second`: the hashes. `groups`: those of the images, if images of one group are not to be compared. Returns
+    pairs of positions in both.
     """
     one, other = np.array(first, np.uint64), np.array(second, np.uint64)
     pairs = []
-    for start in range(0, len(one), BLOCK):
+    for start in range(0, len(one) if len(other) else 0, BLOCK):
         different = np.bitwise_count(one[start : start + BLOCK, None] ^ other[None])
+        if groups:
+            different[np.array(groups[0])[start : start + BLOCK, None] == np.array(groups[1])[None]] = 64
         nearest = different.argmin(axis=1)
         pairs += [(start + row, int(column)) for row, column in enumerate(nearest) if different[row, column] <= NEAR]
     return pairs

@@ -6,13 +6,15 @@ Members and non-members are checked separately, so that an error on one side doe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import ttest_1samp
 
 from evaluation.metrics import confusion
-from predictors.base import Record
+from predictors.base import Predictor, Record, predict_records
 from predictors.samples import Source
 from predictors.stored import TINY, infer_stride
 from utils import VOID
@@ -20,6 +22,8 @@ from utils.cli import UserError
 from utils.distributed import warn_once
 
 PROBE = {False: 200, True: 12}  # images of each side, of stored outputs and of a model that is queried
+COMPARED = 2  # images of each side on which models are compared
+EQUAL = 0.005  # mean total variation; bf16 instead of float32 changes posteriors by 0.001, another training by 0.06
 RUN = 4  # images in a row, of which probes consist, so that outputs of the next image can be found
 POSITIONS, VALUES = 2048, 16384  # of an image, at most
 SMALLEST = 4  # images; with fewer, nothing is said about their order
@@ -47,16 +51,43 @@ class Probe:
     turned: dict[str, np.ndarray]
 
 
-def check_alignment(source: Source) -> None:
+def check_models(source: Source, others: Sequence[tuple[str, Predictor]]) -> None:
+    """Check the outputs of the target model and of other models on the same images. `others`: (name, predictor).
+
+    Raises `UserError` if two models give equal outputs, so that one model plays two roles, and as `check_alignment`.
+    """
+    check_alignment(source)
+    for name, predictor in others:
+        check_alignment(replace(source, predictor=predictor), name)
+    if not others:
+        return
+    names = ["the target model", *(name for name, _ in others)]
+    records = [record for member in (True, False)
+               for record in [one for one in source.records if one.member is member][:COMPARED]]
+    outputs = zip(*((answer.output, *answer.others) for answer in predict_records(
+        source.predictor, records, others=[predictor for _, predictor in others])), strict=True)
+    for (first, one), (second, other) in combinations(zip(names, outputs, strict=True), 2):
+        if all(map(_equal, one, other)):
+            raise UserError(f"{first} and {second} give equal outputs, so they are one model; references and a control "
+                            "must be other models than the target, and each is given once")
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two outputs (C, h, w) differ by no more than by the precision in which they were computed or stored."""
+    return one.shape == other.shape and bool((one - other).abs().sum(0).mean() < 2 * EQUAL)
+
+
+def check_alignment(source: Source, model: str = "") -> None:
     """Compare the outputs of some images of each side with their labels, and with those of other images.
 
     Raises `UserError` if another order of the classes or of the images, or mirrored labels, fit clearly better, or if
-    the stored outputs of the two sides were rounded differently. Warns if outputs fit all labels equally.
+    the stored outputs of the two sides were rounded differently. Warns if outputs fit all labels equally. `model`: name
+    of the model for messages, if it is not the target model.
     """
     if source.predictor.kind != "posterior":
         return
-    rounding = {}
-    for member, side in ((True, "members"), (False, "non-members")):
+    rounding, whose = {}, f" ({model})" if model else ""
+    for member, side in ((True, f"members{whose}"), (False, f"non-members{whose}")):
         probe, rounding[member] = read_probe(source, [record for record in source.records if record.member is member])
         if probe:
             check_classes(probe, side)
@@ -65,8 +96,8 @@ def check_alignment(source: Source) -> None:
             check_turned(probe, fit, side)
             check_images(probe, fit, side)
     if None not in rounding.values() and rounding[True] != rounding[False]:
-        raise UserError(f"the posteriors of members are {rounding[True]}, and those of non-members {rounding[False]}, "
-                        "so an attack would recognise the rounding; store both sides in the same way")
+        raise UserError(f"the posteriors of members{whose} are {rounding[True]}, and those of non-members "
+                        f"{rounding[False]}, so an attack would recognise the rounding; store both sides alike")
 
 
 def choose(records: Sequence[Record], count: int) -> list[Record]:

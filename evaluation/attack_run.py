@@ -16,7 +16,7 @@ from datasets.inspection import inspect
 from datasets.provenance import IN, OUT, write_provenance
 from evaluation import controls, roles
 from evaluation.activation import describe_cams, write_cams
-from evaluation.alignment import check_alignment
+from evaluation.alignment import check_alignment, check_models
 from evaluation.journal import Part, RunPlace, score_parts
 from evaluation.report import table, write_report
 from evaluation.utility import miou, record_confusion
@@ -81,7 +81,10 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     source, known = check_images(attack, source, run, population)
     control = open_control(source, run, known)
     roles.say(known)
-    check_alignment(source)
+    check_models(source, [*((f"the reference {one.predictor.where}", one.predictor) for one in source.references),
+                          *([("--control", control)] if control else [])])
+    if population:
+        check_alignment(population, "--population")
     if run.keep:
         kept = cache_posteriors(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
         source = replace(source, predictor=kept)

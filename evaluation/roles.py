@@ -12,12 +12,13 @@ from datasets.provenance import (
     copies,
     list_pairs,
     read_provenance,
+    versions,
     warn_of_groups,
     warn_of_versions,
 )
-from predictors.base import Predictor, Record, identify
+from predictors.base import Predictor, Record, group_repeats, identify, near_duplicates
 from utils.cli import UserError
-from utils.distributed import print_once
+from utils.distributed import print_once, warn_once
 from utils.files import fingerprint
 
 
@@ -53,7 +54,7 @@ class Roles:
 
 
 def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str]) -> tuple[Roles, list[Record]]:
-    """Identify the attacked images. Returns them, and the records with copies of an image in one group.
+    """Identify the attacked images. Returns them, and the records with copies and versions of an image in one group.
 
     Where image and label are both missing, the stored output identifies an image. Raises `UserError` if an image is on
     both sides, or twice on one side and this is not allowed. Warns of images with the same label on both sides.
@@ -69,12 +70,24 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
     warn_of_versions(first, second, "members and non-members")
     roles = Roles(*(Images(one for one, record in zip(images, records, strict=True) if record.member is side)
                     for side in (True, False)), allow)
-    twice = [pair for side in (first, second) for pair in copies(side.all)]
+    twice, again = ([pair for side in (first, second) for pair in compare(side.all)] for compare in (copies, versions))
     roles.refuse("copies", len(twice), f"the same image is attacked twice: {list_pairs(twice)}; remove the copies, or "
                  "give --allow copies to count each copy" if twice else "")
-    groups = {record.name: record.group for record in records}
-    originals = {copy.name: groups[original.name] for copy, original in twice}
-    return roles, [replace(record, group=originals.get(record.name, record.group)) for record in records]
+    if again:
+        warn_once(f"{len(again)} attacked images have the label of an earlier one of their side, and other pixels: "
+                  f"{list_pairs(again)}; perhaps they are versions of one image, so they form one group with it")
+    records = group_repeats(records, [*again, *twice])
+    warn_of_near(records)
+    return roles, records
+
+
+def warn_of_near(records: Sequence[Record]) -> None:
+    """Print a warning if some attacked images look like images of other groups, on the same or on the other side."""
+    if near := near_duplicates(records, records):
+        across = sum(one.member is not other.member for one, other in near)
+        (one, other), total = near[0], len(records)
+        warn_once(f"{len(near)} of {total} attacked images look like one of another group, {across} of them like one "
+                  f"of the other side, such as {one.name} and {other.name}; intervals take groups as independent")
 
 
 def _output_hash(record: Record, predictor: Predictor) -> str | None:
@@ -116,7 +129,8 @@ def compare_with_attacker(roles: Roles, checkpoint: Path) -> None:
 
 
 def compare_with_population(roles: Roles, population: Sequence[Record]) -> None:
-    """Compare the attacked images with those of --population, as `compare_with_attacker` does."""
+    """Check the labels of --population, and compare its images as `compare_with_attacker` does."""
+    check_labels([inspect(*record.files) for record in population], "--population", None)
     _compare(roles, Images(identify(population)), "--population", "attack")
 
 

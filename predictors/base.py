@@ -1,12 +1,13 @@
 """The records of images on disk, the base class of predictors, and the loop that queries a predictor."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from datasets import survey
 from datasets.images import check_turned, load_image
 from datasets.inspection import Files, inspect, inspect_all
 from datasets.pairs import Pair, check_label, check_sizes, load_label
@@ -77,6 +78,23 @@ def identify(records: Sequence[Record]) -> list[Identity]:
     """The identities of records. Reads every image and label once, in parallel."""
     inspect_all([record.files for record in records])
     return [record.identity for record in records]
+
+
+def group_repeats(records: Sequence[Record], pairs: Sequence[tuple[Identity, Identity]]) -> list[Record]:
+    """The records with each repeated image in the group of the earlier one. `pairs`: (image, earlier image)."""
+    earlier, groups = {one.name: before.name for one, before in pairs}, {}
+    for record in records:
+        groups[record.name] = groups.get(earlier.get(record.name), record.group)
+    return [replace(record, group=groups[record.name]) for record in records]
+
+
+def near_duplicates(first: Sequence[Record], second: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """The images of `first` that look like an image of `second` in another group, by `survey.near_duplicates`."""
+    sides = [[(record, seen) for record in records if (seen := inspect(*record.files).perceptual) is not None]
+             for records in (first, second)]
+    pairs = survey.near_duplicates(*([seen for _, seen in side] for side in sides),
+                                   tuple([record.group for record, _ in side] for side in sides))
+    return [(sides[0][one][0], sides[1][other][0]) for one, other in pairs]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from pathlib import Path
 from datasets.pairs import Pair, read_split
 from datasets.provenance import IN, OUT, Images, read_provenance
 from models import read_segmenter
-from predictors import open_predictor
+from predictors import file_of, open_predictor
 from predictors.base import Predictor, PredictorOptions, Record, identify
 from predictors.cache import cache_posteriors
 from utils.checkpoints import require
 from utils.cli import UserError
+from utils.distributed import warn_once
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,18 @@ def read_shadow(folder: str | Path) -> ShadowRun:
 def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[Reference, ...]:
     """Open reference models: folders that train_shadow.py wrote, or arguments of `open_predictor`.
 
-    For a model of the second kind the training images are not known. It is assumed that it was trained on none of the
-    attacked images.
+    The training images of a model of the second kind are known if its provenance.json is beside it. If not, a warning
+    says that it is assumed that it was trained on none of the attacked images.
     """
-    references = []
-    for place in places:
-        if Path(place).is_dir():
-            run = read_shadow(place)
-            predictor = open_predictor(str(run.checkpoint), options)
-            references.append(Reference(predictor, run.images()[IN]))
-        else:
-            references.append(Reference(open_predictor(place, options)))
-    return tuple(references)
+    return tuple(Reference(open_predictor(place, options), _trained_on(place)) for place in places)
+
+
+def _trained_on(place: str) -> Images:
+    if Path(place).is_dir():
+        return read_shadow(place).images()[IN]
+    path = file_of(place)
+    if path and (known := read_provenance(path.parent)):
+        return known[IN]
+    warn_once(f"the training images of the reference {place} are not known; it is assumed that it was trained on none "
+              "of the attacked images")
+    return Images([])

@@ -1,17 +1,17 @@
-"""Compare two rules for the weights of an attacker: the epoch with the best held-out AUC, or the average of the weights.
+"""Compare two rules for the weights of an attacker: those of the best held-out epoch, or their average.
 
     python train_attacker.py --shadow runs/shadow --epochs 1       # stores the shadow's posteriors on D^S
     python -m tools.epoch_choice runs/shadow/posteriors-s4 --input loss         # half an hour on one core
 
-D^S is divided into folds by groups. Each fold is the test part once for each seed; a fifth of the rest is held out, as in
-train_attacker.py. So the test images are seen neither by the training nor by the choice. Writes the AUC on the held-out
-and the test part after each epoch, of the current and of the averaged weights.
+D^S is divided into folds by groups. Each fold is the test part once for each seed; a fifth of the rest is held out, as
+in train_attacker.py. So the test images are seen neither by the training nor by the choice. Writes the AUC on the
+held-out and the test part after each epoch, of the current and of the averaged weights.
 """
 
 import argparse
 from pathlib import Path
 
-from utils.cli import new_parser, positive, run
+from utils.cli import new_parser, number, positive, run
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("tree", help="posteriors of a shadow on D^S")
     flags.add_argument("--input", choices=("loss", "concate"), default="loss", help="(default: loss)")
     flags.add_argument("--epochs", type=positive, default=40, help="(default: 40)")
-    flags.add_argument("--folds", type=positive, default=5, help="(default: 5)")
+    flags.add_argument("--folds", type=number(2, kind=int), default=5, help="(default: 5)")
     flags.add_argument("--seeds", type=positive, default=2, help="trainings of each fold (default: 2)")
     flags.add_argument("--out", metavar="FILE", type=Path, help=f"(default: {RESULTS.name}/epoch-choice-INPUT.json "
                        "beside this tool)")
@@ -38,13 +38,14 @@ def main(args: argparse.Namespace) -> None:
     fold = deal([r.group for r in records], (1,) * args.folds, 0, [str(sorted(sides[r.group])) for r in records])
     trainings = []
     for seed in range(args.seeds):
-        for number in range(args.folds):
-            test = {r.name for r, part in zip(records, fold, strict=True) if part == number}
-            trainings.append({"seed": seed, "fold": number,
-                              "epochs": train(args.tree, test, args.input, args.epochs, args.folds * seed + number)})
-            write_json(args.out or RESULTS / f"epoch-choice-{args.input}.json",
-                       {"input": args.input, "trainings": trainings} | summarise(trainings))
-    for name, value in summarise(trainings).items():
+        for part in range(args.folds):
+            test = {r.name for r, own in zip(records, fold, strict=True) if own == part}
+            trainings.append({"seed": seed, "fold": part,
+                              "epochs": train(args.tree, test, args.input, args.epochs, args.folds * seed + part)})
+    metrics = summarise(trainings)
+    write_json(args.out or RESULTS / f"epoch-choice-{args.input}.json",
+               {"input": args.input, **metrics, "trainings": trainings})
+    for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
 
 
@@ -56,7 +57,6 @@ def train(tree: str, test: set[str], kind: str, epochs: int, seed: int) -> list[
     import torch
 
     from attacks.patches import Selection
-    from defenses.base import Defense
     from models.attacker import InputSpec
     from predictors.samples import tree_source
     from predictors.stored import TINY
@@ -68,7 +68,7 @@ def train(tree: str, test: set[str], kind: str, epochs: int, seed: int) -> list[
     options, source = AttackerTraining(input=kind, epochs=epochs, seed=seed), tree_source(tree)
     device = choose_device(None)
     compute = Compute(device, resolve_precision("auto", device))
-    data = prepare(replace(source, records=[r for r in source.records if r.name not in test]), options, Defense())
+    data = prepare(replace(source, records=[r for r in source.records if r.name not in test]), options, source.defense)
     unseen = list(replace(source, records=[r for r in source.records if r.name in test]).samples())
     spec = InputSpec(kind, options.patch_size, TINY, options.void, data.stride, False)
     patches, rows = Patches(data.training, options.patch_size, seed, options.patches_per_epoch), []
@@ -92,13 +92,14 @@ def summarise(trainings: list[dict]) -> dict[str, float]:
 
     runs = [training["epochs"] for training in trainings]
     best = [max(rows, key=lambda row: row["current-held_out"]) for rows in runs]
-    difference = np.array([rows[-1]["average-test"] - row["current-test"] for rows, row in zip(runs, best, strict=True)])
+    difference = np.array([rows[-1]["average-test"] - row["current-test"]
+                           for rows, row in zip(runs, best, strict=True)])
     return {"best_epoch_held_out": float(np.mean([row["current-held_out"] for row in best])),
             "best_epoch_test": float(np.mean([row["current-test"] for row in best])),
             "average_held_out": float(np.mean([rows[-1]["average-held_out"] for rows in runs])),
             "average_test": float(np.mean([rows[-1]["average-test"] for rows in runs])),
             "difference": float(difference.mean()),
-            "standard_error": float(difference.std(ddof=1) / len(difference) ** 0.5) if len(runs) > 1 else float("nan")}
+            "standard_error": float(difference.std(ddof=1) / len(difference) ** 0.5)}
 
 
 if __name__ == "__main__":

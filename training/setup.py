@@ -2,6 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,16 @@ import torch
 
 from attacks.thresholds import mean_known
 from datasets import find_dataset
+from datasets.inspection import check_labels, inspect
 from datasets.pairs import Pair, deal, read_split, write_split
-from datasets.provenance import IN, OUT, Identity, Images, list_pairs, write_provenance
+from datasets.provenance import IN, OUT, Identity, Images, copies, list_pairs, versions, write_provenance
 from defenses.base import Defense
 from evaluation.alignment import check_alignment
 from evaluation.report import describe_groups, show_interval
 from models import read_segmenter
 from models.attacker import InputSpec
 from predictors import file_of
-from predictors.base import PredictorOptions, Record, identify, predict_records
+from predictors.base import PredictorOptions, Record, group_repeats, identify, predict_records
 from predictors.reference import read_shadow
 from predictors.samples import Source, check_class_names, join_trees, open_victim
 from predictors.stored import TINY, check_forms, list_records
@@ -29,12 +32,12 @@ from training.segmentation import check_batch, train_and_report
 from utils import VOID
 from utils.cli import UserError, pick
 from utils.device import Compute, choose_device, resolve_precision
-from utils.distributed import gather, is_main, own_share, print_once, run_on_main
-from utils.files import start_run, write_json
+from utils.distributed import gather, is_main, own_share, print_once, run_on_main, warn_once
+from utils.files import fingerprint, start_run, write_json
 from utils.resume import resume_arguments
 
-__all__ = ["begin", "cache_shadows", "check_batch", "check_unchanged", "compare_shadow_data", "compare_sides", "count",
-           "count_shadow_images", "dataset_of", "images_of_attacker", "join_trees", "partition", "plan_attacker",
+__all__ = ["begin", "cache_shadows", "check_batch", "check_unchanged", "compare_attacker_data", "compare_shadow_data",
+           "compare_sides", "count", "count_shadow_images", "dataset_of", "join_trees", "partition", "plan_attacker",
            "plan_of", "plan_segmenter", "prepare", "read_split", "start_run_on_main", "train_and_report",
            "train_attacker_and_report", "write_provenance", "write_shadow_splits"]
 
@@ -108,8 +111,14 @@ def write_shadow_splits(folder: Path, inside: Sequence[Pair], outside: Sequence[
 
 
 def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute: Compute) -> list[Path]:
-    """The trees of the shadows' posteriors on D^S. Missing posteriors are computed."""
+    """The trees of the shadows' posteriors on D^S. Missing posteriors are computed.
+
+    Raises `UserError` if a shadow is given twice, or if shadows have other classes than the first.
+    """
     shadows = [read_shadow(folder) for folder in folders]
+    for first, second in combinations(shadows, 2):
+        if fingerprint([first.checkpoint]) == fingerprint([second.checkpoint]):
+            raise UserError(f"{first.folder} and {second.folder} hold the same shadow; give each shadow once")
     for shadow in shadows[1:]:
         check_class_names(str(shadow.folder), find_dataset(shadow.dataset).CLASSES, str(shadows[0].folder),
                           find_dataset(shadows[0].dataset).CLASSES)
@@ -122,17 +131,29 @@ def dataset_of(model: str | Path | None) -> str:
     return (path and read_segmenter(path).get("dataset")) or "streets"
 
 
-def images_of_attacker(shadows: Sequence[str], source: Source) -> dict[str, list[Identity]]:
-    """The images of D^S: those of the runs of shadows or, without runs, those of `source`."""
+def compare_attacker_data(shadows: Sequence[str], source: Source) -> tuple[Source, dict[str, list[Identity]]]:
+    """Compare the images of D^S with one another. Returns `source` with each image in one group, and the images.
+
+    An image that several shadows share, perhaps on different sides, is in one group, so that it is not both trained on
+    and held out. The images are those of the runs `shadows` or, without runs, those of `source`. Raises `UserError` if
+    a tree has an image on both sides, or posteriors of different forms, or outputs that do not fit their labels.
+    """
+    found = identify(source.records)
+    again, twice = versions(found), copies(found)
+    source = replace(source, records=group_repeats(source.records, [*again, *twice]))
+    check_labels([inspect(*record.files) for record in source.records], "D^S", None)
     if shadows:
         known = [read_shadow(folder).images() for folder in shadows]
-        return {role: [one for images in known for one in images[role].all] for role in (IN, OUT)}
+        return source, {role: [one for images in known for one in images[role].all] for role in (IN, OUT)}
     check_forms(source.predictor, source.records)
     check_alignment(source)
     sides = [identify([record for record in source.records if record.member is side]) for side in (True, False)]
     if both := Images(sides[0]).shared(sides[1]):
         raise UserError(f"the same image is a member and a non-member of D^S: {list_pairs(both)}; remove it from one")
-    return dict(zip((IN, OUT), sides, strict=True))
+    if repeated := [*twice, *again]:
+        warn_once(f"D^S holds {len(repeated)} copies or versions of images: {list_pairs(repeated)}; each is in the "
+                  "group of its original")
+    return source, dict(zip((IN, OUT), sides, strict=True))
 
 
 def train_attacker_and_report(options: AttackerTraining, data: AttackerData, defense: Defense, folder: Path,
