@@ -85,7 +85,8 @@ def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[R
     The training images of a model of the second kind are known if its provenance.json is beside it. If not, a warning
     says that it is assumed that it was trained on none of the attacked images.
     """
-    return tuple(Reference(open_predictor(place, options), _trained_on(place)) for place in places)
+    known = [_trained_on(place) for place in places]
+    return tuple(Reference(open_predictor(place, options), images) for place, images in zip(places, known, strict=True))
 
 
 def _trained_on(place: str) -> Images:

@@ -1,0 +1,205 @@
+"""A model or an image that plays two roles under other names, and the choice of an attacker's weights."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, must, results, script, small_scene, write_tree
+from PIL import Image
+from test_seams import assert_refused, write_other_model
+
+from datasets.pairs import Pair, write_split
+from models.attacker import Attacker
+from training.attacker import DECAY, Learner
+from training.options import AttackerTraining
+from training.run import TrainingRun
+from utils.device import CPU_FP32
+
+
+@pytest.fixture
+def calibrated(live):
+    return ["attack.py", "--attack", "calibrated", *live, "--patch-size", 6]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("role", ["reference", "control", "twice"])
+def test_a_model_with_two_roles(world, live, calibrated, tmp_path, role, copied):
+    """Also if it is a copy of the checkpoint, whose training images are not known."""
+    victim, shadow = world / "victim" / "last.pth.tar", world / "shadow"
+    first, second = ({"twice": (shadow, shadow / "last.pth.tar")}.get(role) or (shadow, victim))
+    if copied:
+        second = shutil.copy(second if second.is_file() else second / "last.pth.tar", tmp_path / "copy.pth.tar")
+    flags = {"reference": [*calibrated, "--references", second], "twice": [*calibrated, "--references", first, second],
+             "control": ["attack.py", "--attack", "loss", *live, "--control", second]}[role]
+    message = "was trained on 8 of the attacked images" if role == "control" and not copied else "give equal outputs"
+    assert_refused(script(*flags, "--out", tmp_path / "run"), message)
+
+
+def test_a_reference_that_is_the_target_in_another_precision(world, live, calibrated, tmp_path):
+    must(script("attack.py", "--attack", "loss", *live, "--keep", tmp_path / "kept", "--out", tmp_path / "loss"))
+    flags = ["--precision", "bf16", "--references", f"stored:{tmp_path / 'kept'}", "--out", tmp_path / "run"]
+    result = script(*calibrated, *flags)
+    assert result.returncode == 2 and ("give equal outputs" in result.stderr or "holds no posterior" in result.stderr)
+
+
+def test_a_reference_without_provenance_is_said(world, calibrated, tmp_path):
+    other = write_other_model(world / "shadow" / "last.pth.tar", tmp_path / "other.pth.tar")
+    result = must(script(*calibrated, "--references", other, "--out", tmp_path / "run"))
+    assert "the training images of the reference" in result.stderr and "are not known" in result.stderr
+
+
+def test_outputs_of_a_reference_do_not_fit_the_labels(tmp_path):
+    target, reference = (write_tree(tmp_path / name, names=tuple("abcdef"), seed=seed)
+                         for name, seed in (("target", 0), ("reference", 1)))
+    for side in ("train", "val"):
+        shutil.copytree(target / side / "label", reference / side / "label", dirs_exist_ok=True)
+    for path in target.rglob("*.npy"):  # of the model that the reference is, for the labels of `target`
+        moved = np.roll(np.load(path), 1, axis=0)
+        np.save(reference / path.relative_to(target), moved)
+    result = script("attack.py", "--attack", "calibrated", "--examples", target, "--references", f"stored:{reference}",
+                    "--out", tmp_path / "run")
+    assert_refused(result, "in different orders", "(the reference ")
+
+
+def test_a_shadow_twice(world, tmp_path):
+    shutil.copytree(world / "shadow", tmp_path / "copy")
+    for second in (world / "shadow", tmp_path / "copy"):
+        result = script("train_attacker.py", "--shadow", world / "shadow", second, "--patch-size", 12, "--out",
+                        tmp_path / "run")
+        assert_refused(result, "hold the same shadow", "give each shadow once")
+
+
+def write_images(folder, versions_of):
+    """Write 8 + 8 images and their splits; `versions_of` 6 of each side are changed versions of the first."""
+    for side, first in (("in", 0), ("out", 100)):
+        pairs = []
+        for index in range(first, first + 8):
+            image, label = small_scene(index)
+            if versions_of and 0 < index - first < 7:
+                image, label = versions_of(first, index - first)
+            pair = Pair(f"img/{index}.png", f"label/{index}.png", f"{index}")
+            for path, array in ((pair.image, image), (pair.label, label)):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(folder / path)
+            pairs.append(pair)
+        write_split(folder / f"{side}.txt", pairs)
+    return ["--root", folder, "--members", folder / "in.txt", "--non-members", folder / "out.txt", "--allow", "unseen"]
+
+
+def brighter(first, step):
+    image, label = small_scene(first)
+    return np.clip(image.astype(int) + step, 0, 255).astype(np.uint8), label
+
+
+def shifted(first, step):
+    image, label = brighter(first, step)
+    return image, np.roll(label, step, axis=1)
+
+
+@pytest.mark.parametrize("change, groups, message", [
+    (brighter, 2, "12 attacked images have the label of an earlier one of their side"),
+    (shifted, 8, "14 of 16 attacked images look like one of another group, 0 of them like one of the other side"),
+    (None, 8, "")])
+def test_versions_of_an_image(world, tmp_path, change, groups, message):
+    flags = write_images(tmp_path / "data", change)
+    victim = ["--victim", world / "victim" / "last.pth.tar", "--precision", "fp32"]
+    result = must(script("attack.py", "--attack", "loss", *victim, *flags, "--out", tmp_path / "run"))
+    assert message in result.stderr and results(tmp_path / "run")["groups"]["members"] == groups
+    assert message or "look like" not in result.stderr
+
+
+def test_versions_on_the_two_sides_of_a_training(tmp_path):
+    flags = write_images(tmp_path / "data", None)
+    image = small_scene(0)[0]
+    Image.fromarray(np.roll(image, 1, axis=0)).save(tmp_path / "data" / "img" / "100.png")
+    result = must(script("train_victim.py", *flags[:2], "--train", flags[3], "--test", flags[5], *SMALL, "--out",
+                         tmp_path / "run"))
+    assert "1 images of --train look like one of --test in another group" in result.stderr
+
+
+def test_an_image_of_two_shadows_is_in_one_part(world, tmp_path):
+    """Two shadows that share D^S with exchanged sides: each image is either trained on or held out."""
+    shadow = world / "shadow"
+    must(script("train_shadow.py", "--root", world / "data", "--train", shadow / "out.txt", "--test", shadow / "in.txt",
+                *SMALL, "--out", tmp_path / "swapped"))
+    from datasets.provenance import Images
+    from defenses.base import NO_DEFENSE
+    from predictors.base import identify
+    from training.attacker import hold_out
+    from training.setup import cache_shadows, compare_attacker_data, join_trees
+
+    runs = [shadow, tmp_path / "swapped"]
+    source, _ = compare_attacker_data(runs, join_trees(cache_shadows(runs, 4, NO_DEFENSE, CPU_FP32)))
+    rest, held = hold_out(source.records, 0)
+    assert len(rest) + len(held) == 48 and len(held) >= 8
+    assert not Images(identify(rest)).shared(identify(held))
+
+
+# The weights of an attacker
+
+
+def test_best_is_the_average_of_the_weights(tmp_path):
+    options = AttackerTraining(width=0.125, patch_size=12)
+    learner = Learner.prepare(options, options.spec(19), TrainingRun(tmp_path, {}), CPU_FP32)
+    expected = None
+    for step in range(3):
+        with torch.no_grad():
+            for weight in learner.model.parameters():
+                weight.add_(1)
+        learner.average.update_parameters(learner.model)
+        weight, decay = next(learner.model.parameters()).clone(), min(DECAY, (1 + step) / (10 + step))
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    assert torch.allclose(next(learner.average.module.parameters()), expected, atol=1e-5)
+    assert learner.state()["averaged"] == 3 and isinstance(learner.model, Attacker)
+
+
+def test_the_held_out_auc_is_that_of_the_last_epoch(world):
+    """It has an interval or the reason why not, and neither the log nor the choice of tau changes it."""
+    found = results(world / "loss")
+    last = [json.loads(line) for line in (world / "loss" / "log.jsonl").read_text().splitlines()][-1]
+    assert found["epoch"] == 2 and found["validation_auc"] == last["validation_auc"]
+    groups = found["held_out_groups"]
+    assert min(groups["members"], groups["non_members"]) < 10 and found["validation_auc_interval"] is None
+    checkpoint = torch.load(world / "loss" / "best.pth.tar", weights_only=True)
+    current = torch.load(world / "loss" / "last.pth.tar", weights_only=True)
+    assert checkpoint["state_dict"].keys() == current["average"].keys()
+    assert all(torch.equal(value, current["average"][name]) for name, value in checkpoint["state_dict"].items())
+    assert not all(torch.equal(value, current["state_dict"][name]) for name, value in checkpoint["state_dict"].items())
+
+
+def test_an_attacker_on_noise(tmp_path):
+    """No epoch is chosen: over several trainings the held-out AUC of an attacker that has nothing to find is 0.5."""
+    aucs = []
+    for seed in range(6):
+        tree = write_tree(tmp_path / f"tree{seed}", size=(64, 64), names=tuple(f"{i:02}" for i in range(30)), seed=seed)
+        for name in range(15):  # exchange half of the two sides
+            for kind in (f"label/{name:02}.png", f"pred_sgd/{name:02}.npy"):
+                (tree / "train" / kind).rename(tmp_path / "moved")
+                (tree / "val" / kind).rename(tree / "train" / kind)
+                (tmp_path / "moved").rename(tree / "val" / kind)
+        must(script("train_attacker.py", "--posteriors", tree, "--patch-size", 12, "--width", 0.0625, "--epochs", 6,
+                    "--patches-per-epoch", 1, "--seed", seed, "--out", tmp_path / f"run{seed}"))
+        aucs.append(results(tmp_path / f"run{seed}")["validation_auc"])
+    assert abs(np.mean(aucs) - 0.5) < 0.15, aucs
+
+
+@pytest.mark.parametrize("name", ["train_victim.py", "train_attacker.py"])
+def test_weights_that_become_infinite_in_the_last_step(world, victim_command, tmp_path, monkeypatch, name):
+    import importlib
+
+    module = importlib.import_module("training.segmentation" if name == "train_victim.py" else "training.attacker")
+    learn = module.learn
+
+    def overshoot(model, *args, **kwargs):
+        loss = learn(model, *args, **kwargs)
+        with torch.no_grad():
+            next(model.parameters()).fill_(float("nan"))
+        return loss
+
+    command = [*victim_command, "--epochs", 1, "--batch", 8] if name == "train_victim.py" else [
+        name, "--shadow", world / "shadow", "--patch-size", 12, "--width", 0.125, "--epochs", 1, "--patches-per-epoch",
+        1, "--precision", "fp32"]
+    monkeypatch.setattr(module, "learn", overshoot)
+    assert_refused(script(*command, "--out", tmp_path / "run"), "weights became NaN or infinite in epoch 1", "--lr")
