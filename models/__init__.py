@@ -22,6 +22,7 @@ MODELS = Table("segmentation model", {
     "deeplabv3plus": Entry("models.deeplab:build", "atrous pyramid and a decoder"),
     "dpc": Entry("models.deeplab:build", "DeepLab-v3+ with a dense prediction cell"),
 })
+WITHOUT_DROPOUT = ("upernet",)  # models that have a dropout layer only in their auxiliary head
 
 
 def build_segmenter(spec: dict, pretrained: bool = False) -> "nn.Module":
