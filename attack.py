@@ -22,9 +22,11 @@ import datasets
 import defenses
 from attacks import ATTACKS, REPRESENTATIONS, SCHEMES
 from predictors import PREDICTORS
-from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, run
+from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, refuse_unused, run
 
 ATTACKER = "weights/loss.pth.tar"
+QUERY = ("--members", "--non-members", "--keep", "--stride", "--root", "--strip-prefix", "--dataset", "--classes",
+         "--class-names", "--label-map")  # flags of a target model that is queried
 ALLOWED = {"copies": "equal images on one side, which then form one group",
            "overlap": "attacked images that the attacker was trained on (D^S)",
            "unseen": "members that the target model was not trained on"}
@@ -38,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
     flag(flags, "resume", metavar="CHECKPOINT", help="checkpoint of the attacker, of this project or of the release "
          f"(default: {ATTACKER}); if given, --attack loss, confidence and calibrated use its patch size, floor and tau")
     flag(flags, "input", choices=REPRESENTATIONS, help=f"{REPRESENTATIONS.help()} (default: that of the attacker)")
-    flags.add_argument("--score", choices=("paper", "release"), default="paper", help="score of an image; paper: mean "
-                       "member probability; release: sum of member logits (default: paper)")
+    flags.add_argument("--score", choices=("paper", "release"), default="paper", help="--attack learned: score of an "
+                       "image; paper: mean member probability; release: sum of member logits (default: paper)")
     flags.add_argument("--floor", type=float, metavar="P", help="lower bound of posteriors before the logarithm "
                        "(default: that of the attacker, which is 1e-30 in the release; without an attacker 6e-8)")
     flags.add_argument("--c", type=float, default=0.75, help="--attack calibrated: weight of the references "
@@ -105,8 +107,7 @@ def main(args: argparse.Namespace) -> None:
     attack = setup.make_attack(name, attacker, pick(args, setup.AttackChoices), defense, compute)
     data = pick(args, setup.LiveData, dataset=datasets.chosen(args))
     if args.victim:
-        source = setup.live_source(args.victim, data, attack, args.stride, defense, compute,
-                                   args.references)
+        source = setup.live_source(args.victim, data, attack, args.stride, defense, compute, args.references)
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
     population = setup.stored_source(args.population, attack, defense, compute) if args.population else None
@@ -117,26 +118,32 @@ def main(args: argparse.Namespace) -> None:
 
 
 def attacker_path(args: argparse.Namespace) -> str | None:
-    """The path of the attacker's checkpoint: that of -resume, or the default of the attack.
-
-    The default is `ATTACKER` for --attack learned, and for --threshold if the file exists; other attacks have none.
-    """
+    """The path of -resume, or `ATTACKER` for --attack learned, and for --threshold if the file exists."""
     if args.resume or (args.attack == "learned" and not args.threshold):
         return args.resume or ATTACKER
     return ATTACKER if args.threshold and Path(ATTACKER).is_file() else None
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse flags that contradict one another, before anything is loaded."""
+    """Refuse flags that contradict one another, or have no effect, before anything is loaded."""
     if args.victim and not (args.members and args.non_members):
         raise UserError("--victim needs --members SPLIT and --non-members SPLIT")
     if args.victim and args.dpsgd:
         raise UserError("-dpsgd selects stored posteriors; to query a DPSGD victim, give its checkpoint as --victim "
                         "and leave -dpsgd out")
-    if not args.victim and (args.members or args.non_members or args.keep):
-        raise UserError("--members, --non-members and --keep go with --victim CHECKPOINT")
     if args.threshold and args.attack not in ("learned", args.threshold):
         raise UserError(f"--threshold {args.threshold} and --attack {args.attack} are two attacks; give one of them")
+    name = args.threshold or args.attack
+    unread = {"floor", "score", "c"} - ATTACKS.load(name).reads
+    refuse_unused(args, parser(), [
+        (not args.victim, "on posteriors on disk; leave it out, or give --victim CHECKPOINT", QUERY),
+        (args.victim, "with --victim; leave one of them out", ["--examples"]),
+        (not attacker_path(args), f"with --attack {name}, which reads no attacker here; leave it out, or give -resume",
+         ["-input", "-arch", "-dilation"]),
+        (True, f"with --attack {name}; leave it out", [f"--{field}" for field in sorted(unread)]),
+        (args.select != "rejection", "without --select rejection; give both, or leave it out", ["-tau"]),
+        (not args.cam, "without -cam DIR; give both, or leave it out", ["--cam-images"]),
+        (args.gauss is None, "without -gauss STD; give both, or leave it out", ["--gauss-floor"])])
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import argparse
 
 import defenses
 import training
-from training.options import AttackerTraining
-from utils.cli import UserError, add_run_flags, new_parser, pick, run
+from training.options import STRIDE, AttackerTraining
+from utils.cli import UserError, add_run_flags, new_parser, pick, refuse_unused, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,24 +34,35 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    check(args)
     from training import setup
 
     options = pick(args, AttackerTraining)
     if args.plan:
         images = args.images or setup.count_shadow_images(args.shadow, args.posteriors)
         return print(setup.plan_attacker(options, setup.plan_of(args), images, args.classes))
-    if args.posteriors and args.test_dropout is not None:
-        raise UserError("-test-dropout changes how a shadow is queried: give --shadow DIR instead of --posteriors")
     args, folder, compute = setup.begin(args, parser())
     options, defense = pick(args, AttackerTraining), defenses.chosen(args).build()
-    trees = [args.posteriors] if args.posteriors else setup.cache_shadows(args.shadow, options.stride, defense, compute)
+    stride = None if args.posteriors else options.stride or STRIDE
+    trees = setup.cache_shadows(args.shadow, stride, defense, compute) if stride else [args.posteriors]
     source, roles = setup.compare_attacker_data([] if args.posteriors else args.shadow, setup.join_trees(trees))
     data = setup.prepare(source, options, defense)
     if folder:
         setup.check_unchanged(folder, roles)
-    folder = folder or setup.start_run_on_main("attacker", vars(args), args.out, compute)
+    arguments = vars(args) | {"stride": stride}
+    folder = folder or setup.start_run_on_main("attacker", arguments, args.out, compute)
     setup.write_provenance(folder, roles)
-    setup.train_attacker_and_report(options, data, defense, folder, compute, vars(args))
+    setup.train_attacker_and_report(options, data, defense, folder, compute, arguments)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that have no effect. With --continue all flags are compared with those of the run instead."""
+    if args.posteriors and args.test_dropout is not None:
+        raise UserError("-test-dropout changes how a shadow is queried: give --shadow DIR instead of --posteriors")
+    refuse_unused(args, parser(), [] if args.continue_ else [
+        (args.posteriors, "with --posteriors, which have their own stride; leave it out", ["--stride"]),
+        (not args.plan, "without --plan; give both, or leave it out", [*training.PLAN_FLAGS, "--classes"]),
+        (args.gauss is None, "without -gauss STD; give both, or leave it out", ["--gauss-floor"])])
 
 
 if __name__ == "__main__":

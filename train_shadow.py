@@ -15,7 +15,7 @@ import datasets
 import models
 import training
 from training.options import SegmenterTraining
-from utils.cli import UserError, add_run_flags, new_parser, pick, run
+from utils.cli import UserError, add_run_flags, new_parser, pick, refuse_unused, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
                        "of D^S on which V is more confident (the paper; default), or a random half")
     flags.add_argument("--victim", metavar="CHECKPOINT", default="weights/victim.pth.tar",
                        help="the victim V, which is queried about D^S (default: weights/victim.pth.tar)")
-    flags.add_argument("--train", metavar="SPLIT", help="split file of D_in^S; needs --test, and then "
-                       "--split is not read")
+    flags.add_argument("--train", metavar="SPLIT", help="split file of D_in^S; needs --test; both "
+                       "stand in place of --split")
     flags.add_argument("--test", metavar="SPLIT", help="split file of D_out^S; needs --train")
     flags.add_argument("--allow", nargs="+", choices=["overlap"], default=[], metavar="WHAT", help="do not refuse; "
                        "overlap: images of D^S that V was trained on, as if the attacker knows a part of the members")
@@ -39,10 +39,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    check(args)
     from training import setup
 
-    if bool(args.train) != bool(args.test):
-        raise UserError("--train (D_in^S) and --test (D_out^S) need each other; give both or neither")
     options = options_of(args)
     if args.plan:
         images = args.images or (setup.count(args.train) if args.train else setup.count(args.split) // 2)
@@ -72,6 +71,17 @@ def main(args: argparse.Namespace) -> None:
         setup.write_shadow_splits(folder, inside, outside, how)
     setup.write_provenance(folder, roles)
     setup.train_and_report(options, inside, outside, folder, compute, vars(args))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that have no effect. With --continue all flags are compared with those of the run instead."""
+    if bool(args.train) != bool(args.test):
+        raise UserError("--train (D_in^S) and --test (D_out^S) need each other; give both or neither")
+    refuse_unused(args, parser(), [] if args.continue_ else [
+        (args.train, "with --train and --test, the parts of D^S; leave it out", ["--split", "--partition"]),
+        (not args.plan, "without --plan; give both, or leave it out", training.PLAN_FLAGS),
+        (args.model in models.WITHOUT_DROPOUT and not args.aux_weight,
+         f"on {args.model} with --aux-weight 0, which has no dropout layer; leave it out", ["--dropout"])])
 
 
 def options_of(args: argparse.Namespace, folder: object = None) -> SegmenterTraining:

@@ -14,7 +14,7 @@ import datasets
 import models
 import training
 from training.options import SegmenterTraining
-from utils.cli import add_run_flags, new_parser, pick, run
+from utils.cli import add_run_flags, new_parser, pick, refuse_unused, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    check(args)
     from training import setup
 
     options = pick(args, SegmenterTraining, dataset=datasets.chosen(args))
@@ -47,6 +48,14 @@ def main(args: argparse.Namespace) -> None:
     folder = folder or setup.start_run_on_main("victim", vars(args), args.out, compute)
     setup.write_provenance(folder, roles)
     setup.train_and_report(options, inside, outside, folder, compute, vars(args))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that have no effect. With --continue all flags are compared with those of the run instead."""
+    refuse_unused(args, parser(), [] if args.continue_ else [
+        (not args.plan, "without --plan; give both, or leave it out", training.PLAN_FLAGS),
+        (args.model in models.WITHOUT_DROPOUT and not args.aux_weight,
+         f"on {args.model} with --aux-weight 0, which has no dropout layer; leave it out", ["--dropout"])])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class CalibratedScore(MapAttack):
     """
 
     needs = frozenset({"truth", "references"})
+    reads = frozenset({"floor", "c"})
 
     def __init__(self, settings: AttackSettings):
         super().__init__(settings)

@@ -25,6 +25,8 @@ class LearnedAttack(Attack):
     member logits). On a CPU scores do not depend on `settings.batch`. Raises `UserError` if a score is not finite.
     """
 
+    reads = frozenset({"floor", "score"})
+
     def __init__(self, settings: AttackSettings):
         super().__init__(settings)
         if settings.attacker is None:

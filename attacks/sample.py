@@ -89,9 +89,12 @@ class Attack:
     `needs` may contain "truth" (each sample has a label with known positions), "image", "references", "population"
     (`fit` is called with samples of known membership), "queries" and "weights" (`score` gets the predictor). If "truth"
     is not in `needs`, `truth` may be None.
+
+    `reads` lists which of the settings "floor", "score" and "c" it reads; attack.py refuses the flags of the others.
     """
 
     needs: frozenset[str] = frozenset({"truth"})
+    reads: frozenset[str] = frozenset()
 
     def __init__(self, settings: AttackSettings):
         self.settings = settings

@@ -53,6 +53,8 @@ class ConfidenceThreshold(MapAttack):
 class LossThreshold(MapAttack):
     """Minus the cross-entropy of each position (Sablayrolles et al.)."""
 
+    reads = frozenset({"floor"})
+
     def evidence(self, sample: Sample) -> torch.Tensor:
         return -loss_map(sample.output, sample.truth, self.settings.floor).squeeze(-3)
 

@@ -26,6 +26,7 @@ DATASETS = Table("data set", {
     "mapillary": Entry("datasets.mapillary", "Mapillary Vistas, in Cityscapes' classes"),
     "folder": Entry("datasets.folder:parse", "your own data, in images/ and masks/"),
 })
+FIXED = ("cityscapes", "bdd100k", "mapillary")  # their parts are those of the authors, whatever the seed
 
 
 class DataSet(Protocol):

@@ -13,8 +13,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import DATASETS, add_class_flags, chosen, find_dataset
-from utils.cli import UserError, new_parser, positive, run
+from datasets import DATASETS, FIXED, add_class_flags, chosen, find_dataset
+from utils.cli import UserError, new_parser, positive, refuse_unused, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,11 +33,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    check(args)
     from datasets.pairs import check_files, write_split
     from datasets.survey import survey, without_copies
 
-    if bool(args.short_side) != bool(args.copy):
-        raise UserError("--short-side N and --copy DIR need each other; give both or neither")
     name = args.dataset
     root, out, dataset = Path(args.root or f"data/{name}"), Path(args.splits or f"splits/{name}"), chosen(args)
     found = find_dataset(dataset)
@@ -53,6 +52,14 @@ def main(args: argparse.Namespace) -> None:
         path = out / f"{part}.txt"
         write_split(path, pairs, f"{name}, seed {args.seed}: {len(pairs)} images")
         print(f"{path}: {len(pairs)}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that need one another, or that have no effect."""
+    if bool(args.short_side) != bool(args.copy):
+        raise UserError("--short-side N and --copy DIR need each other; give both or neither")
+    refuse_unused(args, parser(), [
+        (args.dataset in FIXED, f"on {args.dataset}, whose parts are those of its authors; leave it out", ["--seed"])])
 
 
 def resized(pairs: list, copy: Path, side: int, part: str) -> list:

@@ -22,6 +22,7 @@ MODELS = Table("segmentation model", {
     "deeplabv3plus": Entry("models.deeplab:build", "atrous pyramid and a decoder"),
     "dpc": Entry("models.deeplab:build", "DeepLab-v3+ with a dense prediction cell"),
 })
+WITHOUT_DROPOUT = ("upernet",)  # models that have a dropout layer only in their auxiliary head
 
 
 def build_segmenter(spec: dict, pretrained: bool = False) -> "nn.Module":
@@ -92,8 +93,8 @@ def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
     """Load the attacker of a checkpoint, on the CPU.
 
     A checkpoint of the release has only weights. Its input follows from the number of channels; `arch`, `dilated` and
-    `patch_size` (default 90) must be given. Raises `UserError` for any other file, and if `patch_size` is not the patch
-    size that the checkpoint stores.
+    `patch_size` (default 90) must be given. Raises `UserError` for any other file, and if they are not those that the
+    checkpoint stores.
     """
     from models.attacker import RELEASE_FLOOR, Attacker, InputSpec, build_attacker
     from utils.checkpoints import load_checkpoint, rebuild, require
@@ -115,6 +116,8 @@ def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
         spec, classes = InputSpec.from_checkpoint(checkpoint, path), require(stored, "classes", int, path)
         if patch_size not in (None, spec.size):
             raise UserError(f"{path} was trained on patches of {spec.size}; leave --patch-size out")
+        if dilated or arch not in ("resnet50", stored["arguments"].get("arch")):
+            raise UserError(f"{path} stores its architecture, unlike those of the release; leave -a and -dilation out")
     return LoadedAttacker(model.fold_norms(), spec, classes, str(path))
 
 

@@ -267,6 +267,9 @@ class Scale:
             words = _split_flags(words, split)
             if split != "swapped":
                 seed = 1000 * self.again + int(split.removeprefix("random"))
+        elif "--train" in words and "--split" in words:  # --split is for the other shadows of a setting
+            at = words.index("--split")
+            del words[at : at + 2]
         if defense:
             training, _, variance = defense.partition("-")
             flags = {"frozen": "--freeze-norms", "clip": "-dpsgd -noise-variance 0",

@@ -29,8 +29,8 @@ def folder(tmp_path):
 
 
 def attack(folder, *flags):
-    return script("attack.py", "-resume", folder / "loss.pth.tar", "--examples", folder / "examples",
-                  "--out", folder / "out", *flags)
+    tree = [] if "--victim" in flags else ["--examples", folder / "examples"]
+    return script("attack.py", "-resume", folder / "loss.pth.tar", *tree, "--out", folder / "out", *flags)
 
 
 def assert_refused(folder, message, *flags):

@@ -94,7 +94,7 @@ def test_settings_that_cannot_be(tmp_path, monkeypatch, flags, message):
 
 
 def test_class_flags_without_a_folder_are_refused():
-    assert_refused(script("attack.py", "--classes", 3), "go with --dataset folder")
+    assert_refused(script("train_victim.py", "--classes", 3), "go with --dataset folder")
 
 
 def test_images_and_masks_that_do_not_match(tmp_path):

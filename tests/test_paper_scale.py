@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_workflow import parser_of
+from test_workflow import parse
 
 from datasets import find_dataset
 from models import build_segmenter
@@ -19,7 +19,7 @@ PARAMETERS = {"victim-psp": 68_072_166, "victim-uper": 83_147_219, "shadow-dlv3"
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_one_step_at_the_crop_of_the_paper(name):
     script, *flags = read_scale("paper").model_command(name)
-    options = pick(parser_of(script).parse_args(flags), SegmenterTraining)
+    options = pick(parse(script, flags), SegmenterTraining)
     spec = options.spec(len(find_dataset(options.dataset).CLASSES))
     torch.manual_seed(0)
     model = build_segmenter(spec).to(memory_format=torch.channels_last).train()

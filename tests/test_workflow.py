@@ -22,10 +22,17 @@ SCALES = ("tiny", "camvid", "camvid-shadows", "paper", "two-shadows")
 
 
 @cache
-def parser_of(script):
-    """The parser of a script, or of a module given as `-m NAME`, without an import of it under its name."""
+def functions_of(script):
+    """The functions of a script, or of a module given as `-m NAME`, without an import of it under its name."""
     path = f"{script.removeprefix('-m ')}/__main__.py" if script.startswith("-m ") else script
-    return runpy.run_path(str(ROOT / path), run_name="x")["parser"]()
+    return runpy.run_path(str(ROOT / path), run_name="x")
+
+
+def parse(script, words):
+    """The arguments of a command line, checked as the script checks them."""
+    args = functions_of(script)["parser"]().parse_args(words)
+    functions_of(script)["check"](args)
+    return args
 
 
 @pytest.fixture
@@ -49,17 +56,16 @@ def commands_of(scale):
 
 def shadows_in(words):
     """The folders behind --shadow in a command line."""
-    return parser_of(words[0]).parse_args(words[1:]).shadow
+    return parse(words[0], words[1:]).shadow
 
 
 @pytest.mark.parametrize("name", SCALES)
-def test_scripts_parse_every_command(name, scale_of):
+def test_scripts_accept_every_command(name, scale_of):
     scale = scale_of(name)
     for words in commands_of(scale):
-        args = parser_of(words[0]).parse_args(words[1:])
-        assert args.out == words[2]
+        assert parse(words[0], words[1:]).out == words[2]
     for data in scale.data:
-        parser_of("-m datasets").parse_args(scale.data_command(data)[2:])
+        parse("-m datasets", scale.data_command(data)[2:])
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -84,7 +90,7 @@ def test_another_training_has_other_seeds_and_folders():
     for model in first.models:
         assert again.model_command(model) == [
             word.replace(str(first.runs), str(again.runs)) for word in first.model_command(model)] + ["--seed", "2"]
-        parser_of(again.model_command(model)[0]).parse_args(again.model_command(model)[1:])
+        parse(again.model_command(model)[0], again.model_command(model)[1:])
 
 
 def test_several_shadows_are_several_splits_of_the_same_images(scale_of, tmp_path):
@@ -98,7 +104,7 @@ def test_several_shadows_are_several_splits_of_the_same_images(scale_of, tmp_pat
     def arguments(folder):
         model = folder.rpartition("/")[2]
         words = scale.model_command(model)
-        return parser_of(words[0]).parse_args(words[1:]), scale.needs_of_model(model)
+        return parse(words[0], words[1:]), scale.needs_of_model(model)
 
     random = [arguments(folder) for folder in shadows("psp-psp")]  # --split, by the victim's confidence when alone
     for seed, (args, needs) in enumerate(random, 1):
@@ -111,7 +117,7 @@ def test_several_shadows_are_several_splits_of_the_same_images(scale_of, tmp_pat
     private = scale.attackers["psp-3shadows@clip-loss-s16_clip_0"]
     assert shadows_in(scale.attacker_command(private))[2].endswith("shadow-psp-random3@clip")
     again = read_scale(tmp_path / "two-shadows.yaml", again=1)
-    seeds = [parser_of(words[0]).parse_args(words[1:]).seed for words in map(again.model_command, again.models)]
+    seeds = [parse(words[0], words[1:]).seed for words in map(again.model_command, again.models)]
     assert {1001, 1002, 1003} <= set(seeds) and min(seeds) == 1
 
 

@@ -3,8 +3,10 @@
 import argparse
 
 from attacks import REPRESENTATIONS
-from training.options import NOISE_VARIANCE, AttackerTraining, SegmenterTraining
+from training.options import NOISE_VARIANCE, STRIDE, AttackerTraining, SegmenterTraining
 from utils.cli import flag, number, positive
+
+PLAN_FLAGS = ("--images", "--devices", "--tflops", "--gb-per-s", "--utilisation")  # without --plan they have no effect
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -70,8 +72,8 @@ def add_attacker_flags(parser: argparse.ArgumentParser) -> None:
     flag(parser, "input", choices=REPRESENTATIONS, default=of.input, help=f"{REPRESENTATIONS.help()} (default: loss)")
     parser.add_argument("--patch-size", type=positive, default=of.patch_size,
                         help="side of a patch in positions (default: 24; the paper has 90)")
-    parser.add_argument("--stride", type=positive, default=of.stride,
-                        help="pixels per position of the posteriors (default: 4; the paper has 8)")
+    parser.add_argument("--stride", type=positive, help="with --shadow: pixels per position of the posteriors "
+                        f"(default: {STRIDE}; the paper has 8)")
     parser.add_argument("--void", choices=("zero", "mask"), default=of.void,
                         help="zero: void positions get 0; mask: an extra channel also marks them (default: zero)")
     parser.add_argument("-a", "-arch", "--arch", choices=("resnet18", "resnet50", "pixelwise"), default=of.arch,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from utils.cli import UserError
 
+STRIDE = 4  # default of --stride in train_attacker.py
 NOISE_VARIANCE = 1e-3  # default of -noise-variance, in the range of the paper
 
 
@@ -67,11 +68,14 @@ class SegmenterTraining:
 
 @dataclass(frozen=True)
 class AttackerTraining:
-    """The settings of the training of an attacker. Each field has the name of a flag that --help explains."""
+    """The settings of the training of an attacker. Each field has the name of a flag that --help explains.
+
+    `stride`: None for `STRIDE` or, with posteriors on disk, for that of these.
+    """
 
     input: str = "loss"
     patch_size: int = 24
-    stride: int = 4
+    stride: int | None = None
     void: str = "zero"
     arch: str = "resnet18"
     width: float = 0.25

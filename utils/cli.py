@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import NoReturn, TypeVar
 
@@ -46,6 +46,20 @@ def pick(args: argparse.Namespace, cls: type[T], **rest: object) -> T:
     """Build the dataclass `cls` from the arguments that have the names of its fields. `rest`: other fields."""
     given = {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
     return cls(**given | rest)
+
+
+def refuse_unused(args: argparse.Namespace, parser: argparse.ArgumentParser,
+                  rules: Iterable[tuple[object, str, Iterable[str]]]) -> None:
+    """Raise `UserError` if a flag was given that has no effect beside the others.
+
+    `rules`: whether the rule holds; why its flags then have no effect, and what to do; its flags, such as
+    `--cam-images`. A flag that is given with its default value passes.
+    """
+    for holds, why, flags in rules:
+        for name in flags if holds else ():
+            dest = name.lstrip("-").replace("-", "_")
+            if getattr(args, dest) != parser.get_default(dest):
+                raise UserError(f"{name} has no effect {why}")
 
 
 def number(low: float, high: float = math.inf, kind: type = float) -> Callable[[str], float]:

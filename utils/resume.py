@@ -55,7 +55,10 @@ def _check_flags(parser: argparse.ArgumentParser, stored: dict, folder: Path) ->
     """Raise `UserError` if a flag of the command line has another value than the run that is resumed."""
     for action in parser._actions:
         action.default = argparse.SUPPRESS  # so that only the flags that were given are parsed
-    for name, value in vars(parser.parse_args()).items():
+    given = vars(parser.parse_args())
+    if given.get("out") and Path(given["out"]).resolve() != folder.resolve():
+        raise UserError(f"--out {given['out']} has no effect with --continue, which writes into {folder}; leave it out")
+    for name, value in given.items():
         before = stored.get(name, value)
         if name not in (*CURRENT, "continue_", "out") and _as_list(before) != _as_list(value):
             why = ", because the learning rate falls to 0 at the last epoch" if name == "epochs" else ""

@@ -20,7 +20,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from utils.cli import UserError, new_parser, positive, run
+from utils.cli import UserError, new_parser, positive, refuse_unused, run
 from utils.files import commit, write_json
 
 PARTS = {"kills": 300, "writes": 150, "fuzz": 20000}  # default counts
@@ -47,6 +47,9 @@ def main(args: argparse.Namespace) -> None:
     from tools.fault_campaign.workspace import COMMANDS, make_workspace, run_baseline
     from tools.fault_campaign.writes import run_writes
 
+    refuse_unused(args, parser(), [
+        (args.part == "fuzz", "on fuzz, which takes --inputs; leave it out", ["--trials", "--command"]),
+        (args.part in ("kills", "writes"), f"on {args.part}; leave it out, or give --trials", ["--inputs"])])
     out = Path(args.out).resolve()
     if (out / "workspace").exists():
         raise UserError(f"{out} has failed trials of an earlier campaign; delete it, or give another --out")
