@@ -12,12 +12,15 @@ from conftest import SMALL, must, results, scores, script, small_scene
 from PIL import Image
 from test_seams import assert_refused
 
+from datasets import streets
 from datasets.inspection import inspect
 from datasets.pairs import Pair, read_split, write_split
 from evaluation.alignment import significant_bits
 from evaluation.controls import CROSS_FITTED, blind_scores, judge, verdict
 from predictors.base import Record
 from predictors.samples import tree_source
+from predictors.stored import write_groups
+from utils.cli import UserError
 from utils.files import ROOT
 
 COUNT = 12  # images of each side of the tree
@@ -206,6 +209,105 @@ def test_stored_posteriors_are_replaced_when_a_file_is_mended_in_place(world, li
     must(script("attack.py", "--attack", "loss", *flags, "--keep", tmp_path / "kept", "--out", tmp_path / "after"))
     must(script("attack.py", "--attack", "loss", *flags, "--keep", tmp_path / "new", "--out", tmp_path / "new-run"))
     assert scores(tmp_path / "after") == scores(tmp_path / "new-run") != scores(tmp_path / "before")
+
+
+def run_of(folder, *flags, groups=None):
+    """A run on the tree `folder` with other flags, and with its images in `groups` groups."""
+    if groups:
+        names = [f"{path.parts[-3]}/{path.stem}" for path in posteriors(folder)]
+        write_groups(folder, [(name, f"g{index % groups}") for index, name in enumerate(names)])
+    out = f"run{len(list(folder.parent.glob('run*')))}"
+    must(attack(folder, *flags, out=out))
+    return folder.parent / out
+
+
+# Files of a tree that are left out
+
+
+def rename_all(folder, suffix):
+    for path in sorted(folder.iterdir()):
+        path.rename(path.with_suffix(suffix))
+
+
+def test_files_of_a_tree_with_other_suffixes(tree, tmp_path):
+    plain = run_of(tree)
+    for side, suffix, kind in (("train", ".jpeg", "JPEG"), ("val", ".PNG", "PNG")):
+        (tree / side / "img").mkdir()
+        for index, label in enumerate(sorted((tree / side / "label").iterdir())):
+            image = Image.fromarray(streets.draw(index + 40 * (side == "val"))[0])
+            image.resize(Image.open(label).size).save(tree / side / "img" / f"{label.stem}{suffix}", kind)
+        rename_all(tree / side / "label", ".tif" if side == "train" else ".PNG")
+        rename_all(tree / side / "pred_sgd", ".NPY")
+    result = must(attack(tree, out="other"))
+    assert "left out" not in result.stdout and "of them" not in result.stdout
+    assert "format of the images tells the sides apart" in result.stderr and scores(tmp_path / "other") == scores(plain)
+    for path in sorted((tree / "val" / "img").iterdir())[1:]:
+        path.unlink()
+    assert f"{COUNT + 1} of them have a file of the same name in img/" in must(attack(tree, out="some")).stdout
+    shutil.copy(tree / "train" / "img" / "00003.jpeg", tree / "train" / "img" / "00003.JPG")
+    assert_refused(attack(tree, out="twice"), "00003.JPG and", "00003.jpeg have one name")
+
+
+@pytest.mark.parametrize("kind, suffix", [("label", ".bmp"), ("pred_sgd", ".NPY")])
+def test_two_files_of_one_name(tree, kind, suffix):
+    path = sorted((tree / "val" / kind).iterdir())[0]
+    shutil.copy(path, path.with_suffix(suffix))
+    assert_refused(attack(tree), "have one name; keep one of them")
+
+
+def test_a_third_side_is_reported(tree):
+    (tree / "notes").mkdir()
+    assert not must(attack(tree)).stderr
+    shutil.copytree(tree / "val", tree / "test")
+    assert f"warning: {tree}/test is left out: the sides of a tree are train and val" in must(attack(tree)).stderr
+
+
+def test_a_side_with_another_name_is_named(tree):
+    (tree / "val" / "pred_sgd").rename(tree / "val" / "posteriors")
+    assert_refused(attack(tree), "holds no .npy posteriors", "val holds label/, posteriors/")
+
+
+@pytest.mark.parametrize("place, target", [("train/pred_sgd", "train"), ("val/label", ""),
+                                           ("train/label", "train/label")])
+def test_a_link_to_a_folder_above_is_no_endless_loop(tree, place, target):
+    (tree / place / "loop").symlink_to(tree / target)
+    assert_refused(attack(tree), "are the same folder; remove the link")
+
+
+def test_groups_of_one_image(tree):
+    names = [f"{path.parts[-3]}/{path.stem}" for path in posteriors(tree)]
+    lines = [f"{name} g{index % 10}" for index, name in enumerate(names)]
+    (tree / "groups.txt").write_text("\n".join([*lines, lines[0]]))
+    must(attack(tree))
+    (tree / "groups.txt").write_text("\n".join([*lines, f"{names[0]} other"]))
+    assert_refused(attack(tree), f"line {2 * COUNT + 1}: train/00000 already has g0, and now other")
+
+
+def test_a_missing_label_of_a_tree(tree):
+    (tree / "val" / "label" / "01002.png").unlink()
+    result = attack(tree)
+    assert_refused(result, "label/01002.png: no such label; check the folder that was given")
+    assert "--root" not in result.stderr
+
+
+@pytest.mark.parametrize("function, message", [
+    (lambda image, label: (label, image), "i.png can be read as a label, so image and label may be exchanged"),
+    (lambda image, label: (image, np.repeat(label[..., None], 3, 2)), "its channels are equal, so save one of them")])
+def test_labels_that_are_images(tmp_path, function, message):
+    for name, array in zip(("i", "l"), function(*small_scene(0)), strict=True):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    for dataset in ("streets", "cityscapes"):
+        with pytest.raises(UserError, match=message):
+            inspect(tmp_path / "i.png", tmp_path / "l.png", dataset)
+
+
+def test_exchanged_columns_of_a_split_file(world, live, tmp_path):
+    for side in ("victim_in", "victim_out"):
+        pairs = read_split(world / f"{side}.txt", world / "data")
+        write_split(tmp_path / f"{side}.txt", [Pair(pair.label, pair.image, pair.label) for pair in pairs])
+    flags = ["--members", tmp_path / "victim_in.txt", "--non-members", tmp_path / "victim_out.txt"]
+    result = script("attack.py", "--attack", "loss", *live, *flags, "--out", tmp_path / "run")
+    assert_refused(result, "img/", "image and label may be exchanged: a split file has the image first")
 
 
 # Artefacts and controls
