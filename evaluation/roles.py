@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets.inspection import check_labels, inspect
+from datasets.inspection import check_labels, hash_array, inspect
 from datasets.provenance import (
     IN,
     OUT,
@@ -15,10 +15,9 @@ from datasets.provenance import (
     warn_of_groups,
     warn_of_versions,
 )
-from predictors.base import Predictor, Record, identify
+from predictors.base import Predictor, Query, Record, identify
 from utils.cli import UserError
 from utils.distributed import print_once
-from utils.files import fingerprint
 
 
 @dataclass
@@ -78,8 +77,8 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
 
 
 def _output_hash(record: Record, predictor: Predictor) -> str | None:
-    files = list(predictor.files(record))
-    return fingerprint(files) if files else None
+    """Hash of the values of a stored output, in whatever form a file has them; None for a model that is queried."""
+    return None if predictor.reads_images else hash_array(predictor.predict([Query(record, None)])[0].numpy())
 
 
 def compare_with_victim(roles: Roles, checkpoint: Path | None) -> None:

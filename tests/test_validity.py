@@ -1,5 +1,6 @@
 """Inputs that would give a wrong metric: each is refused, or reported beside the metric."""
 
+import functools
 import json
 import os
 import shutil
@@ -211,6 +212,16 @@ def test_stored_posteriors_are_replaced_when_a_file_is_mended_in_place(world, li
     assert scores(tmp_path / "after") == scores(tmp_path / "new-run") != scores(tmp_path / "before")
 
 
+@pytest.mark.parametrize("order, version", [("F", (1, 0)), ("C", (2, 0))])
+def test_copies_of_outputs_in_another_form_of_file(tree, order, version):
+    """The values identify an output where image and label are missing, not the bytes of its file."""
+    for folder in tree.glob("*/label"):
+        shutil.rmtree(folder)
+    with open(tree / "val" / "pred_sgd" / "other.npy", "wb") as file:
+        np.lib.format.write_array(file, np.array(np.load(posteriors(tree)[0]), order=order), version)
+    assert_refused(attack(tree, "--attack", "confidence"), "the same image is a member and a non-member: train/00000")
+
+
 def run_of(folder, *flags, groups=None):
     """A run on the tree `folder` with other flags, and with its images in `groups` groups."""
     if groups:
@@ -219,6 +230,40 @@ def run_of(folder, *flags, groups=None):
     out = f"run{len(list(folder.parent.glob('run*')))}"
     must(attack(folder, *flags, out=out))
     return folder.parent / out
+
+
+def test_comparison_names_what_differs_between_two_runs(tree, tmp_path):
+    compare = functools.partial(script, "evaluation/compare.py")
+    plain = run_of(tree)
+    assert_refused(compare(plain, run_of(tree, groups=6)), "the group of train/00000 is g0 in", "one groups.txt")
+    keys = [tmp_path / "first", tmp_path / "second"]
+    for number, key in enumerate(keys):
+        key.write_bytes(bytes([number]) * 32)
+    (tree / "groups.txt").unlink()
+    keyed = [run_of(tree, "--hash-names", key) for key in keys]
+    must(compare(keyed[0], run_of(tree, "--hash-names", keys[0])))
+    assert_refused(compare(*keyed), "perhaps --hash-names had another key")
+    assert_refused(compare(plain, keyed[1]), f"the names of {keyed[1]} are keyed hashes")
+    assert_refused(compare(keyed[1], plain), f"the names of {keyed[1]} are keyed hashes")
+    posteriors(tree)[3].unlink()
+    assert_refused(compare(plain, run_of(tree)), f"1 are only in {plain}, such as train/00003")
+    os.rename(tree / "train", tree / "aside")
+    os.rename(tree / "val", tree / "train")
+    os.rename(tree / "aside", tree / "val")
+    assert_refused(compare(plain, run_of(tree)), "such as train/01000")
+
+
+def test_comparison_of_runs_with_other_labels(world, live, tmp_path):
+    shutil.copytree(world / "data", tmp_path / "data")
+    flags = ["attack.py", "--attack", "loss", *live, "--root", tmp_path / "data", "--allow", "unseen", "--out"]
+    must(script(*flags, tmp_path / "one"))
+    label = tmp_path / "data" / "label" / "0.png"
+    Image.fromarray(np.where(np.arange(128) < 9, 255, np.array(Image.open(label))).astype(np.uint8)).save(label)
+    must(script(*flags, tmp_path / "two"))
+    result = must(script("evaluation/compare.py", tmp_path / "one", tmp_path / "two"))
+    assert "warning: 1 images have other labels in another run, such as img/0 in" in result.stderr
+    result = must(script("evaluation/compare.py", tmp_path / "one", tmp_path / "one"))
+    assert not result.stderr
 
 
 # Files of a tree that are left out
