@@ -113,8 +113,8 @@ def _read_label(label: Path, image: Path | None, dataset: str | None) -> tuple[n
         return raw, decode_label(raw, label, dataset)
     except UserError as error:
         if image and _is_label(image, dataset):
-            raise UserError(f"{error}. {image} can be read as a label, so image and label may be exchanged: a split "
-                            "file has the image first") from None
+            raise UserError(f"{error}. {image} can be read as a label, so image and label may be exchanged (a "
+                            "split file has the image first)") from None
         raise
 
 
@@ -158,16 +158,16 @@ def check_labels(found: Sequence[Inspection], what: str, dataset: str | None) ->
     for one in found:
         counts.update(one.counts or {})
     total, void = counts.total(), counts.pop(VOID, 0)
+    check = ("check --dataset, which turns the ids in the files into classes" if dataset else
+             "the labels of a tree hold train ids, and 255 for void")
     if total and not counts:
-        raise UserError(f"every label of {what} is void everywhere, so nothing can be measured; check --dataset, which "
-                        "turns the ids in the files into classes")
+        raise UserError(f"every label of {what} is void everywhere, so nothing can be measured; {check}")
     if len(counts) == 1:
         advice = "" if dataset is None else "; masks of 0 and 255 need --dataset folder --classes 2"
         raise UserError(f"the labels of {what} have a single class, {next(iter(counts))}, and 255 is void, so every "
                         f"output is right{advice}")
     if 2 * void > total:
-        warn_once(f"{100 * void / total:.0f} % of the label pixels of {what} are void; check --dataset, which turns "
-                  "the ids in the files into classes")
+        warn_once(f"{100 * void / total:.0f} % of the label pixels of {what} are void; {check}")
 
 
 def check_meaning(found: Sequence[Inspection], what: str, dataset: str | None) -> None:

@@ -1,11 +1,12 @@
 """Posteriors on disk, with their labels: the tree of the release.
 
-    ROOT/{train,val}/img/NAME.png          optional: the image, in any format that `datasets.images` reads
+    ROOT/{train,val}/img/NAME.png          optional: the image
     ROOT/{train,val}/label/NAME.png        train ids (H, W), 255 = void
     ROOT/{train,val}/pred_sgd/NAME.npy     posterior (C, ceil(H/s), ceil(W/s)), float16 or float32
     ROOT/groups.txt                        optional: lines `SIDE/NAME group`, the groups of the intervals
 
-SIDE is `train` for members and `val` for non-members. NAME may contain folders.
+SIDE is `train` for members and `val` for non-members. NAME may contain folders. Images and labels may have any format
+that `datasets.images` reads, and any suffix.
 """
 
 from collections.abc import Mapping, Sequence
@@ -130,13 +131,17 @@ def _read_groups(root: Path, names: Sequence[str], labels: Sequence[str]) -> dic
     """
     path = root / "groups.txt"
     if not path.exists():
+        files = sorted(file for file in root.iterdir() if not file.is_dir())
+        if other := [file for file in files if file.stem.lower() == "groups"]:
+            raise UserError(f"{other[0]} is not read; name it groups.txt, with lines `SIDE/NAME group`")
         return {}
     groups: dict[str, str] = {}
     for number, (name, group) in read_fields(path, "SIDE/NAME group"):
         set_once(groups, name, group, f"{path}, line {number}")
     known = {*names, *labels}
     for name in groups:
-        if name not in known:
+        side = name.partition("/")[0]
+        if name not in known and (side in SIDES or not (root / side).is_dir()):
             raise UserError(f"{path} names {name}, which is not in the tree; its lines are `SIDE/NAME group`, for "
                             f"example `{names[0]} GROUP`")
     if missing := [name for name in names if name not in groups]:
@@ -160,11 +165,15 @@ def describe_tree(root: str | Path, folder: str, records: Sequence[Record]) -> s
     return line
 
 
-def warn_of_sides(root: str | Path, folder: str) -> None:
-    """Warn of sides of a tree that are not read, such as test/."""
-    for side in sorted(path for path in Path(root).iterdir() if path.name not in SIDES):
-        if any((side / kind).is_dir() for kind in (*KINDS, folder)):
+def warn_of_folders(root: str | Path, folder: str) -> None:
+    """Warn of folders of a tree that are not read, such as the side test/ or images in train/images/."""
+    for side in sorted(path for path in Path(root).iterdir() if path.is_dir()):
+        inner = {path.name for path in side.iterdir() if path.is_dir()}
+        if side.name not in SIDES and inner & {*KINDS, folder}:
             warn_once(f"{side} is left out: the sides of a tree are {' and '.join(SIDES)}")
+        other = sorted(name for name in inner - {*KINDS, folder} if not name.startswith((".", "pred_")))
+        if side.name in SIDES and other:
+            warn_once(f"{side / other[0]} is left out: images belong in img/, and labels in label/")
 
 
 def check_forms(predictor: Predictor, records: Sequence[Record]) -> None:

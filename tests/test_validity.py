@@ -304,7 +304,33 @@ def test_a_third_side_is_reported(tree):
     (tree / "notes").mkdir()
     assert not must(attack(tree)).stderr
     shutil.copytree(tree / "val", tree / "test")
+    groups = [f"{path.parts[-3]}/{path.stem}" for path in posteriors(tree, "train", "val", "test")]
+    write_groups(tree, [(name, name[-1:]) for name in groups])
     assert f"warning: {tree}/test is left out: the sides of a tree are train and val" in must(attack(tree)).stderr
+
+
+def test_a_folder_of_images_with_another_name_is_reported(tree):
+    (tree / "val" / "images").mkdir()
+    (tree / "val" / "pred_other").mkdir()
+    line = f"warning: {tree}/val/images is left out: images belong in img/, and labels in label/\n"
+    assert must(attack(tree)).stderr == line
+
+
+@pytest.mark.parametrize("name", ["groups.csv", "Groups.txt"])
+def test_groups_in_a_file_with_another_name(tree, name):
+    (tree / name).write_text("train/00000 g\n")
+    assert_refused(attack(tree), f"{name} is not read; name it groups.txt")
+
+
+@pytest.mark.parametrize("resize, message", [
+    (lambda label: label.resize((200, 128), Image.NEAREST), "no stride fits"),
+    (lambda label: label.resize((128, 64), Image.NEAREST), "differ in stride: 4 ("),
+    (lambda label: label.transpose(Image.ROTATE_90), "no stride fits")])
+def test_a_label_of_another_size_than_its_posterior(tree, resize, message):
+    path = tree / "val" / "label" / "01002.png"
+    resize(Image.open(path)).save(path)
+    for flags in ([], ["--attack", "confidence"]):
+        assert_refused(attack(tree, *flags), message)
 
 
 def test_a_side_with_another_name_is_named(tree):
@@ -352,7 +378,7 @@ def test_exchanged_columns_of_a_split_file(world, live, tmp_path):
         write_split(tmp_path / f"{side}.txt", [Pair(pair.label, pair.image, pair.label) for pair in pairs])
     flags = ["--members", tmp_path / "victim_in.txt", "--non-members", tmp_path / "victim_out.txt"]
     result = script("attack.py", "--attack", "loss", *live, *flags, "--out", tmp_path / "run")
-    assert_refused(result, "img/", "image and label may be exchanged: a split file has the image first")
+    assert_refused(result, "img/", "image and label may be exchanged (a split file has the image first)")
 
 
 # Artefacts and controls
@@ -460,7 +486,7 @@ def next_image(tree):
     (lambda tree: change_labels(tree, lambda a: np.where(a == 255, 255, 18 - a)), "classes of outputs and labels"),
     (lambda tree: change_labels(tree, lambda a: np.where(a < 5, 255, 0)), "have a single class, 0"),
     (lambda tree: change_labels(tree, lambda a: 0 * a + 7), "have a single class, 7"),
-    (lambda tree: change_labels(tree, lambda a: 0 * a + 255), "is void everywhere")])
+    (lambda tree: change_labels(tree, lambda a: 0 * a + 255), "so nothing can be measured; the labels of a tree hold")])
 def test_outputs_and_labels_of_other_images_or_classes(tree, damage, message):
     damage(tree)
     assert_refused(attack(tree), message)
