@@ -15,6 +15,7 @@ from pathlib import Path
 
 from datasets import DATASETS, FIXED, add_class_flags, chosen, find_dataset
 from utils.cli import UserError, new_parser, positive, refuse_unused, run
+from utils.distributed import warn_once
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines))
     if name == "folder":
         parts = without_copies(parts, inspected)
+    check_parts(root, parts, must_have_images=name == "folder")
     for part, pairs in parts.items():
         if args.copy:
             pairs = resized(pairs, Path(args.copy), args.short_side, part)
@@ -62,15 +64,26 @@ def check(args: argparse.Namespace) -> None:
         (args.dataset in FIXED, f"on {args.dataset}, whose parts are those of its authors; leave it out", ["--seed"])])
 
 
+def check_parts(root: Path, parts: dict, must_have_images: bool) -> None:
+    """Raise `UserError`, or else warn, if a part has no image."""
+    if empty := [part for part, pairs in parts.items() if not pairs]:
+        message = f"{root} has too few groups of images that are no copies: {', '.join(empty)} would be empty"
+        if must_have_images:
+            raise UserError(message)
+        warn_once(message)
+
+
 def resized(pairs: list, copy: Path, side: int, part: str) -> list:
     """Write resized copies of pairs below `copy` and return the new pairs. Files that exist are not written again.
 
-    The shorter side gets `side` pixels. Images are resized by area averaging, labels by nearest neighbour.
+    The shorter side gets `side` pixels. Images are resized by area averaging, labels by nearest neighbour. Raises
+    `UserError` if a file that exists has other pixels.
     """
     import cv2
+    import numpy as np
     from PIL import Image
 
-    from datasets.images import PIXELS, load_ids, load_image, open_image
+    from datasets.images import PIXELS, load_ids, load_image
     from utils.files import atomic_open
     from utils.log import progress
 
@@ -80,11 +93,6 @@ def resized(pairs: list, copy: Path, side: int, part: str) -> list:
         group = image if pair.group == pair.image else pair.group
         for source, load, target, method in ((pair.image, load_image, image, cv2.INTER_AREA),
                                              (pair.label, load_ids, pair.label, cv2.INTER_NEAREST_EXACT)):
-            if (copy / target).exists():
-                with open_image(copy / target) as existing:
-                    if min(existing.size) != side:
-                        raise UserError(f"{copy} contains images of another size; give --copy another folder")
-                continue
             array = load(pair.root / source)
             height, width = array.shape[:2]
             factor = side / min(height, width)
@@ -92,8 +100,13 @@ def resized(pairs: list, copy: Path, side: int, part: str) -> list:
                 raise UserError(f"{pair.root / source} is {width} x {height}; --short-side {side} would give it "
                                 f"more than {PIXELS:,} pixels; lower it")
             array = cv2.resize(array, (round(width * factor), round(height * factor)), interpolation=method)
-            with atomic_open(copy / target) as file:
-                Image.fromarray(array).save(file, "PNG")
+            if not (copy / target).exists():
+                with atomic_open(copy / target) as file:
+                    Image.fromarray(array).save(file, "PNG")
+            elif not np.array_equal(load(copy / target), array):
+                raise UserError(f"{copy / target} is not {pair.root / source} at this size: it was made from another "
+                                "file, or the file has changed since; remove the folder of the copy, or give --copy "
+                                "another one")
         out.append(replace(pair, image=image, group=group, root=copy))
     return out
 

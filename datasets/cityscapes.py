@@ -23,7 +23,7 @@ VICTIM_IN, VICTIM_OUT = 1488, 912  # members and non-members of the victim (sect
 
 def decode(raw: np.ndarray, path: Path) -> np.ndarray:
     """Convert label ids to train ids in files named *labelIds.png. All other files already contain train ids."""
-    if not path.stem.endswith("labelIds"):
+    if raw.ndim != 2 or not path.stem.endswith("labelIds"):
         return raw
     if (unknown := raw[(raw > LAST_ID) & (raw != VOID)]).size:
         raise UserError(f"{path} holds id {unknown[0]}; the label ids of Cityscapes are 0..{LAST_ID}")

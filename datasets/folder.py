@@ -13,13 +13,15 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from datasets.pairs import Pair, deal, describe_folder, read_fields
+from datasets.pairs import Pair, deal, describe_folder, read_fields, set_once
 from utils import VOID
 from utils.cli import UserError
-from utils.files import walk_files
+from utils.files import files_by_name
 
 PARTS = ("victim_in", "victim_out", "shadow_in", "shadow_out")
-MASKS = ("masks", "labels")
+IMAGES = ("images", "img")  # the first is read
+MASKS = ("masks", "labels")  # either is read
+VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")  # no names of a class that is to be recognised
 FEWEST = 8  # groups; with fewer proposed, each image is its own group
 
 
@@ -44,7 +46,7 @@ class Folder:
         """Convert ids (H, W) or colours (H, W, 3) to classes (H, W). Raises `UserError` for a value without a class."""
         if self.colours:
             return self._decode_colours(raw, path)
-        if self.ids:
+        if self.ids and raw.ndim == 2:
             table = np.full(256, -1)
             table[list(self.ids)] = list(self.ids.values())
             label = table[raw]
@@ -72,10 +74,14 @@ class Folder:
     def splits(self, root: Path, seed: int = 0) -> dict[str, list[Pair]]:
         """Return victim_in, victim_out, shadow_in, shadow_out, and shadow, the union of the last two.
 
-        All images of a group go to the same part. Raises `UserError` if an image has no mask, or a mask no image.
+        All images of a group go to the same part. Raises `UserError` if an image has no mask, a mask no image, or if
+        there are fewer groups than parts.
         """
         pairs = find_pairs(root)
         groups = propose_groups([pair.image for pair in pairs])
+        if (count := len(set(groups))) < len(PARTS):
+            raise UserError(f"{root} has {count} groups of images, and each of the parts {', '.join(PARTS)} needs one "
+                            f"or more: add images, until there are {len(PARTS)} groups")
         part = deal(groups, (1, 1, 1, 1), seed)
         found = {name: [Pair(pair.image, pair.label, group, root)
                         for pair, group, number in zip(pairs, groups, part, strict=True) if number == index]
@@ -118,7 +124,7 @@ def settings(classes: int | None, class_names: str | None, label_map: str | None
     """
     if not (classes or class_names or label_map):
         raise UserError("--dataset folder needs --classes N, --class-names FILE or --label-map FILE")
-    names = [" ".join(fields) for _, fields in _lines(class_names, "name")] if class_names else []
+    names = _read_names(class_names) if class_names else []
     if classes and names and classes != len(names):
         raise UserError(f"--classes {classes}: {class_names} has {len(names)} names; leave --classes out")
     ids: dict[str, int] = {}
@@ -127,16 +133,33 @@ def settings(classes: int | None, class_names: str | None, label_map: str | None
         where = f"{label_map}, line {number}"
         if len(fields) not in (2, 4) or not all(part.isdecimal() and int(part) <= VOID for part in fields[:-1]):
             raise UserError(f"{where}: expected `ID CLASS` or `R G B CLASS`, with values 0..255")
-        target = _class_number(fields[-1], names, where)
-        (ids if len(fields) == 2 else colours)[" ".join(fields[:-1])] = target
+        target, value = _class_number(fields[-1], names, where), " ".join(str(int(part)) for part in fields[:-1])
+        set_once(ids if len(fields) == 2 else colours, value, target, where)
     if ids and colours:
         raise UserError(f"{label_map} has ids and colours; give one kind")
     known = [value for value in (*ids.values(), *colours.values()) if value != VOID]
+    for index, name in enumerate(names):
+        if name.lower() in VOID_NAMES and (index in known or not label_map):
+            raise UserError(f"{class_names}: {name} would be a class like any other; leave this name out, and give "
+                            "--label-map FILE with the line `VALUE void` for its value in the masks")
     count = classes or len(names) or max(known, default=-1) + 1
     names = names or [f"class {index}" for index in range(count)]
     text = json.dumps({"classes": names, "ids": ids, "colours": colours})
     parse(text)
     return text
+
+
+def _read_names(path: str) -> list[str]:
+    """The names of the classes. Raises `UserError` if one occurs twice or is a number, or all begin with a number."""
+    names = [" ".join(fields) for _, fields in _lines(path, "name")]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path} has the name {twice[0]} twice; give each class a name of its own")
+    if numbers := [name for name in names if name.isdecimal()]:
+        raise UserError(f"{path} has {numbers[0]} as a name, which --label-map would read as the number of a class; "
+                        "give names, or leave the file out")
+    if names and all(name.split()[0].isdecimal() for name in names):
+        raise UserError(f"{path}: its lines seem to be `ID NAME`; give the names only, in the order of the ids")
+    return names
 
 
 def _lines(path: str, form: str) -> list[tuple[int, list[str]]]:
@@ -158,20 +181,19 @@ def _class_number(text: str, names: Sequence[str], where: str) -> int:
 def find_pairs(root: Path) -> list[Pair]:
     """The pairs of `root`, sorted.
 
-    Raises `UserError` if an image has no mask, a mask no image, or a name occurs twice.
+    Raises `UserError` if an image has no mask, a mask no image, a name occurs twice, or there are two folders of one
+    kind.
     """
+    for names in (IMAGES, MASKS):
+        if all((root / name).is_dir() for name in names):
+            raise UserError(f"{root} holds {names[0]}/ and {names[1]}/, and only one of them can be read; move the "
+                            "other one away")
     masks = next((name for name in MASKS if (root / name).is_dir()), None)
     if not (root / "images").is_dir() or not masks:
         raise UserError(f"{root} must hold the folders images and masks, with files of equal names, but "
                         f"{describe_folder(root)}")
-    found: dict[str, dict[str, str]] = {"images": {}, masks: {}}
-    for kind, files in found.items():
-        for file in walk_files(root / kind):
-            stem, path = file.relative_to(root / kind).with_suffix("").as_posix(), file.relative_to(root).as_posix()
-            if stem in files:
-                raise UserError(f"{root / path} and {root / files[stem]} have one name; keep one of them")
-            files[stem] = path
-    images, labels = found["images"], found[masks]
+    images, labels = ({name: file.relative_to(root).as_posix() for name, file in files_by_name(root / kind).items()}
+                      for kind in ("images", masks))
     for kind, one, other in ((masks, images, labels), ("images", labels, images)):
         if lacking := sorted(one.keys() - other.keys()):
             raise UserError(f"{len(lacking)} of {len(one)} files, such as {root / one[lacking[0]]}, have no file of "

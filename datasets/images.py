@@ -5,6 +5,7 @@ The format is determined by the content of a file, not by its name. The number o
 
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from utils.untrusted import reading
 
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # Pillow reads more formats, but starts programs for some
 PIXELS = 100_000_000  # largest number of pixels of an image
+CHANGED = re.compile("L;[24]|[^I].*;16")  # raw modes of pixels that Pillow converts to another range
 ALPHA = {"LA": 0, "PA": 0, "RGBA": slice(3)}  # mode with an alpha channel -> indices of its other channels
 
 # An error must be a single line, so warnings and log messages of Pillow are not printed.
@@ -34,18 +36,33 @@ def open_image(path: str | Path, kind: str = "image") -> Iterator[Image.Image]:
     Raises `UserError` if the file is not an image or has more than `PIXELS` pixels, and for any exception in the `with`
     block.
     """
-    with reading(path, kind, missing="check --root"):
+    with reading(path, kind, missing="check the folder that was given, and the names in it"):
         try:
             image = Image.open(path, formats=FORMATS)
         except UnidentifiedImageError:
             raise ValueError(f"it is broken, or its format is none of {', '.join(FORMATS)}") from None
         with image:
+            if kind == "label":
+                check_samples(image)
             if not 0 < image.width * image.height <= PIXELS:
                 raise ValueError(f"it is {image.width} x {image.height}; at most {PIXELS:,} pixels are allowed")
             if image.format == "TIFF":
                 with _silent_stderr():
                     image.load()
             yield image
+
+
+def check_samples(image: Image.Image) -> None:
+    """Raise `ValueError` if Pillow changes the values of an open label when it reads them.
+
+    It multiplies grey values of 2 or 4 bits, and those of a PPM file, up to 255, and cuts channels of 16 bits to 8.
+    """
+    for tile in image.tile:
+        several = isinstance(tile.args, tuple)
+        raw = str(tile.args[0] if several else tile.args)
+        if CHANGED.match(raw) or (tile.codec_name in ("ppm", "ppm_plain") and several):
+            raise ValueError(f"its values are not stored as 8 bits ({raw}), and reading would change them; save it as "
+                             "PNG with 8 bits")
 
 
 _stderr_lock = threading.Lock()  # stderr belongs to all threads

@@ -93,8 +93,7 @@ def _read(image: Path | None, label: Path | None, dataset: str | None) -> Inspec
         pixels = load_image(image)
         perceptual, colour = _perceptual_hash(pixels), np.concatenate(cv2.meanStdDev(pixels)).ravel()
     if label:
-        raw = load_ids(label)
-        ids = decode_label(raw, label, dataset)
+        raw, ids = _read_label(label, image, dataset)
         values = tuple(np.unique(raw).tolist()) if raw.ndim == 2 else ()
         counts = {number: int(count) for number, count in enumerate(np.bincount(ids.ravel())) if count}
         boundary = _boundary(ids)
@@ -102,12 +101,33 @@ def _read(image: Path | None, label: Path | None, dataset: str | None) -> Inspec
         check_sizes(pixels, ids, label)
     first = pixels if image else ids
     kinds = [describe_file(path) if path else (None, 0) for path in (image, label)]
-    return Inspection(_hash(pixels), _hash(ids), perceptual, None if first is None else first.shape[:2], counts,
-                      boundary, colour, tuple(kind for kind, _ in kinds), kinds[0][1],
+    return Inspection(hash_array(pixels), hash_array(ids), perceptual, None if first is None else first.shape[:2],
+                      counts, boundary, colour, tuple(kind for kind, _ in kinds), kinds[0][1],
                       tuple(path and path.stat().st_size for path in (image, label)), values)
 
 
-def _hash(array: np.ndarray | None) -> str | None:
+def _read_label(label: Path, image: Path | None, dataset: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a label, and its train ids. If it cannot be read, the error says whether the image could be one."""
+    try:
+        raw = load_ids(label)
+        return raw, decode_label(raw, label, dataset)
+    except UserError as error:
+        if image and _is_label(image, dataset):
+            raise UserError(f"{error}. {image} can be read as a label, so image and label may be exchanged (a "
+                            "split file has the image first)") from None
+        raise
+
+
+def _is_label(path: Path, dataset: str | None) -> bool:
+    """Whether a file can be read as a label of a data set."""
+    try:
+        decode_label(load_ids(path), path, dataset)
+    except UserError:
+        return False
+    return True
+
+
+def hash_array(array: np.ndarray | None) -> str | None:
     """SHA-256 of shape and content of an array, the first 32 hex digits."""
     if array is None:
         return None
@@ -138,16 +158,16 @@ def check_labels(found: Sequence[Inspection], what: str, dataset: str | None) ->
     for one in found:
         counts.update(one.counts or {})
     total, void = counts.total(), counts.pop(VOID, 0)
+    check = ("check --dataset, which turns the ids in the files into classes" if dataset else
+             "the labels of a tree hold train ids, and 255 for void")
     if total and not counts:
-        raise UserError(f"every label of {what} is void everywhere, so nothing can be measured; check --dataset, which "
-                        "turns the ids in the files into classes")
+        raise UserError(f"every label of {what} is void everywhere, so nothing can be measured; {check}")
     if len(counts) == 1:
         advice = "" if dataset is None else "; masks of 0 and 255 need --dataset folder --classes 2"
         raise UserError(f"the labels of {what} have a single class, {next(iter(counts))}, and 255 is void, so every "
                         f"output is right{advice}")
     if 2 * void > total:
-        warn_once(f"{100 * void / total:.0f} % of the label pixels of {what} are void; check --dataset, which turns "
-                  "the ids in the files into classes")
+        warn_once(f"{100 * void / total:.0f} % of the label pixels of {what} are void; {check}")
 
 
 def check_meaning(found: Sequence[Inspection], what: str, dataset: str | None) -> None:

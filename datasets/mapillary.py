@@ -22,7 +22,7 @@ __all__ = ["CLASSES", "decode", "splits"]
 
 def decode(raw: np.ndarray, path: Path) -> np.ndarray:
     """Convert Vistas ids to train ids. The authors' files, in folders `cityscapes_labels`, already have train ids."""
-    if path.parent.name == "cityscapes_labels":
+    if raw.ndim != 2 or path.parent.name == "cityscapes_labels":
         return raw
     if (unknown := raw[(raw > LAST_ID) & (raw != VOID)]).size:
         raise UserError(f"{path} holds id {unknown[0]}; the ids of Vistas v1.2 are 0..{LAST_ID}. Labels of v2.0 have "

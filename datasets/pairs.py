@@ -1,7 +1,8 @@
 """Read and write split files, and load the pairs of image and label that they list."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +12,7 @@ from datasets import find_dataset
 from datasets.images import check_turned, load_ids, load_image
 from utils import VOID
 from utils.cli import UserError
+from utils.distributed import warn_once
 from utils.files import atomic_open
 from utils.randomness import stream
 from utils.untrusted import reading
@@ -41,7 +43,8 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
     If `path` is a folder, its split files are read one after another. `strip_prefix` is removed from the start of both
     paths, then leading slashes, so the authors' lists need no changes. Without a third column each image forms a
     separate group. Raises `UserError` if a file is missing or empty, a line has another form, a path leaves `root`, two
-    images have the same name, or, with `must_exist`, an image or label does not exist.
+    images have the same name, or, with `must_exist`, an image or label does not exist. With `must_exist`, also warns if
+    only some images have a group, or several have one label.
     """
     root = Path(root)
     pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
@@ -57,7 +60,19 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
     if missing := next((file for file in paths if not os.path.isfile(file)), None):
         hint = "write / in place of \\" if "\\" in str(missing) else f"check --root ({describe_folder(root)})"
         raise UserError(f"{path} lists {missing}, which is not there; {hint}")
+    if must_exist:
+        _warn_of_lines(path, pairs)
     return pairs
+
+
+def _warn_of_lines(path: str | Path, pairs: Sequence[Pair]) -> None:
+    """Warn of a split file in which only some lines have a group, or several images have one label."""
+    single = sum(pair.group == pair.image for pair in pairs)
+    if 0 < single < len(pairs):
+        warn_once(f"{path} has no group in {single} of {len(pairs)} lines; each of these images is its own group")
+    label, count = Counter(pair.label for pair in pairs).most_common(1)[0]
+    if count > 1:
+        warn_once(f"{path} lists the label {label} for {count} images; check that they have one label")
 
 
 def check_files(root: Path, parts: Mapping[str, Sequence[Pair]]) -> None:
@@ -72,7 +87,7 @@ def check_files(root: Path, parts: Mapping[str, Sequence[Pair]]) -> None:
 def describe_folder(root: Path) -> str:
     """What a folder holds, for a message about something that is missing there."""
     if not root.is_dir():
-        return f"there is no folder {root}; check --root"
+        return f"there is no folder {root}"
     names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in root.iterdir())
     return f"{root} holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}"
 
@@ -126,6 +141,12 @@ def read_fields(path: Path, form: str, counts: tuple[int, int] | None = None) ->
             yield number, fields
 
 
+def set_once(found: dict, key: Hashable, value: object, where: str) -> None:
+    """Set `found[key]`. Raises `UserError` if it has another value from an earlier line. `where`: file and line."""
+    if found.setdefault(key, value) != value:
+        raise UserError(f"{where}: {key} already has {found[key]}, and now {value}; keep one of the lines")
+
+
 def write_split(path: str | Path, pairs: Iterable[Pair], comment: str = "") -> None:
     """Write `pairs` to a split file with `comment` as its first line.
 
@@ -162,7 +183,8 @@ def decode_label(raw: np.ndarray, path: str | Path, dataset: str | None) -> np.n
 def check_label(label: np.ndarray, classes: int, path: str | Path) -> np.ndarray:
     """Return `label` as uint8. Raises `UserError` if it is not (H, W) or has ids other than 0..classes-1 and 255."""
     if label.ndim != 2:
-        raise UserError(f"{path}: expected one id per pixel, found an array of shape {label.shape}")
+        grey = "; its channels are equal, so save one of them" if (label == label[..., :1]).all() else ""
+        raise UserError(f"{path}: expected one id per pixel, found an array of shape {label.shape}{grey}")
     wrong = np.unique(label[(label >= classes) & (label != VOID)])
     if wrong.size:
         raise UserError(f"{path} holds id {wrong[0]}; the data set has classes 0..{classes - 1}, and 255 for void")

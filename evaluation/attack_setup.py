@@ -14,7 +14,7 @@ from models.pixelwise import Pixelwise
 from predictors.base import PredictorOptions
 from predictors.reference import open_references
 from predictors.samples import Source, check_class_names, live_records, open_victim, tree_source
-from predictors.stored import TINY, describe_tree
+from predictors.stored import TINY, describe_tree, warn_of_folders
 from utils.cli import UserError
 from utils.device import Compute, choose_compute
 from utils.distributed import print_once
@@ -86,6 +86,7 @@ def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
     folder = f"pred_{defense.spec.name}" if defense.spec.stage == "training" else "pred_sgd"
     source = tree_source(tree, folder, PredictorOptions(compute, stride, defense), classes)
     print_once(describe_tree(tree, folder, source.records))
+    warn_of_folders(tree, folder)
     if not references:
         return source
     models = open_references(references, PredictorOptions(compute, stride or source.form()[1]))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets.inspection import check_labels, inspect
+from datasets.inspection import check_labels, hash_array, inspect
 from datasets.provenance import (
     IN,
     OUT,
@@ -16,10 +16,9 @@ from datasets.provenance import (
     warn_of_groups,
     warn_of_versions,
 )
-from predictors.base import Predictor, Record, group_repeats, identify, near_duplicates
+from predictors.base import Predictor, Query, Record, group_repeats, identify, near_duplicates
 from utils.cli import UserError
 from utils.distributed import print_once, warn_once
-from utils.files import fingerprint
 
 
 @dataclass
@@ -91,8 +90,8 @@ def warn_of_near(records: Sequence[Record]) -> None:
 
 
 def _output_hash(record: Record, predictor: Predictor) -> str | None:
-    files = list(predictor.files(record))
-    return fingerprint(files) if files else None
+    """Hash of the values of a stored output, in whatever form a file has them; None for a model that is queried."""
+    return None if predictor.reads_images else hash_array(predictor.predict([Query(record, None)])[0].numpy())
 
 
 def compare_with_victim(roles: Roles, checkpoint: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,37 +11,71 @@ import numpy as np
 from datasets.provenance import IN, OUT, Identity, Images, read_provenance
 from utils.arrays import read_npz
 from utils.cli import UserError
+from utils.distributed import warn_once
 from utils.untrusted import reading
+
+SIDES = ("a non-member", "a member")
+KEYED = re.compile("[0-9a-f]{32}")  # a name that --hash-names wrote
 
 
 def read_paired(folders: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray, list[str]]:
     """Scores (n,) of each run, membership bool (n,), and the group of each image, sorted by the name of the image.
 
-    Raises `UserError` if the runs have scored different images.
+    Raises `UserError` if the runs have scored different images, or give them other sides or groups. Warns if labels
+    differ.
     """
     _check_images(folders)
     tables = [read_scores(folder) for folder in folders]
-    first = {name: row[:2] for name, row in tables[0].items()}
+    first = tables[0]
     for folder, scores in zip(folders, tables, strict=True):
-        if {name: row[:2] for name, row in scores.items()} != first:
-            raise UserError(f"{folder} scored other images than {folders[0]}; only runs on the same images can be "
-                            "compared")
+        _check_names(folders[0], first, folder, scores)
+        for name, (member, group, _) in sorted(scores.items()):
+            if member != first[name][0]:
+                raise UserError(f"{name} is {SIDES[member]} in {folder} and {SIDES[not member]} in {folders[0]}; "
+                                "compare runs with the same members")
+            if group != first[name][1]:
+                raise UserError(f"the group of {name} is {group} in {folder} and {first[name][1]} in {folders[0]}; "
+                                "give both attacks one groups.txt, or split files with the same groups")
     names = sorted(first)
     columns = [np.array([scores[name][2] for name in names]) for scores in tables]
     return columns, np.array([first[name][0] for name in names]), [first[name][1] for name in names]
 
 
+def _check_names(first: Path, rows: dict, folder: Path, others: dict) -> None:
+    """Raise `UserError`, with the likely cause, unless the tables of two runs name the same images."""
+    if rows.keys() == others.keys():
+        return
+    own, other = sorted(rows.keys() - others.keys()), sorted(others.keys() - rows.keys())
+    keyed = [all(KEYED.fullmatch(name) for name in table) for table in (rows, others)]
+    reason = "only runs on the same images can be compared"
+    if any(keyed) and not rows.keys() & others.keys():
+        reason = ("perhaps --hash-names had another key; attack both with one key" if all(keyed) else
+                  f"the names of {(first, folder)[keyed[1]]} are keyed hashes; give --hash-names and its key in both")
+    shown = " and ".join(f"{len(names)} are only in {run}, such as {names[0]}"
+                         for run, names in ((folder, other), (first, own)) if names)
+    raise UserError(f"{folder} scored other images than {first}: {shown}; {reason}")
+
+
 def _check_images(folders: Sequence[Path]) -> None:
-    """Raise `UserError` if an image of a run has other content in another run, by their files provenance.json."""
+    """Raise `UserError` if an image of a run has other content in another run, by their files provenance.json.
+
+    Warns if only its label differs.
+    """
+    labels = []
     known = {folder: images for folder in folders if (images := read_provenance(folder))}
     first: dict[str, tuple[Path, Identity]] = {}
     for folder, sides in known.items():
         for one in (*sides[IN].all, *sides[OUT].all):
             before, same = first.setdefault(one.name, (folder, one))
             comparable = (one.image and same.image) or (one.label and same.label)
+            if one.image == same.image and one.label and same.label and one.label != same.label:
+                labels.append(f"{one.name} in {folder} and {before}")
             if comparable and not Images([same]).find(one):
                 raise UserError(f"{one.name} is another image in {folder} than in {before}; only runs on the same "
-                                "images can be compared")
+                                f"{'images' if one.image else 'labels'} can be compared")
+    if labels:
+        warn_once(f"{len(labels)} images have other labels in another run, such as {labels[0]}; check that this is "
+                  "meant")
 
 
 def read_scores(folder: Path) -> dict[str, tuple[bool, str, float]]:

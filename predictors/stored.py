@@ -5,7 +5,8 @@
     ROOT/{train,val}/pred_sgd/NAME.npy     posterior (C, ceil(H/s), ceil(W/s)), float16 or float32
     ROOT/groups.txt                        optional: lines `SIDE/NAME group`, the groups of the intervals
 
-SIDE is `train` for members and `val` for non-members. NAME may contain folders.
+SIDE is `train` for members and `val` for non-members. NAME may contain folders. Images and labels may have any format
+that `datasets.images` reads, and any suffix.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +17,17 @@ import torch
 from PIL import Image
 
 from datasets.inspection import inspect
-from datasets.pairs import read_fields
+from datasets.pairs import describe_folder, read_fields, set_once
 from predictors.base import Predictor, PredictorOptions, Query, Record
 from utils import VOID
 from utils.arrays import read_npy
 from utils.cli import UserError
-from utils.files import atomic_open, walk_files
+from utils.distributed import warn_once
+from utils.files import atomic_open, files_by_name, walk_files
 from utils.untrusted import reading
 
 SIDES = {"train": True, "val": False}
+KINDS = ("img", "label")  # folders beside that of the posteriors
 SUM_ERROR = 0.01  # largest distance of the sum of the classes from 1; rounding to float16 changes it by under 0.001
 TINY = 2.0**-24  # smallest positive float16; it replaces a 0 that was stored as float16
 
@@ -93,12 +96,13 @@ def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
     """
     root = Path(root)
     names = list(_list_posteriors(root, folder))
-    groups = _read_groups(root, names)
+    files = {(side, kind): files_by_name(root / side / kind) for side in SIDES for kind in KINDS}
+    groups = _read_groups(root, names, [f"{side}/{rest}" for side in SIDES for rest in files[side, "label"]])
     records = []
     for name in names:
         side, _, rest = name.partition("/")
-        places = {kind: root / side / kind / f"{rest}.png" for kind in ("img", "label")}
-        records.append(Record(name, groups.get(name, name), SIDES[side], places["img"], places["label"]))
+        image, label = (files[side, kind].get(rest, root / side / kind / f"{rest}.png") for kind in KINDS)
+        records.append(Record(name, groups.get(name, name), SIDES[side], image, label))
     return records
 
 
@@ -106,33 +110,38 @@ def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
     """Map SIDE/NAME to the file, sorted by side and name."""
     found = {}
     for side in SIDES:
-        files = walk_files(root / side / folder)
-        if other := [file for file in files if file.suffix != ".npy"]:
+        files = files_by_name(root / side / folder)
+        if other := [file for file in files.values() if file.suffix.lower() != ".npy"]:
             raise UserError(f"{root / side / folder} holds {len(other)} files that are not .npy posteriors, such as "
                             f"{other[0].name}; save them as .npy, or move them to another folder")
         if not files:
-            raise UserError(f"{root / side / folder} holds no .npy posteriors")
-        for file in files:
-            name = file.relative_to(root / side / folder).with_suffix("").as_posix()
+            raise UserError(f"{root / side / folder} holds no .npy posteriors; {describe_folder(root / side)}")
+        for name, file in files.items():
             if not name.isprintable():
                 raise UserError(f"{file}: its name is not UTF-8, or has characters that cannot be printed; rename it")
             found[f"{side}/{name}"] = file
     return found
 
 
-def _read_groups(root: Path, names: Sequence[str]) -> dict[str, str]:
+def _read_groups(root: Path, names: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     """Map SIDE/NAME to the group in ROOT/groups.txt; empty without this file.
 
-    Raises `UserError` if the file names an image that the tree does not have, or lacks one of `names`.
+    `names`, `labels`: SIDE/NAME of all posteriors and of all labels. Raises `UserError` if the file names an image that
+    the tree does not have, lacks one of `names`, or gives an image two groups.
     """
     path = root / "groups.txt"
     if not path.exists():
+        files = sorted(file for file in root.iterdir() if not file.is_dir())
+        if other := [file for file in files if file.stem.lower() == "groups"]:
+            raise UserError(f"{other[0]} is not read; name it groups.txt, with lines `SIDE/NAME group`")
         return {}
-    groups = {name: group for _, (name, group) in read_fields(path, "SIDE/NAME group")}
-    posteriors = set(names)
+    groups: dict[str, str] = {}
+    for number, (name, group) in read_fields(path, "SIDE/NAME group"):
+        set_once(groups, name, group, f"{path}, line {number}")
+    known = {*names, *labels}
     for name in groups:
-        side, _, rest = name.partition("/")
-        if name not in posteriors and not (root / side / "label" / f"{rest}.png").is_file():
+        side = name.partition("/")[0]
+        if name not in known and (side in SIDES or not (root / side).is_dir()):
             raise UserError(f"{path} names {name}, which is not in the tree; its lines are `SIDE/NAME group`, for "
                             f"example `{names[0]} GROUP`")
     if missing := [name for name in names if name not in groups]:
@@ -142,12 +151,29 @@ def _read_groups(root: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def describe_tree(root: str | Path, folder: str, records: Sequence[Record]) -> str:
-    """One line: how many posteriors are used, and how many labels of the tree have none and are left out."""
+    """One line: how many posteriors are used, and how many labels have none, or posteriors no image or label."""
+    root = Path(root)
     used = {side: sum(record.member is member for record in records) for side, member in SIDES.items()}
-    labels = {side: len(walk_files(Path(root) / side / "label")) for side in SIDES}
-    left_out = sum(labels.values()) - len(records)
-    return (f"{root}: {used['train']} + {used['val']} posteriors in {folder}"
-            + (f"; labels without a posterior there, which are left out: {left_out}" if left_out > 0 else ""))
+    line = f"{root}: {used['train']} + {used['val']} posteriors in {folder}"
+    for kind, files in zip(KINDS, zip(*(record.files[:2] for record in records), strict=True), strict=True):
+        found = sum(len(walk_files(root / side / kind)) for side in SIDES)
+        fit = sum(file.is_file() for file in files)
+        if kind == "label" and found > fit:
+            line += f"; labels without a posterior there, which are left out: {found - fit}"
+        if found and fit < len(files):
+            line += f"; {fit} of them have a file of the same name in {kind}/"
+    return line
+
+
+def warn_of_folders(root: str | Path, folder: str) -> None:
+    """Warn of folders of a tree that are not read, such as the side test/ or images in train/images/."""
+    for side in sorted(path for path in Path(root).iterdir() if path.is_dir()):
+        inner = {path.name for path in side.iterdir() if path.is_dir()}
+        if side.name not in SIDES and inner & {*KINDS, folder}:
+            warn_once(f"{side} is left out: the sides of a tree are {' and '.join(SIDES)}")
+        other = sorted(name for name in inner - {*KINDS, folder} if not name.startswith((".", "pred_")))
+        if side.name in SIDES and other:
+            warn_once(f"{side / other[0]} is left out: images belong in img/, and labels in label/")
 
 
 def check_forms(predictor: Predictor, records: Sequence[Record]) -> None:

@@ -470,7 +470,7 @@ def test_linked_folders_are_read_and_a_loop_is_refused(folder):
     assert_refused(folder, "are the same folder")
 
 
-@pytest.mark.parametrize("name", ["d.npz", "d.NPY", "sub/d.pt"])
+@pytest.mark.parametrize("name", ["d.npz", "d.NPZ", "sub/d.pt"])
 def test_posteriors_in_another_format_are_refused(folder, name):
     path = folder / "examples" / "val" / "pred_sgd" / name
     path.parent.mkdir(exist_ok=True)

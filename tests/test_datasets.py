@@ -132,6 +132,39 @@ def test_resized_copy(tmp_path):
         assert np.unique(label) == [255 if index % 12 == 11 else index % 12]
 
 
+def test_a_copy_that_is_not_one_of_its_source(tmp_path):
+    from conftest import must, script
+    from test_seams import assert_refused
+
+    for index in range(60):
+        ids = (np.eye(36, 48) + index % 9).astype(np.uint8)
+        for side, array in (("train", np.stack([ids * 20, ids, ids], 2)), ("trainannot", ids)):
+            (tmp_path / "in" / side).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "in" / side / f"d_{index:03d}.png")
+    copy = ["datasets/__main__.py", "camvid", "--root", tmp_path / "in", "--splits", tmp_path / "splits", "--copy",
+            tmp_path / "out"]
+    must(script(*copy, "--short-side", 18))
+    must(script(*copy, "--short-side", 18))
+    assert_refused(script(*copy, "--short-side", 20), "at this size", "give --copy another one")
+    for side in ("train", "trainannot"):
+        path = tmp_path / "in" / side / "d_020.png"
+        content = path.read_bytes()
+        Image.fromarray(np.array(Image.open(path))[:, ::-1] // 2).save(path)
+        assert_refused(script(*copy, "--short-side", 18), f"out/{side}/d_020.png is not", "has changed since")
+        path.write_bytes(content)
+    (tmp_path / "out" / "train" / "d_020.png").unlink()
+    must(script(*copy, "--short-side", 18))
+
+
+def test_parts_without_images_are_reported(tmp_path, capsys):
+    from datasets.__main__ import check_parts
+
+    check_parts(tmp_path, {"a": [1], "b": []}, must_have_images=False)
+    assert "b would be empty" in capsys.readouterr().err
+    with pytest.raises(UserError, match="b would be empty"):
+        check_parts(tmp_path, {"a": [1], "b": []}, must_have_images=True)
+
+
 def test_streets_depend_on_domain_index_and_seed():
     (image, label), (same_image, same_label) = streets.draw(3), streets.draw(3)
     np.testing.assert_array_equal(image, same_image)

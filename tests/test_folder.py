@@ -116,6 +116,64 @@ def test_masks_in_which_255_may_be_two_things(tmp_path):
     must(split(root, "--label-map", tmp_path / "map.txt"))
 
 
+@pytest.mark.parametrize("kind, other", [("masks", "labels"), ("images", "img")])
+def test_two_folders_of_one_kind(tmp_path, kind, other):
+    root = write_scenes(tmp_path, count=8)
+    (root / other).mkdir()
+    assert_refused(split(root, "--classes", 19), f"holds {kind}/ and {other}/")
+
+
+def test_a_link_in_the_images_to_a_folder_above(tmp_path):
+    root = write_scenes(tmp_path, count=8)
+    (root / "images" / "loop").symlink_to(root)
+    assert_refused(split(root, "--classes", 19), "are the same folder; remove the link")
+
+
+def test_too_few_groups_for_the_parts(tmp_path):
+    root = write_scenes(tmp_path, count=3)
+    assert_refused(split(root, "--classes", 19), "has 3 groups of images", "until there are 4 groups")
+    for index in range(3, 6):  # copies, which are left out
+        for kind in ("images", "masks"):
+            (root / kind / f"{index}.png").write_bytes((root / kind / "000.png").read_bytes())
+    assert_refused(split(root, "--classes", 19), "too few groups of images that are no copies", "would be empty")
+    assert not (root / "splits").exists()
+    must(split(write_scenes(tmp_path / "four", count=4), "--classes", 19))
+
+
+@pytest.mark.parametrize("names, lines, message", [
+    ("a\nb\na\n", None, "has the name a twice"), ("a\n7\n", None, "has 7 as a name"),
+    ("0 road\n1 car\n", None, "seem to be `ID NAME`"), ("a\nb\nVoid\n", None, "Void would be a class like any other"),
+    ("ignore\na\nb\n", "0 ignore\n1 a\n2 b\n", "ignore would be a class"),
+    ("a\nb\n", "7 a\n8 b\n07 b\n", "line 3: 7 already has 0, and now 1"),
+    ("a\nb\n", "1 2 3 a\n1 2 3 void\n", "line 2: 1 2 3 already has 0, and now 255")])
+def test_names_and_maps_with_two_meanings(tmp_path, names, lines, message):
+    (tmp_path / "names.txt").write_text(names)
+    (tmp_path / "map.txt").write_text(lines or "")
+    with pytest.raises(UserError, match=message):
+        settings(None, str(tmp_path / "names.txt"), lines and str(tmp_path / "map.txt"))
+
+
+def test_names_and_maps_that_are_meant(tmp_path):
+    (tmp_path / "names.txt").write_text("void\na\n2 wheels\n")
+    (tmp_path / "map.txt").write_text("0 void\n7 a\n8 2\n7 a\n")
+    found = find_dataset(f"folder:{settings(None, str(tmp_path / 'names.txt'), str(tmp_path / 'map.txt'))}")
+    assert found.decode(np.array([[0, 7, 8]], np.uint8), tmp_path).tolist() == [[255, 1, 2]]
+
+
+def test_grey_masks_with_three_channels(tmp_path):
+    root = write_scenes(tmp_path, count=8)
+    label = small_scene(0)[1]
+    save(root / "masks" / "000.png", np.repeat(label[..., None], 3, 2))
+    (tmp_path / "map.txt").write_text("".join(f"{value} {value}\n" for value in range(19)) + "255 void\n")
+    for flags in (["--classes", 19], ["--label-map", tmp_path / "map.txt"]):
+        assert_refused(split(root, *flags), "000.png: expected one id per pixel", "its channels are equal")
+    save(root / "masks" / "000.png", np.stack([label, label, label // 2], 2))
+    for flags in (["--classes", 19], ["--label-map", tmp_path / "map.txt"]):
+        result = split(root, *flags)
+        assert_refused(result, "000.png: expected one id per pixel")
+        assert "channels are equal" not in result.stderr
+
+
 def test_ids_outside_the_classes(tmp_path):
     assert_refused(split(write_scenes(tmp_path), "--classes", 5), "holds id", "has classes 0..4")
 
@@ -209,6 +267,19 @@ def test_split_files_with_paths_that_are_not_there(tmp_path, line, message):
     (tmp_path / "s.txt").write_text(line + "\n")
     with pytest.raises(UserError, match=message):
         read_split(tmp_path / "s.txt", tmp_path / "data")
+
+
+@pytest.mark.parametrize("lines, message", [
+    ("i/1.png l/1.png a\ni/2.png l/2.png\n", "has no group in 1 of 2 lines"),
+    ("i/1.png l/1.png\ni/2.png l/1.png\n", "lists the label l/1.png for 2 images")])
+def test_split_files_that_may_not_be_meant(tmp_path, capsys, lines, message):
+    for name in ("i/1.png", "i/2.png", "l/1.png", "l/2.png"):
+        save(tmp_path / name, np.zeros((4, 4), np.uint8))
+    (tmp_path / "s.txt").write_text("i/1.png l/1.png\ni/2.png l/2.png\n")
+    assert len(read_split(tmp_path / "s.txt", tmp_path)) == 2 and not capsys.readouterr().err
+    (tmp_path / "s.txt").write_text(lines)
+    read_split(tmp_path / "s.txt", tmp_path)
+    assert f"s.txt {message}" in capsys.readouterr().err
 
 
 def test_settings_are_plain_json():

@@ -4,10 +4,12 @@ import contextlib
 import csv
 import os
 import random
+import struct
 import subprocess
 import sys
 import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -255,6 +257,34 @@ def test_ids_above_255_are_refused(tmp_path, dataset, name):
         one_bit = load_label(save_image(tmp_path / name, RAMP > 5), dataset)
         eight_bits = load_label(save_image(tmp_path / name, (RAMP > 5).astype(np.uint8)), dataset)
         np.testing.assert_array_equal(one_bit, eight_bits)
+
+
+def png(bits, colour, row):
+    """The bytes of a PNG of 4 x 1 pixels with `bits` per channel; `colour`: 0 grey, 2 RGB, 4 grey and alpha."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 4, 1, bits, colour, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" + row)),
+              (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(content)) + kind + content
+                                           + struct.pack(">I", zlib.crc32(kind + content)) for kind, content in chunks)
+
+
+IDS = struct.pack(">4H", 0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("content", [
+    png(2, 0, bytes([0b00011011])), png(4, 0, bytes([0x01, 0x23])), png(16, 2, IDS * 3), png(16, 4, IDS * 2),
+    png(16, 6, IDS * 4), b"P5\n4 1\n18\n" + bytes(range(4)), b"P2\n4 1\n18\n0 1 2 3\n"])
+def test_labels_that_reading_would_change_are_refused(tmp_path, content):
+    """Pillow reads the ids 0, 1, 2, 3 in 2 bits as 0, 85, 170, 255, of which the last is void."""
+    (tmp_path / "l.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"l\.png cannot be read as a label: .*save it as PNG with 8 bits"):
+        load_ids(tmp_path / "l.png")
+    assert load_image(tmp_path / "l.png").shape == (1, 4, 3)
+
+
+@pytest.mark.parametrize("content", [png(16, 0, IDS), png(8, 0, bytes(range(4))), b"P5\n4 1\n255\n" + bytes(range(4))])
+def test_labels_that_reading_does_not_change(tmp_path, content):
+    (tmp_path / "l.png").write_bytes(content)
+    assert load_ids(tmp_path / "l.png").tolist() == [[0, 1, 2, 3]]
 
 
 def test_pair_with_one_exif_orientation(tmp_path):

@@ -1,5 +1,6 @@
 """Inputs that would give a wrong metric: each is refused, or reported beside the metric."""
 
+import functools
 import json
 import os
 import shutil
@@ -12,12 +13,15 @@ from conftest import SMALL, must, results, scores, script, small_scene
 from PIL import Image
 from test_seams import assert_refused
 
+from datasets import streets
 from datasets.inspection import inspect
 from datasets.pairs import Pair, read_split, write_split
 from evaluation.alignment import significant_bits
 from evaluation.controls import CROSS_FITTED, blind_scores, judge, verdict
 from predictors.base import Record
 from predictors.samples import tree_source
+from predictors.stored import write_groups
+from utils.cli import UserError
 from utils.files import ROOT
 
 COUNT = 12  # images of each side of the tree
@@ -208,6 +212,175 @@ def test_stored_posteriors_are_replaced_when_a_file_is_mended_in_place(world, li
     assert scores(tmp_path / "after") == scores(tmp_path / "new-run") != scores(tmp_path / "before")
 
 
+@pytest.mark.parametrize("order, version", [("F", (1, 0)), ("C", (2, 0))])
+def test_copies_of_outputs_in_another_form_of_file(tree, order, version):
+    """The values identify an output where image and label are missing, not the bytes of its file."""
+    for folder in tree.glob("*/label"):
+        shutil.rmtree(folder)
+    with open(tree / "val" / "pred_sgd" / "other.npy", "wb") as file:
+        np.lib.format.write_array(file, np.array(np.load(posteriors(tree)[0]), order=order), version)
+    assert_refused(attack(tree, "--attack", "confidence"), "the same image is a member and a non-member: train/00000")
+
+
+def run_of(folder, *flags, groups=None):
+    """A run on the tree `folder` with other flags, and with its images in `groups` groups."""
+    if groups:
+        names = [f"{path.parts[-3]}/{path.stem}" for path in posteriors(folder)]
+        write_groups(folder, [(name, f"g{index % groups}") for index, name in enumerate(names)])
+    out = f"run{len(list(folder.parent.glob('run*')))}"
+    must(attack(folder, *flags, out=out))
+    return folder.parent / out
+
+
+def test_comparison_names_what_differs_between_two_runs(tree, tmp_path):
+    compare = functools.partial(script, "evaluation/compare.py")
+    plain = run_of(tree)
+    assert_refused(compare(plain, run_of(tree, groups=6)), "the group of train/00000 is g0 in", "one groups.txt")
+    keys = [tmp_path / "first", tmp_path / "second"]
+    for number, key in enumerate(keys):
+        key.write_bytes(bytes([number]) * 32)
+    (tree / "groups.txt").unlink()
+    keyed = [run_of(tree, "--hash-names", key) for key in keys]
+    must(compare(keyed[0], run_of(tree, "--hash-names", keys[0])))
+    assert_refused(compare(*keyed), "perhaps --hash-names had another key")
+    assert_refused(compare(plain, keyed[1]), f"the names of {keyed[1]} are keyed hashes")
+    assert_refused(compare(keyed[1], plain), f"the names of {keyed[1]} are keyed hashes")
+    posteriors(tree)[3].unlink()
+    assert_refused(compare(plain, run_of(tree)), f"1 are only in {plain}, such as train/00003")
+    os.rename(tree / "train", tree / "aside")
+    os.rename(tree / "val", tree / "train")
+    os.rename(tree / "aside", tree / "val")
+    assert_refused(compare(plain, run_of(tree)), "such as train/01000")
+
+
+def test_comparison_of_runs_with_other_labels(world, live, tmp_path):
+    shutil.copytree(world / "data", tmp_path / "data")
+    flags = ["attack.py", "--attack", "loss", *live, "--root", tmp_path / "data", "--allow", "unseen", "--out"]
+    must(script(*flags, tmp_path / "one"))
+    label = tmp_path / "data" / "label" / "0.png"
+    Image.fromarray(np.where(np.arange(128) < 9, 255, np.array(Image.open(label))).astype(np.uint8)).save(label)
+    must(script(*flags, tmp_path / "two"))
+    result = must(script("evaluation/compare.py", tmp_path / "one", tmp_path / "two"))
+    assert "warning: 1 images have other labels in another run, such as img/0 in" in result.stderr
+    result = must(script("evaluation/compare.py", tmp_path / "one", tmp_path / "one"))
+    assert not result.stderr
+
+
+# Files of a tree that are left out
+
+
+def rename_all(folder, suffix):
+    for path in sorted(folder.iterdir()):
+        path.rename(path.with_suffix(suffix))
+
+
+def test_files_of_a_tree_with_other_suffixes(tree, tmp_path):
+    plain = run_of(tree)
+    for side, suffix, kind in (("train", ".jpeg", "JPEG"), ("val", ".PNG", "PNG")):
+        (tree / side / "img").mkdir()
+        for index, label in enumerate(sorted((tree / side / "label").iterdir())):
+            image = Image.fromarray(streets.draw(index + 40 * (side == "val"))[0])
+            image.resize(Image.open(label).size).save(tree / side / "img" / f"{label.stem}{suffix}", kind)
+        rename_all(tree / side / "label", ".tif" if side == "train" else ".PNG")
+        rename_all(tree / side / "pred_sgd", ".NPY")
+    result = must(attack(tree, out="other"))
+    assert "left out" not in result.stdout and "of them" not in result.stdout
+    assert "format of the images tells the sides apart" in result.stderr and scores(tmp_path / "other") == scores(plain)
+    for path in sorted((tree / "val" / "img").iterdir())[1:]:
+        path.unlink()
+    assert f"{COUNT + 1} of them have a file of the same name in img/" in must(attack(tree, out="some")).stdout
+    shutil.copy(tree / "train" / "img" / "00003.jpeg", tree / "train" / "img" / "00003.JPG")
+    assert_refused(attack(tree, out="twice"), "00003.JPG and", "00003.jpeg have one name")
+
+
+@pytest.mark.parametrize("kind, suffix", [("label", ".bmp"), ("pred_sgd", ".NPY")])
+def test_two_files_of_one_name(tree, kind, suffix):
+    path = sorted((tree / "val" / kind).iterdir())[0]
+    shutil.copy(path, path.with_suffix(suffix))
+    assert_refused(attack(tree), "have one name; keep one of them")
+
+
+def test_a_third_side_is_reported(tree):
+    (tree / "notes").mkdir()
+    assert not must(attack(tree)).stderr
+    shutil.copytree(tree / "val", tree / "test")
+    groups = [f"{path.parts[-3]}/{path.stem}" for path in posteriors(tree, "train", "val", "test")]
+    write_groups(tree, [(name, name[-1:]) for name in groups])
+    assert f"warning: {tree}/test is left out: the sides of a tree are train and val" in must(attack(tree)).stderr
+
+
+def test_a_folder_of_images_with_another_name_is_reported(tree):
+    (tree / "val" / "images").mkdir()
+    (tree / "val" / "pred_other").mkdir()
+    line = f"warning: {tree}/val/images is left out: images belong in img/, and labels in label/\n"
+    assert must(attack(tree)).stderr == line
+
+
+@pytest.mark.parametrize("name", ["groups.csv", "Groups.txt"])
+def test_groups_in_a_file_with_another_name(tree, name):
+    (tree / name).write_text("train/00000 g\n")
+    assert_refused(attack(tree), f"{name} is not read; name it groups.txt")
+
+
+@pytest.mark.parametrize("resize, message", [
+    (lambda label: label.resize((200, 128), Image.NEAREST), "no stride fits"),
+    (lambda label: label.resize((128, 64), Image.NEAREST), "differ in stride: 4 ("),
+    (lambda label: label.transpose(Image.ROTATE_90), "no stride fits")])
+def test_a_label_of_another_size_than_its_posterior(tree, resize, message):
+    path = tree / "val" / "label" / "01002.png"
+    resize(Image.open(path)).save(path)
+    for flags in ([], ["--attack", "confidence"]):
+        assert_refused(attack(tree, *flags), message)
+
+
+def test_a_side_with_another_name_is_named(tree):
+    (tree / "val" / "pred_sgd").rename(tree / "val" / "posteriors")
+    assert_refused(attack(tree), "holds no .npy posteriors", "val holds label/, posteriors/")
+
+
+@pytest.mark.parametrize("place, target", [("train/pred_sgd", "train"), ("val/label", ""),
+                                           ("train/label", "train/label")])
+def test_a_link_to_a_folder_above_is_no_endless_loop(tree, place, target):
+    (tree / place / "loop").symlink_to(tree / target)
+    assert_refused(attack(tree), "are the same folder; remove the link")
+
+
+def test_groups_of_one_image(tree):
+    names = [f"{path.parts[-3]}/{path.stem}" for path in posteriors(tree)]
+    lines = [f"{name} g{index % 10}" for index, name in enumerate(names)]
+    (tree / "groups.txt").write_text("\n".join([*lines, lines[0]]))
+    must(attack(tree))
+    (tree / "groups.txt").write_text("\n".join([*lines, f"{names[0]} other"]))
+    assert_refused(attack(tree), f"line {2 * COUNT + 1}: train/00000 already has g0, and now other")
+
+
+def test_a_missing_label_of_a_tree(tree):
+    (tree / "val" / "label" / "01002.png").unlink()
+    result = attack(tree)
+    assert_refused(result, "label/01002.png: no such label; check the folder that was given")
+    assert "--root" not in result.stderr
+
+
+@pytest.mark.parametrize("function, message", [
+    (lambda image, label: (label, image), "i.png can be read as a label, so image and label may be exchanged"),
+    (lambda image, label: (image, np.repeat(label[..., None], 3, 2)), "its channels are equal, so save one of them")])
+def test_labels_that_are_images(tmp_path, function, message):
+    for name, array in zip(("i", "l"), function(*small_scene(0)), strict=True):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    for dataset in ("streets", "cityscapes"):
+        with pytest.raises(UserError, match=message):
+            inspect(tmp_path / "i.png", tmp_path / "l.png", dataset)
+
+
+def test_exchanged_columns_of_a_split_file(world, live, tmp_path):
+    for side in ("victim_in", "victim_out"):
+        pairs = read_split(world / f"{side}.txt", world / "data")
+        write_split(tmp_path / f"{side}.txt", [Pair(pair.label, pair.image, pair.label) for pair in pairs])
+    flags = ["--members", tmp_path / "victim_in.txt", "--non-members", tmp_path / "victim_out.txt"]
+    result = script("attack.py", "--attack", "loss", *live, *flags, "--out", tmp_path / "run")
+    assert_refused(result, "img/", "image and label may be exchanged (a split file has the image first)")
+
+
 # Artefacts and controls
 
 
@@ -313,7 +486,7 @@ def next_image(tree):
     (lambda tree: change_labels(tree, lambda a: np.where(a == 255, 255, 18 - a)), "classes of outputs and labels"),
     (lambda tree: change_labels(tree, lambda a: np.where(a < 5, 255, 0)), "have a single class, 0"),
     (lambda tree: change_labels(tree, lambda a: 0 * a + 7), "have a single class, 7"),
-    (lambda tree: change_labels(tree, lambda a: 0 * a + 255), "is void everywhere")])
+    (lambda tree: change_labels(tree, lambda a: 0 * a + 255), "so nothing can be measured; the labels of a tree hold")])
 def test_outputs_and_labels_of_other_images_or_classes(tree, damage, message):
     damage(tree)
     assert_refused(attack(tree), message)

@@ -77,6 +77,19 @@ def walk_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """Map the path of each file of `walk_files`, relative to `folder` and without its suffix, to the file.
+
+    Raises `UserError` if two files differ only in the suffix.
+    """
+    found: dict[str, Path] = {}
+    for file in walk_files(folder):
+        first = found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
+        if first is not file:
+            raise UserError(f"{first} and {file} have one name; keep one of them")
+    return found
+
+
 def fingerprint(paths: list[Path], *values: object) -> str:
     """Return the SHA-256, in hex, of the contents of files and of the `repr` of other values."""
     digest = hashlib.sha256(repr(values).encode())
