@@ -45,8 +45,9 @@ def main(args: argparse.Namespace) -> None:
     options, defense = pick(args, AttackerTraining), defenses.chosen(args).build()
     stride = None if args.posteriors else options.stride or STRIDE
     trees = setup.cache_shadows(args.shadow, stride, defense, compute) if stride else [args.posteriors]
-    source, roles = setup.compare_attacker_data([] if args.posteriors else args.shadow, setup.join_trees(trees))
-    data = setup.prepare(source, options, defense)
+    shadows = [] if args.posteriors else args.shadow
+    source, roles = setup.compare_attacker_data(shadows, setup.join_trees(trees))
+    data = setup.prepare(source, options, defense, setup.classes_of(shadows))
     if folder:
         setup.check_unchanged(folder, roles)
     arguments = vars(args) | {"stride": stride}

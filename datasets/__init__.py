@@ -26,11 +26,13 @@ DATASETS = Table("data set", {
     "mapillary": Entry("datasets.mapillary", "Mapillary Vistas, in Cityscapes' classes"),
     "folder": Entry("datasets.folder:parse", "your own data, in images/ and masks/"),
 })
-FIXED = ("cityscapes", "bdd100k", "mapillary")  # their parts are those of the authors, whatever the seed
 
 
 class DataSet(Protocol):
-    """A data set: a module or an object with these names."""
+    """A data set: a module or an object with these names.
+
+    It may also have `FIXED = True`: its parts are those of its authors, whatever the seed.
+    """
 
     CLASSES: Sequence[str]
 

@@ -19,6 +19,7 @@ CLASSES = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic lig
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of CLASSES, in the same order
 LAST_ID = 33  # of the label ids; 255 is the id -1 (license plate)
 VICTIM_IN, VICTIM_OUT = 1488, 912  # members and non-members of the victim (section 2.4)
+FIXED = True  # the parts, whatever the seed
 
 
 def decode(raw: np.ndarray, path: Path) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from attacks import build_attack
 from attacks.patches import Selection
+from attacks.representation import channels
 from attacks.sample import Attack, AttackSettings
 from datasets import show_dataset
 from defenses.base import Defense
@@ -17,7 +18,7 @@ from predictors.samples import Source, check_class_names, live_records, open_vic
 from predictors.stored import TINY, describe_tree, warn_of_folders
 from utils.cli import UserError
 from utils.device import Compute, choose_compute
-from utils.distributed import print_once
+from utils.distributed import print_once, warn_once
 
 __all__ = ["AttackChoices", "AttackRun", "LiveData", "choose_compute", "existing_files", "live_source", "load_attacker",
            "make_attack", "run_attack", "stored_source"]
@@ -110,10 +111,22 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
                         f"images of it, not of {show_dataset(data.dataset)}; leave --dataset out")
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset)
     models = open_references(references, PredictorOptions(compute, stride))
+    if attack.settings.attacker:
+        warn_of_classes(attack.settings.attacker, victim, predictor.class_names)
     for model in models:
         check_class_names(f"the reference {model.predictor.where}", model.predictor.class_names, victim,
                           predictor.class_names)
     return Source(records, predictor, defense, models, classes)
+
+
+def warn_of_classes(attacker: LoadedAttacker, victim: str, names: object) -> None:
+    """Print a warning if an attacker that reads the classes was trained on others than those of the target model."""
+    reads_classes = channels(attacker.spec.input, 2) != channels(attacker.spec.input, 3)
+    if not reads_classes or not all(isinstance(one, (list, tuple)) for one in (attacker.class_names, names)):
+        return
+    if differ := [(trained, own) for trained, own in zip(attacker.class_names, names, strict=False) if trained != own]:
+        warn_once(f"{attacker.path} reads the classes in their order, and it was trained on {differ[0][0]!r} where "
+                  f"{victim} has {differ[0][1]!r}")
 
 
 def _expected(attack: Attack) -> tuple[int | None, int | None]:

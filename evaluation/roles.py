@@ -16,7 +16,7 @@ from datasets.provenance import (
     warn_of_groups,
     warn_of_versions,
 )
-from predictors.base import Predictor, Query, Record, group_repeats, identify, near_duplicates
+from predictors.base import Predictor, Query, Record, group_repeats, identify, look_alikes
 from utils.cli import UserError
 from utils.distributed import print_once, warn_once
 
@@ -82,7 +82,7 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
 
 def warn_of_near(records: Sequence[Record]) -> None:
     """Print a warning if some attacked images look like images of other groups, on the same or on the other side."""
-    if near := near_duplicates(records, records):
+    if near := look_alikes(records, records):
         across = sum(one.member is not other.member for one, other in near)
         (one, other), total = near[0], len(records)
         warn_once(f"{len(near)} of {total} attacked images look like one of another group, {across} of them like one "

@@ -5,6 +5,7 @@ model is one file with a `build(**spec)`, and one line in `MODELS`.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,7 @@ def load_segmenter(path: str) -> tuple["nn.Module", dict]:
 class LoadedAttacker:
     """An attacker for inference: model, input settings, number of classes (None: any), and path of the checkpoint.
 
+    `class_names`: those of the shadows that it was trained on, if they are known.
     The model is in eval mode, and each BatchNorm is merged into the convolution before it.
     """
 
@@ -86,6 +88,7 @@ class LoadedAttacker:
     spec: "InputSpec"
     classes: int | None
     path: str
+    class_names: Sequence[str] | None = None
 
 
 def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
@@ -118,7 +121,7 @@ def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
             raise UserError(f"{path} was trained on patches of {spec.size}; leave --patch-size out")
         if dilated or arch not in ("resnet50", stored["arguments"].get("arch")):
             raise UserError(f"{path} stores its architecture, unlike those of the release; leave -a and -dilation out")
-    return LoadedAttacker(model.fold_norms(), spec, classes, str(path))
+    return LoadedAttacker(model.fold_norms(), spec, classes, str(path), checkpoint.get("classes"))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import survey
 from datasets.images import check_turned, load_image
 from datasets.inspection import Files, inspect, inspect_all
 from datasets.pairs import Pair, check_label, check_sizes, load_label
 from datasets.provenance import Identity
+from datasets.survey import near_duplicates
 from defenses.base import NO_DEFENSE, Defense
 from utils import VOID
 from utils.cli import UserError
@@ -88,12 +88,12 @@ def group_repeats(records: Sequence[Record], pairs: Sequence[tuple[Identity, Ide
     return [replace(record, group=groups[record.name]) for record in records]
 
 
-def near_duplicates(first: Sequence[Record], second: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """The images of `first` that look like an image of `second` in another group, by `survey.near_duplicates`."""
+def look_alikes(first: Sequence[Record], second: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """The images of `first` that look like an image of `second` in another group, by their perceptual hashes."""
     sides = [[(record, seen) for record in records if (seen := inspect(*record.files).perceptual) is not None]
              for records in (first, second)]
-    pairs = survey.near_duplicates(*([seen for _, seen in side] for side in sides),
-                                   tuple([record.group for record, _ in side] for side in sides))
+    pairs = near_duplicates(*([seen for _, seen in side] for side in sides),
+                            tuple([record.group for record, _ in side] for side in sides))
     return [(sides[0][one][0], sides[1][other][0]) for one, other in pairs]
 
 

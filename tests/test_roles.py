@@ -10,11 +10,14 @@ from conftest import SMALL, must, results, script, small_scene, write_tree
 from PIL import Image
 from test_seams import assert_refused, write_other_model
 
+from attacks.sample import Sample
 from datasets.pairs import Pair, write_split
 from models.attacker import Attacker
 from training.attacker import DECAY, Learner
+from training.held_out import candidate_taus
 from training.options import AttackerTraining
 from training.run import TrainingRun
+from utils.cli import UserError
 from utils.device import CPU_FP32
 
 
@@ -127,7 +130,7 @@ def test_an_image_of_two_shadows_is_in_one_part(world, tmp_path):
     from datasets.provenance import Images
     from defenses.base import NO_DEFENSE
     from predictors.base import identify
-    from training.attacker import hold_out
+    from training.held_out import hold_out
     from training.setup import cache_shadows, compare_attacker_data, join_trees
 
     runs = [shadow, tmp_path / "swapped"]
@@ -169,22 +172,6 @@ def test_the_held_out_auc_is_that_of_the_last_epoch(world):
     assert not all(torch.equal(value, current["state_dict"][name]) for name, value in checkpoint["state_dict"].items())
 
 
-def test_an_attacker_on_noise(tmp_path):
-    """No epoch is chosen: over several trainings the held-out AUC of an attacker that has nothing to find is 0.5."""
-    aucs = []
-    for seed in range(6):
-        tree = write_tree(tmp_path / f"tree{seed}", size=(64, 64), names=tuple(f"{i:02}" for i in range(30)), seed=seed)
-        for name in range(15):  # exchange half of the two sides
-            for kind in (f"label/{name:02}.png", f"pred_sgd/{name:02}.npy"):
-                (tree / "train" / kind).rename(tmp_path / "moved")
-                (tree / "val" / kind).rename(tree / "train" / kind)
-                (tmp_path / "moved").rename(tree / "val" / kind)
-        must(script("train_attacker.py", "--posteriors", tree, "--patch-size", 12, "--width", 0.0625, "--epochs", 6,
-                    "--patches-per-epoch", 1, "--seed", seed, "--out", tmp_path / f"run{seed}"))
-        aucs.append(results(tmp_path / f"run{seed}")["validation_auc"])
-    assert abs(np.mean(aucs) - 0.5) < 0.15, aucs
-
-
 @pytest.mark.parametrize("name", ["train_victim.py", "train_attacker.py"])
 def test_weights_that_become_infinite_in_the_last_step(world, victim_command, tmp_path, monkeypatch, name):
     import importlib
@@ -203,3 +190,19 @@ def test_weights_that_become_infinite_in_the_last_step(world, victim_command, tm
         1, "--precision", "fp32"]
     monkeypatch.setattr(module, "learn", overshoot)
     assert_refused(script(*command, "--out", tmp_path / "run"), "weights became NaN or infinite in epoch 1", "--lr")
+
+
+def test_an_attacker_that_reads_other_classes_is_said(world, live, tmp_path):
+    for kind, warns in (("loss", False), ("concate", True)):
+        checkpoint = torch.load(world / kind / "best.pth.tar", weights_only=True)
+        assert checkpoint["classes"][0] == "road"
+        torch.save(checkpoint | {"classes": checkpoint["classes"][::-1]}, tmp_path / f"{kind}.pth.tar")
+        for place, other in ((world / kind / "best.pth.tar", False), (tmp_path / f"{kind}.pth.tar", True)):
+            result = must(script("attack.py", "-resume", place, *live, "--out", tmp_path / f"{kind}-{other}"))
+            assert ("reads the classes in their order" in result.stderr) is (warns and other)
+
+
+def test_held_out_patches_without_labels_are_refused_before_the_training(tmp_path):
+    sample = Sample("a", "a", "a", True, torch.full((2, 8, 8), 0.5), torch.full((8, 8), 255, dtype=torch.uint8))
+    with pytest.raises(UserError, match="no patch of the held-out part of D.S has a labelled position"):
+        candidate_taus([sample], 4, 0)

@@ -11,54 +11,32 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from attacks.learned import LearnedAttack
-from attacks.patches import Selection, patch_means, random_corners
-from attacks.representation import represent, true_class
-from attacks.sample import AttackSettings, Sample
-from datasets.pairs import deal
+from attacks.patches import Selection, random_corners
+from attacks.representation import represent
+from attacks.sample import Sample
 from defenses.base import Defense
-from evaluation.intervals import count_groups, intervals
-from evaluation.metrics import compute_metrics
-from models import LoadedAttacker
 from models.attacker import InputSpec, build_attacker
-from predictors.base import Record
 from predictors.samples import Source
+from training.held_out import (
+    TAU_QUANTILES,
+    VALIDATION_PATCHES,
+    auc_of,
+    candidate_taus,
+    describe_held_out,
+    hold_out,
+    score_held_out,
+)
 from training.options import AttackerTraining
 from training.run import Progress, TrainingRun
 from training.step import agree_on_buffers, check_weights, descend, parallel
 from utils.checkpoints import load_optimizer, load_weights, rebuild, require
 from utils.cli import UserError
 from utils.device import Compute
-from utils.distributed import barrier, gather, own_share, print_once, process_rank, world_size
+from utils.distributed import barrier, own_share, print_once, process_rank, world_size
 from utils.log import progress
 from utils.randomness import stream
 
-HELD_OUT = 0.2  # share of D^S that is held out: tau is chosen on it, and the attacker's AUC is measured on it
 DECAY = 0.99  # of the average of the weights, per step
-VALIDATION_PATCHES = 10  # patches per image of the held-out part
-VALIDATION_BATCH = 64  # patches in memory
-TAU_QUANTILES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # of patch confidence on the held-out part
-
-
-def hold_out(records: Sequence[Record], seed: int) -> tuple[list[Record], list[Record]]:
-    """Split D^S into a training part and a held-out part, with the same share of members in both.
-
-    All images of a group go to the same part. Raises `UserError` if a part lacks members or non-members.
-    """
-    sides: dict[str, str] = {}
-    for record in records:
-        side = str(record.member)
-        sides[record.group] = side if sides.get(record.group, side) == side else "mixed"
-    rest, held = [], []
-    for side in sorted(set(sides.values())):
-        of_side = [record for record in records if sides[record.group] == side]
-        parts = deal([record.group for record in of_side], (1 - HELD_OUT, HELD_OUT), seed)
-        for record, part in zip(of_side, parts, strict=True):
-            (held if part else rest).append(record)
-    for name, chosen in (("training", rest), ("held-out", held)):
-        if len({record.member for record in chosen}) < 2:
-            raise UserError(f"the {name} part of D^S lacks members or non-members: {len(records)} images are too few")
-    return rest, held
 
 
 class Patches(Dataset):
@@ -88,18 +66,23 @@ class Patches(Dataset):
 
 @dataclass(frozen=True)
 class AttackerData:
-    """D^S for the training of an attacker: training samples, held-out samples, classes and stride of the posteriors."""
+    """D^S for the training of an attacker: training samples, held-out samples, classes and stride of the posteriors.
+
+    `class_names`: None if they are not known.
+    """
 
     training: list[Sample]
     held_out: list[Sample]
     classes: int
     stride: int
+    class_names: Sequence[str] | None = None
 
 
-def prepare(source: Source, options: AttackerTraining, defense: Defense) -> AttackerData:
+def prepare(source: Source, options: AttackerTraining, defense: Defense,
+            class_names: Sequence[str] | None = None) -> AttackerData:
     """Load D^S under `defense`, and split it by `hold_out`. The posteriors of the training part become float16.
 
-    Raises `UserError` if a map of the training part is smaller than a patch.
+    Raises `UserError` if a map of the training part is smaller than a patch, or if a side has no labels.
     """
     rest, held = hold_out(source.records, options.seed)
     classes, stride = source.form()
@@ -114,7 +97,9 @@ def prepare(source: Source, options: AttackerTraining, defense: Defense) -> Atta
             training.append(replace(sample, output=sample.output.half()))
     if void := len(rest) - len(training):
         print_once(f"{void} images of D^S have no label, or a label that is all void; they are left out")
-    return AttackerData(training, list(replace(source, records=held).samples()), classes, stride)
+    if len({sample.member for sample in training}) < 2:
+        raise UserError("the training part of D^S has labels of members only, or of non-members only; add labels")
+    return AttackerData(training, list(replace(source, records=held).samples()), classes, stride, class_names)
 
 
 @dataclass
@@ -159,21 +144,24 @@ def train_attacker(options: AttackerTraining, data: AttackerData, spec: InputSpe
     """Train A_P, write best.pth.tar (the averaged weights at the end) and last.pth.tar, and return the results.
 
     No epoch is chosen, so the AUC on the held-out part is that of images which the attacker never used. Tau is chosen
-    on them afterwards; this AUC does not depend on it. If the folder has a last.pth.tar, the training resumes from it.
-    This file is written after every epoch, every ten minutes, and when a signal asks to stop. Raises `UserError` if a
-    batch has fewer patches than there are processes, and if the loss is not finite.
+    afterwards, by the AUC under rejection; the AUC of random patches does not depend on it. If the folder has a
+    last.pth.tar, the training resumes from it. This file is written after every epoch, every ten minutes, and when a
+    signal asks to stop. Raises `UserError` if a batch has fewer patches than there are processes, and if the loss or a
+    weight is not finite.
     """
     patches = Patches(data.training, options.patch_size, options.seed, options.patches_per_epoch)
     if min(options.batch, len(patches)) < world_size():
         raise UserError(f"--batch {options.batch} and the training part must give each of the {world_size()} processes "
                         "at least one patch")
+    taus = candidate_taus(data.held_out, spec.size, options.seed)
     torch.manual_seed(options.seed)
     run, model_spec = TrainingRun(folder, arguments), options.spec(data.classes)
     learner = Learner.prepare(options, model_spec, run, compute)
     net, average = parallel(learner.model, compute.device), learner.average.module
 
     def save() -> None:
-        run.save(run.last, model_spec, learner.model.state_dict(), view=asdict(spec), **learner.state())
+        run.save(run.last, model_spec, learner.model.state_dict(), view=asdict(spec), classes=data.class_names,
+                 **learner.state())
 
     def held_out(selection: Selection) -> list[tuple]:
         return score_held_out(data.held_out, average, spec, selection, compute)
@@ -186,37 +174,18 @@ def train_attacker(options: AttackerTraining, data: AttackerData, spec: InputSpe
             run.finish_epoch(loss=run.progress.loss / steps, validation_auc=auc_of(held_out(random)))
             run.save_epoch(save)
     barrier()
-    results = describe_held_out(held_out(random)) | choose_tau(data.held_out, spec, options.seed, held_out)
+    aucs = [auc_of(held_out(replace(random, scheme="rejection", tau=tau))) for tau in taus]
+    results = describe_held_out(held_out(random)) | {
+        "tau": taus[int(np.argmax(aucs))],
+        "tau_quantiles": {str(quantile): {"tau": tau, "validation_auc": auc}
+                          for quantile, tau, auc in zip(TAU_QUANTILES, taus, aucs, strict=True)}}
     run.save(folder / "best.pth.tar", model_spec, average.state_dict(), view=asdict(replace(spec, tau=results["tau"])),
-             validation_auc=results["validation_auc"])
+             classes=data.class_names, validation_auc=results["validation_auc"])
     return {"epoch": run.progress.epoch} | results
 
 
-def score_held_out(samples: Sequence[Sample], model: torch.nn.Module, spec: InputSpec, selection: Selection,
-                   compute: Compute) -> list[tuple]:
-    """(score, member, group) of each sample. Each process scores its share of the samples."""
-    attack = LearnedAttack(AttackSettings(selection, attacker=LoadedAttacker(model.eval(), spec, None, ""),
-                                          batch=VALIDATION_BATCH, compute=compute))
-    block = attack.images_per_batch
-    return gather([(item.score, item.member, item.group) for item in attack.score(own_share(samples, block))], block)
-
-
-def auc_of(scored: list[tuple]) -> float:
-    """AUC of scored samples, `score_held_out`."""
-    score, member, _ = zip(*scored, strict=True)
-    return compute_metrics(score, member)["auc"]
-
-
-def describe_held_out(scored: list[tuple]) -> dict:
-    """AUC on the held-out part with its 95 % interval (None below 10 groups a side), and the numbers of images."""
-    score, member, group = map(np.array, zip(*scored, strict=True))
-    return {"validation_auc": auc_of(scored), "validation_auc_interval": intervals(score, member, group)["auc"],
-            "held_out": len(member), "held_out_members": int(member.sum()),
-            "held_out_groups": count_groups(group, member)}
-
-
 def train_epoch(net: torch.nn.Module, learner: Learner, patches: Patches, options: AttackerTraining, spec: InputSpec,
-                 run: TrainingRun, save: Callable[[], None], compute: Compute) -> int:
+                run: TrainingRun, save: Callable[[], None], compute: Compute) -> int:
     """Run the remaining steps of the epoch. Returns the number of steps of an epoch."""
     done: Progress = run.progress
     patches.epoch = done.epoch
@@ -254,25 +223,3 @@ def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.
         member = member.repeat_interleave(positions)
     loss = F.cross_entropy(logits, member, reduction="sum") / max(1, len(member))
     return descend(optimizer, loss * share, epoch)
-
-
-def choose_tau(samples: Sequence[Sample], spec: InputSpec, seed: int,
-               score: Callable[[Selection], list[tuple]]) -> dict:
-    """Choose tau by held-out AUC under rejection, among quantiles of the held-out patches' confidence.
-
-    `score`: `score_held_out` of the samples for a selection of patches. Raises `UserError` if no patch has a label.
-    """
-    confidences = []
-    for sample in samples:
-        corners = random_corners(tuple(sample.truth.shape), spec.size, 50, stream(seed, "tau", sample.id))
-        means = patch_means(true_class(sample.output, sample.truth), sample.known, corners, spec.size)
-        confidences.append(means[np.isfinite(means)])
-    found = np.concatenate(confidences)
-    if not len(found):
-        raise UserError("no patch of the held-out part of D^S has a label, so tau cannot be chosen; give images with "
-                        "more labelled pixels, or a larger --patch-size")
-    taus = np.quantile(found, TAU_QUANTILES)
-    aucs = [auc_of(score(Selection("rejection", VALIDATION_PATCHES, tau=float(tau), seed=seed))) for tau in taus]
-    return {"tau": float(taus[int(np.argmax(aucs))]),
-            "tau_quantiles": {str(quantile): {"tau": float(tau), "validation_auc": auc}
-                              for quantile, tau, auc in zip(TAU_QUANTILES, taus, aucs, strict=True)}}

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from datasets import find_dataset
 from models import build_segmenter
 from models.attacker import build_attacker
-from training.attacker import HELD_OUT
+from training.held_out import HELD_OUT
 from training.options import AttackerTraining, SegmenterTraining
 
 GIB = 2**30

@@ -17,7 +17,7 @@ from datasets.provenance import (
     warn_of_versions,
 )
 from predictors import file_of
-from predictors.base import Record, identify, near_duplicates
+from predictors.base import Record, identify, look_alikes
 from utils.cli import UserError
 from utils.distributed import warn_once
 
@@ -44,7 +44,7 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
         warn_once(f"{names[0]} holds {len(twice)} copies of images: {list_pairs(twice)}")
     warn_of_groups(known, Images(roles[OUT]), f"both {names[0]} and {names[1]}")
     warn_of_versions(known, Images(roles[OUT]), f"images of {names[0]} and {names[1]}")
-    if near := near_duplicates(*([Record.of_pair(pair, dataset) for pair in side] for side in (inside, outside))):
+    if near := look_alikes(*([Record.of_pair(pair, dataset) for pair in side] for side in (inside, outside))):
         warn_once(f"{len(near)} images of {names[0]} look like one of {names[1]} in another group, such as "
                   f"{near[0][0].name} and {near[0][1].name}")
     return roles
