@@ -204,5 +204,5 @@ def test_an_attacker_that_reads_other_classes_is_said(world, live, tmp_path):
 
 def test_held_out_patches_without_labels_are_refused_before_the_training(tmp_path):
     sample = Sample("a", "a", "a", True, torch.full((2, 8, 8), 0.5), torch.full((8, 8), 255, dtype=torch.uint8))
-    with pytest.raises(UserError, match="no patch of the held-out part of D.S has a labelled position"):
+    with pytest.raises(UserError, match=r"no patch of the held-out part of D\^S has a labelled position"):
         candidate_taus([sample], 4, 0)
