@@ -23,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--epochs", type=positive, default=40, help="(default: 40)")
     flags.add_argument("--folds", type=number(2, kind=int), default=5, help="(default: 5)")
     flags.add_argument("--seeds", type=positive, default=2, help="trainings of each fold (default: 2)")
-    flags.add_argument("--out", metavar="FILE", type=Path, help=f"(default: {RESULTS.name}/epoch-choice-INPUT.json "
+    flags.add_argument("--seed", type=int, default=0, help="seed of the folds (default: 0)")
+    flags.add_argument("--out", metavar="FILE", type=Path, help=f"(default: {RESULTS.name}/epoch-choice-INPUT-SEED.json "
                        "beside this tool)")
     return flags
 
@@ -35,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
 
     records = tree_source(args.tree).records
     sides = {group: {r.member for r in records if r.group == group} for group in {r.group for r in records}}
-    fold = deal([r.group for r in records], (1,) * args.folds, 0, [str(sorted(sides[r.group])) for r in records])
+    fold = deal([r.group for r in records], (1,) * args.folds, args.seed, [str(sorted(sides[r.group])) for r in records])
     trainings = []
     for seed in range(args.seeds):
         for part in range(args.folds):
@@ -43,8 +44,8 @@ def main(args: argparse.Namespace) -> None:
             trainings.append({"seed": seed, "fold": part,
                               "epochs": train(args.tree, test, args.input, args.epochs, args.folds * seed + part)})
     metrics = summarise(trainings)
-    write_json(args.out or RESULTS / f"epoch-choice-{args.input}.json",
-               {"input": args.input, **metrics, "trainings": trainings})
+    write_json(args.out or RESULTS / f"epoch-choice-{args.input}-{args.seed}.json",
+               {"input": args.input, "seed": args.seed, **metrics, "trainings": trainings})
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
 
