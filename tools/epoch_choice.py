@@ -24,8 +24,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--folds", type=number(2, kind=int), default=5, help="(default: 5)")
     flags.add_argument("--seeds", type=positive, default=2, help="trainings of each fold (default: 2)")
     flags.add_argument("--seed", type=int, default=0, help="seed of the folds (default: 0)")
-    flags.add_argument("--out", metavar="FILE", type=Path, help=f"(default: {RESULTS.name}/epoch-choice-INPUT-SEED.json "
-                       "beside this tool)")
+    flags.add_argument("--out", metavar="FILE", type=Path,
+                       help="(default: results/epoch-choice-INPUT-SEED.json beside this tool)")
     return flags
 
 
