@@ -34,16 +34,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    if bool(args.short_side) != bool(args.copy):
-        raise UserError("--short-side N and --copy DIR need each other; give both or neither")
+    check(args)
     from datasets.pairs import check_files, write_split
     from datasets.survey import survey, without_copies
 
     name = args.dataset
     root, out, dataset = Path(args.root or f"data/{name}"), Path(args.splits or f"splits/{name}"), chosen(args)
     found = find_dataset(dataset)
-    refuse_unused(args, parser(), [(getattr(found, "FIXED", False), f"on {name}, whose parts are those of its authors; "
-                                    "leave it out", ["--seed"])])
     parts = found.splits(root, args.seed)
     check_files(root, parts)
     lines, inspected = survey(parts, dataset, found.CLASSES)
@@ -57,6 +54,15 @@ def main(args: argparse.Namespace) -> None:
         path = out / f"{part}.txt"
         write_split(path, pairs, f"{name}, seed {args.seed}: {len(pairs)} images")
         print(f"{path}: {len(pairs)}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that need one another, or that have no effect."""
+    if bool(args.short_side) != bool(args.copy):
+        raise UserError("--short-side N and --copy DIR need each other; give both or neither")
+    fixed = getattr(DATASETS.load(args.dataset), "FIXED", False)
+    refuse_unused(args, parser(), [
+        (fixed, f"on {args.dataset}, whose parts are those of its authors; leave it out", ["--seed"])])
 
 
 def check_parts(root: Path, parts: dict, must_have_images: bool) -> None:
