@@ -36,7 +36,8 @@ def main(args: argparse.Namespace) -> None:
 
     records = tree_source(args.tree).records
     sides = {group: {r.member for r in records if r.group == group} for group in {r.group for r in records}}
-    fold = deal([r.group for r in records], (1,) * args.folds, args.seed, [str(sorted(sides[r.group])) for r in records])
+    strata = [str(sorted(sides[r.group])) for r in records]
+    fold = deal([r.group for r in records], (1,) * args.folds, args.seed, strata)
     trainings = []
     for seed in range(args.seeds):
         for part in range(args.folds):
