@@ -13,10 +13,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import ttest_1samp
 
+from evaluation.forms import Excerpt, Form, compare_forms, find_form
 from evaluation.metrics import confusion
 from predictors.base import Predictor, Record, predict_records
 from predictors.samples import Source
-from predictors.stored import TINY, infer_stride
+from predictors.stored import infer_stride
 from utils import VOID
 from utils.cli import UserError
 from utils.distributed import warn_once
@@ -25,14 +26,16 @@ PROBE = {False: 200, True: 12}  # images of each side, of stored outputs and of 
 COMPARED = 2  # images of each side on which models are compared
 EQUAL = 0.005  # mean total variation; bf16 instead of float32 changes posteriors by 0.001, another training by 0.06
 RUN = 4  # images in a row, of which probes consist, so that outputs of the next image can be found
-POSITIONS, VALUES = 2048, 16384  # of an image, at most
+POSITIONS = 2048  # of an image, at most
+FREQUENT = 20  # images of each side that must have a class, so that its outputs are compared between the sides
 SMALLEST = 4  # images; with fewer, nothing is said about their order
 AGREEMENT = 0.4  # above chance, that another order of the classes or of the images must reach
 MISPLACED = 0.15  # pixel accuracy by which the label of another image must fit better
 TURNED = 0.05  # pixel accuracy by which mirrored labels must fit better
-HALF_BITS = 11  # significant bits of a float16
-DISTINCT = 50  # different values; posteriors with fewer are constant over the image rather than clipped
-DECIMALS = (1, 2, 3, 4, 5)  # to which posteriors may have been rounded
+SHIFTS = tuple((axis, sign * step) for axis in (0, 1) for step in (1, 2, 4, 8) for sign in (1, -1))  # in positions
+SHIFTED = 0.003  # pixel accuracy by which shifted labels must fit better
+CERTAIN = 1e-4  # p-value of that
+RARE = 0.002  # share of the positions; rarer classes are not compared
 TURNS = {"mirrored left to right": lambda label: label[:, ::-1], "upside down": lambda label: label[::-1],
          "transposed": lambda label: label.T}
 
@@ -42,6 +45,7 @@ class Probe:
     """Predicted classes and labels (n, P) of images of one side and of equal size, with their names.
 
     `turned`: pixel accuracy with the label as it is, and under each of `TURNS` that keeps its shape: name -> (n,).
+    `shifted`: pixel accuracy under each of `SHIFTS`, minus that without a shift, (n, 16).
     """
 
     names: list[str]
@@ -49,6 +53,7 @@ class Probe:
     labels: np.ndarray
     classes: int
     turned: dict[str, np.ndarray]
+    shifted: np.ndarray
 
 
 def check_models(source: Source, others: Sequence[tuple[str, Predictor]]) -> None:
@@ -81,23 +86,31 @@ def check_alignment(source: Source, model: str = "") -> None:
     """Compare the outputs of some images of each side with their labels, and with those of other images.
 
     Raises `UserError` if another order of the classes or of the images, or mirrored labels, fit clearly better, or if
-    the stored outputs of the two sides were rounded differently. Warns if outputs fit all labels equally. `model`: name
-    of the model for messages, if it is not the target model.
+    the stored outputs of the two sides were changed or shifted differently. Warns if outputs fit all labels equally.
+    `model`: name of the model for messages, if it is not the target model.
     """
     if source.predictor.kind != "posterior":
         return
-    rounding, whose = {}, f" ({model})" if model else ""
+    probes, forms, shifts, whose = [], [], [], f" ({model})" if model else ""
     for member, side in ((True, f"members{whose}"), (False, f"non-members{whose}")):
-        probe, rounding[member] = read_probe(source, [record for record in source.records if record.member is member])
-        if probe:
-            check_classes(probe, side)
-        if probe and len(probe.names) >= SMALLEST:
-            fit = compare_all(probe)
+        probe, form = read_probe(source, [record for record in source.records if record.member is member])
+        forms.append(form)
+        if not probe:
+            continue
+        probes.append(probe)
+        fit = compare_all(probe) if len(probe.names) >= SMALLEST else None
+        if fit is not None:
             check_turned(probe, fit, side)
+        check_classes(probe, side)
+        if fit is not None:
             check_images(probe, fit, side)
-    if None not in rounding.values() and rounding[True] != rounding[False]:
-        raise UserError(f"the posteriors of members{whose} are {rounding[True]}, and those of non-members "
-                        f"{rounding[False]}, so an attack would recognise the rounding; store both sides alike")
+            check_classes_of_images(probe, side)
+            shifts.append(find_shift(probe))
+    if all(forms):
+        compare_forms(*forms, whose)
+    if len(probes) == 2:
+        compare_classes(*probes, whose)
+    compare_shifts(shifts, whose)
 
 
 def choose(records: Sequence[Record], count: int) -> list[Record]:
@@ -108,19 +121,19 @@ def choose(records: Sequence[Record], count: int) -> list[Record]:
     return [records[index] for index in sorted({start + step for start in starts for step in range(RUN)})]
 
 
-def read_probe(source: Source, records: Sequence[Record]) -> tuple[Probe | None, str | None]:
+def read_probe(source: Source, records: Sequence[Record]) -> tuple[Probe | None, Form | None]:
     """Query some of the images `records`.
 
-    Returns those of the most frequent size that have a label, and how stored outputs were rounded. Outputs with errors
-    are left out: the attack reports them.
+    Returns those of the most frequent size that have a label, and the form of stored outputs. Outputs with errors are
+    left out: the attack reports them.
     """
     reads = source.predictor.reads_images
     found: dict[tuple, list[tuple]] = {}
-    stored: list[np.ndarray] = []
+    stored: list[Excerpt] = []
     for answer in replace(source, records=choose(records, PROBE[reads]), references=()).answers():
         record, output = answer.record, answer.output.numpy()
-        if not reads:
-            stored.append(output.ravel()[:: -(-output.size // VALUES)])
+        if not reads and output.ndim == 3 and output.size:
+            stored.append(Excerpt.of(output))
         if not record.label.is_file() or output.ndim != 3 or not 0 <= output.min() <= output.max() < np.inf:
             continue
         label = record.load_label()
@@ -130,15 +143,24 @@ def read_probe(source: Source, records: Sequence[Record]) -> tuple[Probe | None,
             predicted, step = output.argmax(axis=0).astype(np.uint8), -(-label.size // POSITIONS)
             turned = {name: _accuracy(predicted, turn(label)) for name, turn in ({"": lambda a: a} | TURNS).items()
                       if turn(label).shape == label.shape}
+            shifted = [_gain(predicted, label, axis, by) for axis, by in SHIFTS]
             found.setdefault(output.shape, []).append((record.name, predicted.ravel()[::step], label.ravel()[::step],
-                                                       turned))
-    rounding = describe_rounding(np.concatenate(stored)) if stored else None
+                                                       turned, shifted))
+    form = find_form(stored) if stored else None
     if not found:
-        return None, rounding
+        return None, form
     shape, images = max(found.items(), key=lambda item: len(item[1]))
-    names, predicted, labels, turned = zip(*images, strict=True)
+    names, predicted, labels, turned, shifted = zip(*images, strict=True)
     return Probe(list(names), np.stack(predicted), np.stack(labels), shape[0],
-                 {name: np.array([one[name] for one in turned]) for name in turned[0]}), rounding
+                 {name: np.array([one[name] for one in turned]) for name in turned[0]}, np.array(shifted)), form
+
+
+def _gain(predicted: np.ndarray, label: np.ndarray, axis: int, by: int) -> float:
+    """Pixel accuracy of predictions (h, w) that are shifted, minus that of the same positions without a shift."""
+    kept = np.arange(max(by, 0), label.shape[axis] + min(by, 0))
+    moved, predicted, label = (np.take(array, index, axis) for array, index in
+                               ((predicted, kept - by), (predicted, kept), (label, kept)))
+    return _accuracy(moved, label) - _accuracy(predicted, label)
 
 
 def _accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
@@ -160,21 +182,89 @@ def check_turned(probe: Probe, fit: np.ndarray, side: str) -> None:
 
 
 def check_classes(probe: Probe, side: str) -> None:
-    """Raise `UserError` if another order of the classes agrees with the labels, and the present one does not.
-
-    The agreement is that of Cohen's kappa: the accuracy above chance, divided by the highest possible.
-    """
+    """Raise `UserError` if another order of the classes agrees with the labels, and the present one does not."""
     matrix = confusion(probe.predicted, probe.labels, probe.classes)
+    if moved := exchanged(matrix, together=True) or exchanged(matrix):
+        raise UserError(f"the classes of outputs and labels seem to be in different orders: label {moved[0]} of {side} "
+                        f"mostly has output {moved[1]}; check that the labels hold the train ids of the model")
+
+
+def check_classes_of_images(probe: Probe, side: str) -> None:
+    """Raise `UserError` if, in several images, another order of the classes agrees with the label."""
+    moved = {name: found for name, predicted, label in zip(probe.names, probe.predicted, probe.labels, strict=True)
+             if (found := exchanged(confusion(predicted, label, probe.classes), together=True))}
+    if len(moved) >= max(3, 0.05 * len(probe.names)):
+        name, (label, output) = next(iter(moved.items()))
+        raise UserError(f"the classes of outputs and labels seem to be in different orders in {len(moved)} of "
+                        f"{len(probe.names)} images of {side}: label {label} of {name} mostly has output {output}; "
+                        "check that each label holds the train ids of the model, and not the indices of a palette")
+
+
+def exchanged(matrix: np.ndarray, together: bool = False) -> tuple[int, int] | None:
+    """A label and the output that it mostly has, if another order of the classes agrees with the labels.
+
+    `matrix`: confusion matrix, labels in rows. `together`: compare all classes at once, for few positions; else each
+    cycle of the best order, in which all classes that are not rare must agree. The agreement is that of Cohen's kappa:
+    the accuracy above chance, divided by the highest possible.
+    """
     share = matrix / max(1, matrix.sum())
-    above = share - np.outer(share.sum(1), share.sum(0))
-    rows, columns = linear_sum_assignment(-above)
-    perfect = 1 - (share.sum(1) ** 2).sum()
-    best, own = above[rows, columns].sum(), np.trace(above)
-    if best > AGREEMENT * perfect and best > 2 * own:
-        moved = [(row, column) for row, column in zip(rows, columns, strict=True) if row != column]
-        row, column = max(moved, key=lambda pair: above[pair])
-        raise UserError(f"the classes of outputs and labels seem to be in different orders: label {row} of {side} "
-                        f"mostly has output {column}; check that the labels hold the train ids of the model")
+    labels = share.sum(1)
+    above, perfect = share - np.outer(labels, share.sum(0)), labels * (1 - labels)
+    order = linear_sum_assignment(-above)[1]
+    new, own = above[np.arange(len(order)), order], np.diag(above)
+    for cycle in [np.arange(len(order))] if together else _cycles(order):
+        kept = cycle[labels[cycle] >= RARE]
+        agrees = together or (new[kept] > AGREEMENT / 2 * perfect[kept]).all()
+        best = new[kept].sum()
+        if len(kept) > 1 and agrees and best > AGREEMENT * perfect[kept].sum() and best > 2 * own[kept].sum():
+            row = kept[new[kept].argmax()]
+            return int(row), int(order[row])
+    return None
+
+
+def _cycles(order: np.ndarray) -> list[np.ndarray]:
+    """The cycles of a permutation (n,)."""
+    left, cycles = set(range(len(order))), []
+    while left:
+        cycle = [min(left)]
+        while order[cycle[-1]] != cycle[0]:
+            cycle.append(int(order[cycle[-1]]))
+        left -= set(cycle)
+        cycles.append(np.array(cycle))
+    return cycles
+
+
+def compare_classes(members: Probe, others: Probe, whose: str) -> None:
+    """Warn if a class that is usually right on one side usually is another class on the other side."""
+    matrices = [confusion(probe.predicted, probe.labels, probe.classes) for probe in (members, others)]
+    shares = [matrix / np.maximum(1, matrix.sum(1, keepdims=True)) for matrix in matrices]
+    for label in range(members.classes):
+        outputs, own = [int(share[label].argmax()) for share in shares], [share[label, label] for share in shares]
+        frequent = all((probe.labels == label).any(1).sum() >= FREQUENT for probe in (members, others))
+        certain = min(share[label].max() for share in shares) > 0.6 and max(own) > 0.6 and min(own) < 0.02
+        if frequent and certain:
+            warn_once(f"label {label} mostly has output {outputs[0]} for members and {outputs[1]} for "
+                      f"non-members{whose}; check the order of the classes on both sides")
+
+
+def find_shift(probe: Probe) -> tuple[int, int] | None:
+    """Axis and positions by which outputs must be shifted to fit their labels clearly better; None if they fit."""
+    best = int(probe.shifted.mean(0).argmax())
+    gain = probe.shifted[:, best]
+    certain = gain.std() > 0 and ttest_1samp(gain, 0, alternative="greater").pvalue < CERTAIN
+    return SHIFTS[best] if gain.mean() > SHIFTED and certain else None
+
+
+def compare_shifts(shifts: Sequence[tuple[int, int] | None], whose: str) -> None:
+    """Raise `UserError` if the outputs of the two sides are shifted differently. Warns if all are shifted."""
+    shown = [f"by {abs(one[1])} positions {('up', 'left')[one[0]] if one[1] < 0 else ('down', 'right')[one[0]]}" if one
+             else "as they are" for one in shifts]
+    if len(set(shifts)) > 1:
+        raise UserError(f"the outputs of members{whose} fit their labels best {shown[0]}, and those of non-members "
+                        f"{shown[1]}; store both sides in the same way")
+    if any(shifts):
+        warn_once(f"the outputs{whose} fit their labels best if they are shifted {shown[0]}; check how outputs and "
+                  "labels were resized")
 
 
 def _others(fit: np.ndarray) -> np.ndarray:
@@ -207,28 +297,3 @@ def compare_all(probe: Probe) -> np.ndarray:
     for number in range(probe.classes):
         hits += (probe.predicted == number).astype(np.float32) @ (probe.labels == number).T.astype(np.float32)
     return hits / np.maximum(1, (probe.labels != VOID).sum(1))
-
-
-def significant_bits(values: np.ndarray) -> int:
-    """The largest number of bits that a value float32 needs for its significand: 11 or fewer if all are float16."""
-    whole = np.ldexp(np.frexp(values.astype(np.float32))[0], 24).astype(np.int64)
-    lowest = np.bitwise_or.reduce(whole, axis=None)
-    return 24 - (int(lowest & -lowest).bit_length() - 1) if lowest else 0
-
-
-def describe_rounding(values: np.ndarray) -> str:
-    """How posteriors float32 (n,) were changed: set to 0 or 1, rounded, clipped from below, mostly set to 0, or not."""
-    values = np.where(values <= TINY, 0, values)  # the smallest float16 stands for a 0 that was stored as float16
-    if ((values == 0) | (values == 1)).all():
-        return "one-hot"
-    for decimals in DECIMALS:
-        scaled = values.astype(float) * 10**decimals
-        if (abs(scaled - scaled.round()) < 0.01).all():
-            return f"rounded to {decimals} decimals"
-    bits, smallest = significant_bits(values), values.min()
-    changes = [f"rounded to {bits} bits"] if bits <= HALF_BITS else []
-    if smallest > 1e-6 and (values == smallest).mean() > 0.05 and len(np.unique(values)) > DISTINCT:
-        changes.append(f"clipped at {smallest:.2g}")
-    if (values == 0).mean() > 0.5:
-        changes.append("mostly 0")
-    return " and ".join(changes) or "not rounded"

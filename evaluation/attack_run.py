@@ -128,6 +128,7 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
     roles.compare_with_victim(known, file_of(run.victim))
     if attacker := attack.settings.attacker:
         roles.compare_with_attacker(known, Path(attacker.path))
+    roles.compare_with_references(records, source.references)
     if population:
         roles.compare_with_population(known, population.records)
         check_forms(population.predictor, population.records)

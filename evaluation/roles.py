@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from scipy.stats import fisher_exact
+
 from datasets.inspection import check_labels, hash_array, inspect
 from datasets.provenance import (
     IN,
@@ -16,9 +18,12 @@ from datasets.provenance import (
     warn_of_groups,
     warn_of_versions,
 )
-from predictors.base import Predictor, Query, Record, group_repeats, identify, look_alikes
+from predictors.base import Predictor, Query, Record, group_repeats, identify, look_alikes, tell_apart
+from predictors.reference import Reference
 from utils.cli import UserError
 from utils.distributed import print_once, warn_once
+
+UNBALANCED = 0.01  # p-value of Fisher's exact test
 
 
 @dataclass
@@ -75,7 +80,7 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
     if again:
         warn_once(f"{len(again)} attacked images have the label of an earlier one of their side, and other pixels: "
                   f"{list_pairs(again)}; perhaps they are versions of one image, so they form one group with it")
-    records = group_repeats(records, [*again, *twice])
+    records = tell_apart(group_repeats(records, [*again, *twice]))
     warn_of_near(records)
     return roles, records
 
@@ -141,6 +146,24 @@ def _compare(roles: Roles, learned: Images, what: str, learner: str) -> None:
                  "overlap to count them" if shared else "")
     warn_of_groups(roles.images, learned, f"the attacked images and {what}")
     warn_of_versions(learned, roles.images, f"{what} and attacked images")
+
+
+def compare_with_references(records: Sequence[Record], references: Sequence[Reference]) -> None:
+    """Raise `UserError` if a reference was trained on clearly more images of one side than of the other.
+
+    It is left out for these images, so which references are used would tell members from non-members. Otherwise the
+    number of such images is printed.
+    """
+    sides = [[record for record in records if record.member is side] for side in (True, False)]
+    for reference in references:
+        seen = [sum(map(reference.saw, side)) for side in sides]
+        table = [seen, [len(side) - count for side, count in zip(sides, seen, strict=True)]]
+        shown = f"{seen[0]} of {len(sides[0])} members and on {seen[1]} of {len(sides[1])} non-members"
+        if fisher_exact(table).pvalue < UNBALANCED:
+            raise UserError(f"the reference {reference.predictor.where} was trained on {shown}; it would be left out "
+                            "for them, which tells the sides apart: give references that saw as many of both sides")
+        if any(seen):
+            print_once(f"the reference {reference.predictor.where} was trained on {shown}; it is left out for them")
 
 
 def compare_with_control(roles: Roles, checkpoint: Path | None) -> None:

@@ -26,7 +26,8 @@ class Record:
     """An image and its label on disk; files are read only when they are needed.
 
     `dataset`: name of the data set that decodes the label; None if the label holds train ids. `member`: None if it is
-    not known.
+    not known. `key`: what tells the image from others in its `id`, where the label does not: the name, without the side
+    of a tree. `shares_label`: whether another image has the same label.
     """
 
     name: str
@@ -35,11 +36,13 @@ class Record:
     image: Path
     label: Path
     dataset: str | None = None
+    key: str = ""
+    shares_label: bool = False
 
     @classmethod
     def of_pair(cls, pair: Pair, dataset: str, member: bool | None = None) -> "Record":
         """The record of one line of a split file."""
-        return cls(pair.name, pair.group, member, pair.root / pair.image, pair.root / pair.label, dataset)
+        return cls(pair.name, pair.group, member, pair.root / pair.image, pair.root / pair.label, dataset, pair.name)
 
     @property
     def files(self) -> Files:
@@ -51,10 +54,11 @@ class Record:
         """Key of the random streams of the image. It does not depend on the folder and the name of the files.
 
         It is the hash of the label, which a tree of posteriors keeps at full size, so stored and live attacks agree.
-        Without a label, or with a label of a single class, the name of the image file is added.
+        Without a label, or with one that other images have, too, or that has a single class, `key` is added.
         """
         found = inspect(*self.files)
-        return found.pattern or f"{found.label or ''}{self.image.stem}"
+        unique = found.pattern and not self.shares_label
+        return found.pattern if unique else f"{found.label or ''}{self.key or self.name}"
 
     @property
     def identity(self) -> Identity:
@@ -78,6 +82,16 @@ def identify(records: Sequence[Record]) -> list[Identity]:
     """The identities of records. Reads every image and label once, in parallel."""
     inspect_all([record.files for record in records])
     return [record.identity for record in records]
+
+
+def tell_apart(records: Sequence[Record]) -> list[Record]:
+    """The records, of which those that share their label with another image know it (`shares_label`)."""
+    found = [inspect(*record.files) for record in records]
+    images: dict[str | None, set] = {}
+    for one in found:
+        images.setdefault(one.pattern, set()).add(one.image)
+    return [replace(record, shares_label=len(images[one.pattern]) > 1)
+            for record, one in zip(records, found, strict=True)]
 
 
 def group_repeats(records: Sequence[Record], pairs: Sequence[tuple[Identity, Identity]]) -> list[Record]:

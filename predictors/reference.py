@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from datasets.pairs import Pair, read_split
 from datasets.provenance import IN, OUT, Images, read_provenance
 from models import read_segmenter
@@ -42,6 +44,11 @@ class ShadowRun:
         return read_provenance(self.folder) or {
             role: Images(identify([record for record in self.records() if record.member == (role == IN)]))
             for role in (IN, OUT)}
+
+    def same_model(self, other: "ShadowRun") -> bool:
+        """Whether both have equal weights."""
+        one, two = (read_segmenter(run.checkpoint)["state_dict"] for run in (self, other))
+        return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
 
     def cache(self, options: PredictorOptions) -> Path:
         """Return the tree `posteriors-sN` (stride N): the shadow's posteriors on D^S. Missing ones are computed."""

@@ -9,6 +9,7 @@ SIDE is `train` for members and `val` for non-members. NAME may contain folders.
 that `datasets.images` reads, and any suffix.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 from datasets.inspection import inspect
 from datasets.pairs import describe_folder, read_fields, set_once
+from datasets.provenance import Images
 from predictors.base import Predictor, PredictorOptions, Query, Record
 from utils import VOID
 from utils.arrays import read_npy
@@ -102,7 +104,7 @@ def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
     for name in names:
         side, _, rest = name.partition("/")
         image, label = (files[side, kind].get(rest, root / side / kind / f"{rest}.png") for kind in KINDS)
-        records.append(Record(name, groups.get(name, name), SIDES[side], image, label))
+        records.append(Record(name, groups.get(name, name), SIDES[side], image, label, key=rest))
     return records
 
 
@@ -179,13 +181,19 @@ def warn_of_folders(root: str | Path, folder: str) -> None:
 def check_forms(predictor: Predictor, records: Sequence[Record]) -> None:
     """Raise `UserError` unless all posteriors of a predictor, if it stores them, have one precision and one stride.
 
-    Otherwise they may tell members from non-members by their form.
+    Otherwise they may tell members from non-members by their form. Also raised if two images have the same posterior,
+    unless it is constant over the positions.
     """
     if not isinstance(predictor, StoredPredictor):
         return
     forms: dict[str, dict[object, list[str]]] = {"precision": {}, "stride": {}}
+    seen: dict[bytes, Record] = {}
     for record in records:
         stored = _open_posterior(*predictor.files(record))
+        earlier = seen.setdefault(_excerpt(stored), record)
+        if earlier.name != record.name and _differ(earlier, record) and (stored != stored[:, :1, :1]).any():
+            raise UserError(f"{predictor.where}: {earlier.name} and {record.name} have the same posterior, and other "
+                            "images or labels; each image needs the posterior that the model gave for it")
         forms["precision"].setdefault(stored.dtype.name, []).append(record.name)
         if record.label.is_file():
             size = inspect(*record.files).size
@@ -197,6 +205,18 @@ def check_forms(predictor: Predictor, records: Sequence[Record]) -> None:
             shown = " and ".join(f"{value} ({len(found)}, such as {found[0]})" for value, found in names.items())
             raise UserError(f"{predictor.where}: the posteriors differ in {what}: {shown}; an attack would recognise "
                             "the form of a file instead of membership, so store all of them in the same way")
+
+
+def _excerpt(stored: np.ndarray) -> bytes:
+    """Hash of the shape and of some thousand values of a posterior."""
+    step = max(1, int((stored[0].size / 400) ** 0.5))
+    return hashlib.sha256(repr(stored.shape).encode() + stored[:, ::step, ::step].astype(np.float32).tobytes()).digest()
+
+
+def _differ(one: Record, other: Record) -> bool:
+    """Whether two records are of different images, as far as images or labels are at hand."""
+    first, second = one.identity, other.identity
+    return bool(second.image or second.label) and Images([first]).find(second) is None
 
 
 def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, label: np.ndarray,

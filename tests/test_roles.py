@@ -36,7 +36,9 @@ def test_a_model_with_two_roles(world, live, calibrated, tmp_path, role, copied)
         second = shutil.copy(second if second.is_file() else second / "last.pth.tar", tmp_path / "copy.pth.tar")
     flags = {"reference": [*calibrated, "--references", second], "twice": [*calibrated, "--references", first, second],
              "control": ["attack.py", "--attack", "loss", *live, "--control", second]}[role]
-    message = "was trained on 8 of the attacked images" if role == "control" and not copied else "give equal outputs"
+    known = {"control": "was trained on 8 of the attacked images",
+             "reference": "was trained on 8 of 8 members and on 0 of 8 non-members"}
+    message = "give equal outputs" if copied else known.get(role, "give equal outputs")
     assert_refused(script(*flags, "--out", tmp_path / "run"), message)
 
 

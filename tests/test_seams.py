@@ -20,6 +20,7 @@ from attacks import ATTACKS, REPRESENTATIONS, build_attack
 from attacks.sample import AttackSettings, Sample, Scored
 from attacks.thresholds import MapAttack
 from datasets import DATASETS
+from datasets.pairs import read_split, write_split
 from defenses import DEFENSES, DefenseEntry
 from defenses.base import Defense
 from models import MODELS
@@ -269,7 +270,7 @@ def test_reference_that_was_trained_on_an_image_is_not_used_for_it(world, live, 
     flags = ["attack.py", "--attack", "calibrated", *live, *unseen, "--patch-size", 6]
     for place in (shadow, shadow / "last.pth.tar"):
         result = script(*flags, "--references", place, "--out", tmp_path / "run")
-        assert_refused(result, "img/", "every reference model was trained on this image")
+        assert_refused(result, "was trained on 12 of 12 members and on 0 of 8 non-members", "tells the sides apart")
     detour = ["--root", world / "shadow" / ".." / "data"]
     assert_refused(script(*flags, *detour, "--references", shadow, "--out", tmp_path / "run"), "was trained on")
     (tmp_path / "link").symlink_to(world / "data")
@@ -281,10 +282,20 @@ def test_reference_that_was_trained_on_an_image_is_not_used_for_it(world, live, 
     assert_refused(script(*flags, *copy, "--references", shadow, "--out", tmp_path / "run"), "was trained on")
     assert not (tmp_path / "run" / "scores.csv").exists()
     other = write_other_model(victim, tmp_path / "other.pth.tar")
-    both = run_calibrated(tmp_path, "both", *live, *unseen, "--references", shadow, other)
-    alone = run_calibrated(tmp_path, "alone", *live, *unseen, "--references", other)
-    for name, (member, score) in both.items():
-        assert (alone[name] == (member, score)) == bool(member), name
+    both = ["--references", shadow, other]
+    assert_refused(script(*flags, *both, "--out", tmp_path / "run"), "tells the sides apart")
+    seen = read_split(trained, must_exist=False)[:2]
+    for side, extra in zip(("victim_in", "victim_out"), seen, strict=True):
+        pairs = read_split(world / f"{side}.txt", must_exist=False)
+        write_split(tmp_path / f"{side}.txt", [*pairs, extra])
+    mixed = ["--members", tmp_path / "victim_in.txt", "--non-members", tmp_path / "victim_out.txt", "--allow", "unseen"]
+    flags = ["attack.py", "--attack", "calibrated", *live, *mixed]
+    result = script(*flags, "--references", shadow, "--out", tmp_path / "run")
+    assert_refused(result, "img/", "every reference model was trained on this image")
+    some = run_calibrated(tmp_path, "some", *live, *mixed, *both)
+    alone = run_calibrated(tmp_path, "alone", *live, *mixed, "--references", other)
+    for name in some:
+        assert (alone[name] == some[name]) == (name in {pair.name for pair in seen}), name
 
 
 @pytest.mark.parametrize("attack, flags, message", [

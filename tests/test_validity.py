@@ -16,8 +16,8 @@ from test_seams import assert_refused
 from datasets import streets
 from datasets.inspection import inspect
 from datasets.pairs import Pair, read_split, write_split
-from evaluation.alignment import significant_bits
 from evaluation.controls import CROSS_FITTED, blind_scores, judge, verdict
+from evaluation.forms import significant_bits
 from predictors.base import Record
 from predictors.samples import tree_source
 from predictors.stored import write_groups

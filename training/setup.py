@@ -20,7 +20,7 @@ from evaluation.report import describe_groups, show_interval
 from models import read_segmenter
 from models.attacker import InputSpec
 from predictors import file_of
-from predictors.base import PredictorOptions, Record, group_repeats, identify, predict_records
+from predictors.base import PredictorOptions, Record, group_repeats, identify, predict_records, tell_apart
 from predictors.reference import read_shadow
 from predictors.samples import Source, check_class_names, join_trees, open_victim
 from predictors.stored import TINY, check_forms, list_records
@@ -33,7 +33,7 @@ from utils import VOID
 from utils.cli import UserError, pick
 from utils.device import Compute, choose_device, resolve_precision
 from utils.distributed import gather, is_main, own_share, print_once, run_on_main, warn_once
-from utils.files import fingerprint, start_run, write_json
+from utils.files import start_run, write_json
 from utils.resume import resume_arguments
 
 __all__ = ["begin", "cache_shadows", "check_batch", "check_unchanged", "classes_of", "compare_attacker_data",
@@ -117,7 +117,7 @@ def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute
     """
     shadows = [read_shadow(folder) for folder in folders]
     for first, second in combinations(shadows, 2):
-        if fingerprint([first.checkpoint]) == fingerprint([second.checkpoint]):
+        if first.same_model(second):
             raise UserError(f"{first.folder} and {second.folder} hold the same shadow; give each shadow once")
     for shadow in shadows[1:]:
         check_class_names(str(shadow.folder), find_dataset(shadow.dataset).CLASSES, str(shadows[0].folder),
@@ -145,7 +145,7 @@ def compare_attacker_data(shadows: Sequence[str], source: Source) -> tuple[Sourc
     """
     found = identify(source.records)
     again, twice = versions(found), copies(found)
-    source = replace(source, records=group_repeats(source.records, [*again, *twice]))
+    source = replace(source, records=tell_apart(group_repeats(source.records, [*again, *twice])))
     check_labels([inspect(*record.files) for record in source.records], "D^S", None)
     if shadows:
         known = [read_shadow(folder).images() for folder in shadows]
