@@ -65,7 +65,7 @@ def find_form(excerpts: Sequence[Excerpt]) -> Form:
     values = np.concatenate([one.values for one in excerpts])
     values = np.where(values <= TINY, 0, values)  # the smallest float16 stands for a 0 that was stored as float16
     classes, largest = excerpts[0].classes, max(one.largest for one in excerpts)
-    flat = classes > 1 and values.std() > 0 and largest <= np.e / (np.e + classes - 1)
+    flat = classes > 1 and np.ptp(values) > 1e-4 and largest <= 1.001 * np.e / (np.e + classes - 1)
     return Form(describe_rounding(values), float(np.mean([one.blocks for one in excerpts])), bool(flat),
                 float((values == 0).mean()), max(float(np.quantile(values, TAIL)), TINY))
 
