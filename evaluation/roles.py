@@ -12,11 +12,15 @@ from datasets.provenance import (
     copies,
     list_pairs,
     read_provenance,
+    read_training_images,
     versions,
     warn_of_groups,
+    warn_of_near,
     warn_of_versions,
 )
+from predictors import file_of
 from predictors.base import Predictor, Query, Record, group_repeats, identify, look_alikes
+from predictors.reference import Reference
 from utils.cli import UserError
 from utils.distributed import print_once, warn_once
 
@@ -76,11 +80,11 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
         warn_once(f"{len(again)} attacked images have the label of an earlier one of their side, and other pixels: "
                   f"{list_pairs(again)}; perhaps they are versions of one image, so they form one group with it")
     records = group_repeats(records, [*again, *twice])
-    warn_of_near(records)
+    warn_of_look_alikes(records)
     return roles, records
 
 
-def warn_of_near(records: Sequence[Record]) -> None:
+def warn_of_look_alikes(records: Sequence[Record]) -> None:
     """Print a warning if some attacked images look like images of other groups, on the same or on the other side."""
     if near := look_alikes(records, records):
         across = sum(one.member is not other.member for one, other in near)
@@ -94,16 +98,18 @@ def _output_hash(record: Record, predictor: Predictor) -> str | None:
     return None if predictor.reads_images else hash_array(predictor.predict([Query(record, None)])[0].numpy())
 
 
-def compare_with_victim(roles: Roles, checkpoint: Path | None) -> None:
+def compare_with_victim(roles: Roles, victim: str) -> None:
     """Compare members and non-members with the training images of the target model, where they are at hand.
 
     Raises `UserError` if the model was trained on a non-member, or if it was not trained on a member and this is not
-    allowed.
+    allowed. Warns of non-members that look like training images.
     """
-    if not checkpoint or not (trained := read_provenance(checkpoint.parent)):
+    checkpoint = file_of(victim)
+    trained = read_training_images(checkpoint, f"--victim {victim}", "the members, and on no non-member", print_once)
+    if trained is None:
         return
     roles.known.append("training images of the target model")
-    inside, outside = (trained[IN].shared(side.all) for side in (roles.members, roles.non_members))
+    inside, outside = (trained.shared(side.all) for side in (roles.members, roles.non_members))
     members, seen = roles.members.all, {one.name for one, _ in inside}
     unseen = [one.name for one in members if one.name not in seen]
     if unseen and len(outside) > len(inside):
@@ -112,7 +118,8 @@ def compare_with_victim(roles: Roles, checkpoint: Path | None) -> None:
     if outside:
         raise UserError(f"{checkpoint} was trained on {len(outside)} of the {len(roles.non_members.all)} non-members, "
                         f"such as {outside[0][0].name}; remove them from the non-members")
-    warn_of_versions(trained[IN], roles.images, "training images of the target model and attacked images")
+    warn_of_versions(trained, roles.images, "training images of the target model and attacked images")
+    warn_of_near(trained, roles.non_members, "attacked non-members", "training images of the target model")
     roles.refuse("unseen", len(unseen), f"{checkpoint} was not trained on {len(unseen)} of the {len(members)} members, "
                  f"such as {unseen[0]}; give the members of this model or, if these are meant, --allow unseen. To see "
                  "what an attack finds on a model that saw neither side, give it as --control" if unseen else "")
@@ -141,15 +148,28 @@ def _compare(roles: Roles, learned: Images, what: str, learner: str) -> None:
                  "overlap to count them" if shared else "")
     warn_of_groups(roles.images, learned, f"the attacked images and {what}")
     warn_of_versions(learned, roles.images, f"{what} and attacked images")
+    warn_of_near(learned, roles.images, "attacked images", f"images of {what}")
 
 
-def compare_with_control(roles: Roles, checkpoint: Path | None) -> None:
-    """Raise `UserError` if a model that is to serve as a control was trained on an attacked image."""
-    if checkpoint and (trained := read_provenance(checkpoint.parent)):
+def compare_with_control(roles: Roles, control: str) -> None:
+    """Raise `UserError` if a model that is to serve as a control was trained on an attacked image.
+
+    Warns of attacked images that look like its training images.
+    """
+    trained = read_training_images(file_of(control), f"--control {control}", "none of the attacked images")
+    if trained is not None:
         roles.known.append("training images of --control")
-        if seen := trained[IN].shared(roles.images.all):
-            raise UserError(f"--control {checkpoint} was trained on {len(seen)} of the attacked images, such as "
+        if seen := trained.shared(roles.images.all):
+            raise UserError(f"--control {control} was trained on {len(seen)} of the attacked images, such as "
                             f"{seen[0][0].name}; a control is a model that was trained on none")
+        warn_of_near(trained, roles.images, "attacked images", "training images of --control")
+
+
+def compare_with_references(roles: Roles, references: Sequence[Reference]) -> None:
+    """Print a warning if attacked images look like training images of a reference model, where these are at hand."""
+    for one in references:
+        warn_of_near(one.trained_on, roles.images, "attacked images",
+                     f"training images of the reference {one.predictor.where}")
 
 
 def say(roles: Roles) -> None:

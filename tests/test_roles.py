@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL, must, results, script, small_scene, write_tree
-from PIL import Image
+from PIL import Image, ImageOps
 from test_seams import assert_refused, write_other_model
 
 from attacks.sample import Sample
+from datasets.inspection import look_of
 from datasets.pairs import Pair, write_split
+from datasets.provenance import Identity, Images, read_provenance, write_provenance
 from models.attacker import Attacker
 from training.attacker import DECAY, Learner
 from training.held_out import candidate_taus
@@ -115,11 +118,76 @@ def test_versions_of_an_image(world, tmp_path, change, groups, message):
 
 def test_versions_on_the_two_sides_of_a_training(tmp_path):
     flags = write_images(tmp_path / "data", None)
-    image = small_scene(0)[0]
-    Image.fromarray(np.roll(image, 1, axis=0)).save(tmp_path / "data" / "img" / "100.png")
+    Image.fromarray(brighter(0, 20)[0]).save(tmp_path / "data" / "img" / "100.png")
     result = must(script("train_victim.py", *flags[:2], "--train", flags[3], "--test", flags[5], *SMALL, "--out",
                          tmp_path / "run"))
     assert "1 images of --train look like one of --test in another group" in result.stderr
+
+
+def write_versions(world, folder, function):
+    """Versions of the 8 members of `world`, the images and their labels; returns their split file."""
+    pairs = []
+    for index in range(8):
+        paths = [f"v{kind}{index}.png" for kind in "il"]
+        for kind, path in zip(("img", "label"), paths, strict=True):
+            function(Image.open(world / "data" / kind / f"{index}.png")).save(folder / path)
+        pairs.append(Pair(*paths, paths[0]))
+    write_split(folder / "versions.txt", pairs)
+    return folder / "versions.txt"
+
+
+def resized(image):
+    return image.resize((96, 48), Image.Resampling.NEAREST if image.mode == "L" else Image.Resampling.BILINEAR)
+
+
+@pytest.mark.parametrize("function", [resized, ImageOps.mirror])
+def test_versions_of_images_in_two_roles(world, live, tmp_path, function):
+    """Other pixels and another label than the original: found by the perceptual hash in each role."""
+    versions, victim = write_versions(world, tmp_path, function), world / "victim" / "last.pth.tar"
+    shutil.copytree(world / "data", tmp_path, dirs_exist_ok=True)
+    others = (world / "shadow.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "in.txt").write_text(versions.read_text() + "".join(others[-16:-8]))
+    (tmp_path / "out.txt").write_text("".join(others[:-16]))
+    split = ["--root", tmp_path, "--train", tmp_path / "in.txt", "--test", tmp_path / "out.txt"]
+    found = must(script("train_shadow.py", *split, "--victim", victim, *SMALL, "--out", tmp_path / "shadow"))
+    assert f"8 of {len(others)} images of D^S look like training images of the victim" in found.stderr
+    must(script("train_attacker.py", "--shadow", tmp_path / "shadow", "--patch-size", 12, "--width", 0.125, "--epochs",
+                1, "--out", tmp_path / "loss", "--precision", "fp32"))
+    found = must(script("attack.py", *live, "-resume", tmp_path / "loss" / "best.pth.tar", "--out", tmp_path / "run"))
+    assert "8 of 16 attacked images look like images of D^S" in found.stderr
+    flags = ["--control", tmp_path / "shadow", "--references", world / "shadow", tmp_path / "shadow" / "last.pth.tar"]
+    found = must(script("attack.py", *live, "--attack", "calibrated", *flags[:2], *flags[2:4], "--out", tmp_path / "c"))
+    assert "8 of 16 attacked images look like training images of --control" in found.stderr
+    found = must(script("attack.py", *live, "--attack", "calibrated", *flags[2:], "--out", tmp_path / "calibrated"))
+    assert "8 of 16 attacked images look like training images of the reference " in found.stderr
+    live = ["--victim", victim, "--root", tmp_path, "--members", world / "victim_out.txt", "--non-members", versions,
+            "--allow", "unseen", "--precision", "fp32"]
+    found = must(script("attack.py", *live, "--attack", "loss", "--out", tmp_path / "non"))
+    assert "8 of 8 attacked non-members look like training images of the target model" in found.stderr
+
+
+def test_images_without_contrast_and_of_one_group_do_not_look_alike():
+    black = look_of(np.zeros((64, 128, 3), np.uint8))
+    looks = [look_of(image) for image in (small_scene(0)[0], np.ascontiguousarray(small_scene(0)[0][:, ::-1]))]
+    known = Images([Identity("a", "drive", "1", "1", looks[0]), Identity("b", None, "2", None, black)])
+    others = [Identity("c", group, "3", "3", looks[1]) for group in ("drive", None)] + [
+        Identity("d", None, "4", None, black), Identity("e", None, "5", None, None)]
+    assert black is None and [(one.name, one.group, own.name) for one, own in known.near(others)] == [("c", None, "a")]
+
+
+def test_provenance_of_earlier_versions_and_with_keys_has_no_perceptual_hash(tmp_path):
+    look = look_of(small_scene(0)[0])
+    one = Identity("a", None, "1" * 32, "2" * 32, look)
+    write_provenance(tmp_path, {"in": [one], "out": [one.hashed(str.upper)]})
+    assert [read_provenance(tmp_path)[role].all[0].look for role in ("in", "out")] == [look, None]
+    written = json.loads((tmp_path / "provenance.json").read_text())
+    del written["in"][0]["look"]
+    (tmp_path / "provenance.json").write_text(json.dumps(written))
+    assert read_provenance(tmp_path)["in"].all == [replace(one, look=None)]
+    written["in"][0]["look"] = "no hash"
+    (tmp_path / "provenance.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match="is damaged"):
+        read_provenance(tmp_path)
 
 
 def test_an_image_of_two_shadows_is_in_one_part(world, tmp_path):

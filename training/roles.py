@@ -14,6 +14,7 @@ from datasets.provenance import (
     list_pairs,
     read_provenance,
     warn_of_groups,
+    warn_of_near,
     warn_of_versions,
 )
 from predictors import file_of
@@ -53,7 +54,7 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
 def compare_shadow_data(pairs: Sequence[Pair], dataset: str, victim: str, allow: Sequence[str]) -> None:
     """Compare D^S with the training images of the victim, where its provenance.json is at hand.
 
-    Raises `UserError` if they share images and this is not allowed. Warns of groups that both have.
+    Raises `UserError` if they share images and this is not allowed. Warns of groups that both have, and of versions.
     """
     path = file_of(victim)
     if not path or not (trained := read_provenance(path.parent)):
@@ -64,6 +65,7 @@ def compare_shadow_data(pairs: Sequence[Pair], dataset: str, victim: str, allow:
                         f"images of {victim}; give other images, or --allow overlap if the attacker is to know them")
     warn_of_groups(Images(images), trained[IN], "both D^S and the training images of the victim")
     warn_of_versions(trained[IN], Images(images), "training images of the victim and images of D^S")
+    warn_of_near(trained[IN], Images(images), "images of D^S", "training images of the victim")
 
 
 def check_unchanged(folder: Path, roles: Mapping[str, Sequence[Identity]]) -> None:
