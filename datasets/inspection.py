@@ -33,7 +33,8 @@ class Inspection:
     neighbouring pixels with different ids. `colour`: mean and standard deviation of the three channels (6,), 0..255.
     `kinds`: format, mode and compression of the two files. `quantisation`: sum of the quantisation tables of a JPEG
     image (the higher, the lower its quality), else 0. `bytes`: sizes of the two files. `values`: the ids in the label
-    file, before they are decoded; none for colours.
+    file, before they are decoded; none for colours. `peak`: the highest value, as it is read, of an image of 16 bits a
+    channel; None for other images.
     """
 
     image: str | None
@@ -47,6 +48,7 @@ class Inspection:
     quantisation: int
     bytes: tuple[int | None, int | None]
     values: tuple[int, ...] = ()
+    peak: int | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -101,10 +103,11 @@ def _read(image: Path | None, label: Path | None, dataset: str | None) -> Inspec
     if image and label:
         check_sizes(pixels, ids, label)
     first = pixels if image else ids
-    kinds = [describe_file(path) if path else (None, 0) for path in (image, label)]
+    kinds = [describe_file(path) if path else (None, 0, False) for path in (image, label)]
     return Inspection(hash_array(pixels), hash_array(ids), look, None if first is None else first.shape[:2],
-                      counts, boundary, colour, tuple(kind for kind, _ in kinds), kinds[0][1],
-                      tuple(path and path.stat().st_size for path in (image, label)), values)
+                      counts, boundary, colour, tuple(kind for kind, *_ in kinds), kinds[0][1],
+                      tuple(path and path.stat().st_size for path in (image, label)), values,
+                      int(pixels.max()) if kinds[0][2] else None)
 
 
 def _read_label(label: Path, image: Path | None, dataset: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -178,6 +181,21 @@ def check_labels(found: Sequence[Inspection], what: str, dataset: str | None) ->
                         f"output is right{advice}")
     if 2 * void > total:
         warn_once(f"{100 * void / total:.0f} % of the label pixels of {what} are void; {check}")
+
+
+def check_depth(found: Sequence[Inspection], what: str) -> None:
+    """Print a warning if the images of 16 bits of `what` use only the lower 12, of which 4 or fewer are read.
+
+    Raises `UserError` if all images have 16 bits, and each is read as black.
+    """
+    if not (deep := [one.peak for one in found if one.peak is not None]) or max(deep) >= 16:
+        return
+    message = (f"{len(deep)} of {len(found)} images of {what} have 16 bits a channel, and their highest value is below "
+               f"{256 * (max(deep) + 1)}; the upper 8 bits are read, so they have at most {max(deep) + 1} "
+               f"levels{' (they are black)' if not max(deep) else ''}; save them with 8 bits, or scaled to 0..65535")
+    if len(deep) == len(found) and not max(deep):
+        raise UserError(message)
+    warn_once(message)
 
 
 def check_meaning(found: Sequence[Inspection], what: str, dataset: str | None) -> None:

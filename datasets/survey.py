@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from datasets.inspection import Inspection, check_labels, inspect_all
+from datasets.inspection import Inspection, check_depth, check_labels, inspect_all
 from datasets.pairs import Pair
 from utils import VOID
 
@@ -25,6 +25,7 @@ def survey(parts: Mapping[str, Sequence[Pair]], dataset: str,
     found = dict(zip(pairs, inspect_all([(pair.root / pair.image, pair.root / pair.label, dataset)
                                          for pair in pairs.values()], "reading images"), strict=True))
     check_labels(list(found.values()), "the data set", dataset)
+    check_depth(list(found.values()), "the data set")
     lines = [*describe(list(found.values()), classes), _groups(list(pairs.values())), *repeated(parts, found)]
     return lines + left_out(list(pairs.values())), found
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets.inspection import check_labels, hash_array, inspect
+from datasets.inspection import check_depth, check_labels, hash_array, inspect
 from datasets.provenance import (
     IN,
     OUT,
@@ -63,7 +63,9 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
     both sides, or twice on one side and this is not allowed. Warns of images with the same label on both sides.
     """
     images = identify(records)
-    check_labels([inspect(*record.files) for record in records], "the attacked images", records[0].dataset)
+    inspected = [inspect(*record.files) for record in records]
+    check_labels(inspected, "the attacked images", records[0].dataset)
+    check_depth(inspected, "the attacked images")
     found = [one if one.image or one.label else replace(one, image=_output_hash(record, predictor))
              for one, record in zip(images, records, strict=True)]
     first, second = (Images(one for one, record in zip(found, records, strict=True) if record.member is side)

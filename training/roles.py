@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets.inspection import check_labels, check_meaning, inspect
+from datasets import find_dataset, show_dataset
+from datasets.inspection import Inspection, check_depth, check_labels, check_meaning, inspect
 from datasets.pairs import Pair
 from datasets.provenance import (
     IN,
@@ -28,7 +29,7 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
     """Identify the training images (`inside`) and the other images of a victim or a shadow.
 
     Raises `UserError` if an image is on both sides, or if the labels of a side are all void or have one class. Warns of
-    copies among the training images, and of groups that both sides have.
+    copies among the training images, of groups that both sides have, and if half of the classes do not occur.
     """
     roles, found = {}, []
     for role, pairs, name in ((IN, inside, names[0]), (OUT, outside, names[1])):
@@ -36,6 +37,8 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
         roles[role] = identify(records)
         found.append([inspect(*record.files) for record in records])
         check_labels(found[-1], name, dataset)
+        check_depth(found[-1], name)
+    warn_of_absent_classes(found[0], names[0], dataset)
     check_meaning([*found[0], *found[1]], " and ".join(names), dataset)
     known = Images(roles[IN])
     if both := known.shared(roles[OUT]):
@@ -49,6 +52,15 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
         warn_once(f"{len(near)} images of {names[0]} look like one of {names[1]} in another group, such as "
                   f"{near[0][0].name} and {near[0][1].name}")
     return roles
+
+
+def warn_of_absent_classes(found: Sequence[Inspection], what: str, dataset: str) -> None:
+    """Print a warning if at least half of the classes of a data set occur in no label of `what`."""
+    names, present = find_dataset(dataset).CLASSES, {number for one in found for number in one.ids}
+    absent = [name for number, name in enumerate(names) if number not in present]
+    if 2 * len(absent) >= len(names):
+        warn_once(f"{len(absent)} of the {len(names)} classes of {show_dataset(dataset)} occur in no label of {what}: "
+                  f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}; check --dataset")
 
 
 def compare_shadow_data(pairs: Sequence[Pair], dataset: str, victim: str, allow: Sequence[str]) -> None:
