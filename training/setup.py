@@ -38,8 +38,9 @@ from utils.resume import resume_arguments
 
 __all__ = ["begin", "cache_shadows", "check_batch", "check_classes", "check_unchanged", "classes_of",
            "compare_attacker_data", "compare_shadow_data", "compare_sides", "count", "count_shadow_images",
-           "dataset_of", "join_trees", "partition", "plan_attacker", "plan_of", "plan_segmenter", "prepare", "read_split", "start_run_on_main",
-           "train_and_report", "train_attacker_and_report", "write_provenance", "write_shadow_splits"]
+           "dataset_of", "join_trees", "partition", "plan_attacker", "plan_of", "plan_segmenter", "prepare",
+           "read_split", "start_run_on_main", "train_and_report", "train_attacker_and_report", "write_provenance",
+           "write_shadow_splits"]
 
 
 def count(split: str | Path) -> int:
