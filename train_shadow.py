@@ -51,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
     if folder:
         inside, outside = (setup.read_split(folder / name, args.root) for name in ("in.txt", "out.txt"))
     else:
+        if names_victim(args) and (args.train or args.partition == "random"):  # else the partition queries the victim
+            setup.check_classes(args.victim, options.dataset)
         if args.train:
             how = "as given"
             inside, outside = (setup.read_split(path, args.root, args.strip_prefix)
@@ -85,12 +87,20 @@ def check(args: argparse.Namespace) -> None:
 
 
 def options_of(args: argparse.Namespace, folder: object = None) -> SegmenterTraining:
-    """The settings of the training. The data set is that of the run in `folder`, of --dataset, or of the victim."""
+    """The settings of the training. The data set is that of the run in `folder`, of --dataset, or of the victim.
+
+    With --train and --test, only a victim that was given counts.
+    """
     from training.setup import dataset_of
 
-    asked = None if args.train or args.partition == "random" else args.victim
+    asked = None if args.train and not names_victim(args) else args.victim
     dataset = dataset_of(folder) if folder else datasets.chosen(args) or dataset_of(asked)
     return pick(args, SegmenterTraining, dataset=dataset)
+
+
+def names_victim(args: argparse.Namespace) -> bool:
+    """Whether --victim was given, with another value than its default."""
+    return args.victim != parser().get_default("victim")
 
 
 if __name__ == "__main__":

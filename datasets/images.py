@@ -58,11 +58,15 @@ def check_samples(image: Image.Image) -> None:
     It multiplies grey values of 2 or 4 bits, and those of a PPM file, up to 255, and cuts channels of 16 bits to 8.
     """
     for tile in image.tile:
-        several = isinstance(tile.args, tuple)
-        raw = str(tile.args[0] if several else tile.args)
-        if CHANGED.match(raw) or (tile.codec_name in ("ppm", "ppm_plain") and several):
+        raw = _raw_mode(tile)
+        if CHANGED.match(raw) or (tile.codec_name in ("ppm", "ppm_plain") and isinstance(tile.args, tuple)):
             raise ValueError(f"its values are not stored as 8 bits ({raw}), and reading would change them; save it as "
                              "PNG with 8 bits")
+
+
+def _raw_mode(tile: object) -> str:
+    """How a file stores the pixels of a tile of an open image, such as `RGB` or `RGB;16B`."""
+    return str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
 
 
 _stderr_lock = threading.Lock()  # stderr belongs to all threads
@@ -109,15 +113,17 @@ def is_lossy(image: Image.Image, path: str | Path) -> bool:
     return image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
-def describe_file(path: str | Path) -> tuple[str, int]:
+def describe_file(path: str | Path) -> tuple[str, int, bool]:
     """Format, mode and compression of an image file, for example `PNG RGB`, and the sum of its quantisation tables.
 
-    The sum is 0 if the file is no JPEG. The higher it is, the lower the quality.
+    The sum is 0 if the file is no JPEG. The higher it is, the lower the quality. Third, whether `load_image` keeps only
+    the upper 8 of 16 bits.
     """
     with open_image(path) as image:
         tables, compression = getattr(image, "quantization", None) or {}, image.info.get("compression", "")
         kind = f"{image.format} {image.mode}{f', {compression}' if compression else ''}"
-        return kind, sum(map(sum, tables.values()))
+        deep = image.mode.startswith("I") or any(";16" in _raw_mode(tile) for tile in image.tile)
+        return kind, sum(map(sum, tables.values())), deep
 
 
 def check_turned(image: str | Path, label: str | Path) -> None:

@@ -20,6 +20,7 @@ from utils.distributed import gather, own_share, warn_once
 from utils.log import progress
 
 Files = tuple[Path, Path, str | None]  # image, label, and the name of the data set that decodes the label
+FLAT = 4  # see `look_of`
 _found: dict[tuple, "Inspection"] = {}
 
 
@@ -27,17 +28,18 @@ _found: dict[tuple, "Inspection"] = {}
 class Inspection:
     """What the files of one image say. The image or the label may be missing; what depends on it is then None.
 
-    `image`, `label`: SHA-256 of the decoded pixels, 32 hex digits; the label as train ids. `perceptual`: a hash of 64
-    bits of which few change if the image is resized or compressed. `size`: (H, W). `counts`: number of pixels of each
-    id that the label has, 255 = void. `boundary`: share of neighbouring pixels with different ids. `colour`: mean and
-    standard deviation of the three channels (6,), 0..255. `kinds`: format, mode and compression of the two files.
-    `quantisation`: sum of the quantisation tables of a JPEG image (the higher, the lower its quality), else 0.
-    `bytes`: sizes of the two files. `values`: the ids in the label file, before they are decoded; none for colours.
+    `image`, `label`: SHA-256 of the decoded pixels, 32 hex digits; the label as train ids. `look`: see `look_of`.
+    `size`: (H, W). `counts`: number of pixels of each id that the label has, 255 = void. `boundary`: share of
+    neighbouring pixels with different ids. `colour`: mean and standard deviation of the three channels (6,), 0..255.
+    `kinds`: format, mode and compression of the two files. `quantisation`: sum of the quantisation tables of a JPEG
+    image (the higher, the lower its quality), else 0. `bytes`: sizes of the two files. `values`: the ids in the label
+    file, before they are decoded; none for colours. `peak`: the highest value, as it is read, of an image of 16 bits a
+    channel; None for other images.
     """
 
     image: str | None
     label: str | None
-    perceptual: int | None
+    look: str | None
     size: tuple[int, int] | None
     counts: dict[int, int] | None
     boundary: float | None
@@ -46,6 +48,7 @@ class Inspection:
     quantisation: int
     bytes: tuple[int | None, int | None]
     values: tuple[int, ...] = ()
+    peak: int | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -85,13 +88,13 @@ def inspect_all(files: Sequence[Files], what: str = "comparing images") -> list[
 
 
 def _read(image: Path | None, label: Path | None, dataset: str | None) -> Inspection:
-    pixels = ids = perceptual = colour = counts = boundary = None
+    pixels = ids = look = colour = counts = boundary = None
     values: tuple[int, ...] = ()
     if image and label:
         check_turned(image, label)
     if image:
         pixels = load_image(image)
-        perceptual, colour = _perceptual_hash(pixels), np.concatenate(cv2.meanStdDev(pixels)).ravel()
+        look, colour = look_of(pixels), np.concatenate(cv2.meanStdDev(pixels)).ravel()
     if label:
         raw, ids = _read_label(label, image, dataset)
         values = tuple(np.unique(raw).tolist()) if raw.ndim == 2 else ()
@@ -100,10 +103,11 @@ def _read(image: Path | None, label: Path | None, dataset: str | None) -> Inspec
     if image and label:
         check_sizes(pixels, ids, label)
     first = pixels if image else ids
-    kinds = [describe_file(path) if path else (None, 0) for path in (image, label)]
-    return Inspection(hash_array(pixels), hash_array(ids), perceptual, None if first is None else first.shape[:2],
-                      counts, boundary, colour, tuple(kind for kind, _ in kinds), kinds[0][1],
-                      tuple(path and path.stat().st_size for path in (image, label)), values)
+    kinds = [describe_file(path) if path else (None, 0, False) for path in (image, label)]
+    return Inspection(hash_array(pixels), hash_array(ids), look, None if first is None else first.shape[:2],
+                      counts, boundary, colour, tuple(kind for kind, *_ in kinds), kinds[0][1],
+                      tuple(path and path.stat().st_size for path in (image, label)), values,
+                      int(pixels.max()) if kinds[0][2] else None)
 
 
 def _read_label(label: Path, image: Path | None, dataset: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -136,10 +140,19 @@ def hash_array(array: np.ndarray | None) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def _perceptual_hash(pixels: np.ndarray) -> int:
-    """Difference hash of an image uint8 (H, W, 3): 64 bits, whether each of 8 x 8 cells is darker than the next."""
-    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA).astype(int)
-    return int("".join("01"[bit] for bit in (grey[:, 1:] > grey[:, :-1]).ravel().astype(int)), 2)
+def look_of(pixels: np.ndarray) -> str | None:
+    """Perceptual hash of an image uint8 (H, W, 3): the difference hashes of the image and of its mirror image, in hex.
+
+    Each has 64 bits for 8 x 8 cells that are darker than the next on the right, and 64 for those that are darker than
+    the next below. Few of them change if the image is resized or compressed. None if fewer than `FLAT` of 64 bits are
+    set, or are not: images without contrast, such as black ones, look alike.
+    """
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    wide, high = (cv2.resize(grey, size, interpolation=cv2.INTER_AREA) for size in ((9, 8), (8, 9)))
+    bits = [darker for side in (slice(None), slice(None, None, -1))
+            for darker in (wide[:, side][:, 1:] > wide[:, side][:, :-1], (high[1:] > high[:-1])[:, side])]
+    flat = any(not FLAT <= part.sum() <= 64 - FLAT for part in bits[:2])
+    return None if flat else np.packbits(bits).tobytes().hex()
 
 
 def _boundary(ids: np.ndarray) -> float:
@@ -168,6 +181,21 @@ def check_labels(found: Sequence[Inspection], what: str, dataset: str | None) ->
                         f"output is right{advice}")
     if 2 * void > total:
         warn_once(f"{100 * void / total:.0f} % of the label pixels of {what} are void; {check}")
+
+
+def check_depth(found: Sequence[Inspection], what: str) -> None:
+    """Print a warning if the images of 16 bits of `what` use only the lower 12, of which 4 or fewer are read.
+
+    Raises `UserError` if all images have 16 bits, and each is read as black.
+    """
+    if not (deep := [one.peak for one in found if one.peak is not None]) or max(deep) >= 16:
+        return
+    message = (f"{len(deep)} of {len(found)} images of {what} have 16 bits a channel, and their highest value is below "
+               f"{256 * (max(deep) + 1)}; the upper 8 bits are read, so they have at most {max(deep) + 1} "
+               f"levels{' (they are black)' if not max(deep) else ''}; save them with 8 bits, or scaled to 0..65535")
+    if len(deep) == len(found) and not max(deep):
+        raise UserError(message)
+    warn_once(message)
 
 
 def check_meaning(found: Sequence[Inspection], what: str, dataset: str | None) -> None:

@@ -5,10 +5,12 @@ its owner can read it; checkpoints, trees and reports never contain hashes. Unde
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from datasets.survey import near_duplicates
 from utils.cli import UserError
 from utils.distributed import is_main, warn_once
 from utils.files import read_json, write_json
@@ -23,16 +25,18 @@ class Identity:
     """What identifies an image: hashes of its decoded pixels and of its label.
 
     `group`: None if the image is its own group. `label`: None without a label, or if the label has a single class.
+    `look`: the perceptual hash (`inspection.look_of`); files of earlier versions lack it.
     """
 
     name: str
     group: str | None
     image: str | None
     label: str | None
+    look: str | None = None
 
     def hashed(self, write_name: Callable[[str], str]) -> "Identity":
-        """The same with every text converted by `write_name`."""
-        return Identity(*(value and write_name(value) for value in asdict(self).values()))
+        """The same with every text converted by `write_name`, and without `look`: keyed hashes have no similarity."""
+        return Identity(**{name: value and write_name(value) for name, value in asdict(self).items()} | {"look": None})
 
 
 class Images:
@@ -68,6 +72,16 @@ class Images:
         """The pairs (other, own) of images with other pixels and the same label, as of an image that was compressed."""
         return [(other, own) for other in others for own in self._by_label.get(other.label, ())
                 if own.image and other.image and own.image != other.image]
+
+    def near(self, others: Iterable[Identity]) -> list[tuple[Identity, Identity]]:
+        """The pairs (other, own) of images in two groups that look alike, and are in no pair of `shared` and `alike`.
+
+        As an image that was resized together with its label, or mirrored.
+        """
+        rest = [one for one in others if not self.find(one) and not self.alike([one])]
+        groups = ([one.group or "\n1" for one in rest], [one.group or "\n2" for one in self.all])  # as no file has them
+        return [(rest[one], self.all[own]) for one, own in near_duplicates(
+            [one.look for one in rest], [one.look for one in self.all], groups)]
 
     def groups(self) -> set[str]:
         """The names of the groups; images that are their own group have none."""
@@ -111,11 +125,27 @@ def warn_of_versions(first: Images, second: Images, what: str) -> None:
                   "one image")
 
 
+def warn_of_near(known: Images, others: Images, what: str, role: str) -> None:
+    """Print a warning if images of `others`, which are called `what`, look like images of `known`, which are `role`."""
+    if near := known.near(others.all):
+        warn_once(f"{len(near)} of {len(others.all)} {what} look like {role} (perceptual hash), such as "
+                  f"{near[0][0].name} and {near[0][1].name}; perhaps they are resized or mirrored versions")
+
+
 def write_provenance(folder: Path, roles: Mapping[str, Sequence[Identity]]) -> None:
     """Write the file of a run, which only its owner can read. `roles`: the images of `IN` and of `OUT`."""
     if is_main():
         content = {role: [asdict(one) for one in images] for role, images in roles.items()}
         write_json(folder / FILE, {"note": NOTE} | content, private=True)
+
+
+def read_training_images(checkpoint: Path | None, what: str, assumed: str,
+                         say: Callable[[str], None] = warn_once) -> Images | None:
+    """The images that a model was trained on; None, and a line that says what is `assumed`, if they are not known."""
+    if checkpoint and (known := read_provenance(checkpoint.parent)):
+        return known[IN]
+    say(f"the training images of {what} are not known; it is assumed that it was trained on {assumed}")
+    return None
 
 
 def read_provenance(folder: Path) -> dict[str, Images] | None:
@@ -129,10 +159,17 @@ def read_provenance(folder: Path) -> dict[str, Images] | None:
     if not os.access(path, os.R_OK):
         warn_once(f"{path} belongs to another user, so its images are not compared")
         return None
-    content, names = read_json(path), {field.name for field in fields(Identity)}
+    content = read_json(path)
     roles = {role: content.get(role) if isinstance(content, dict) else None for role in (IN, OUT)}
     for images in roles.values():
-        if not isinstance(images, list) or not all(isinstance(one, dict) and one.keys() == names and all(
-                value is None or isinstance(value, str) for value in one.values()) for one in images):
+        if not isinstance(images, list) or not all(map(_is_identity, images)):
             raise UserError(f"{path} is damaged; remove it, and the images of the run are not compared any more")
     return {role: Images(Identity(**one) for one in images) for role, images in roles.items()}
+
+
+def _is_identity(entry: object) -> bool:
+    """Whether an entry of `FILE` has the fields of an `Identity`; `look` may be missing."""
+    names = {field.name for field in fields(Identity)}
+    return (isinstance(entry, dict) and entry.keys() | {"look"} == names
+            and all(value is None or isinstance(value, str) for value in entry.values())
+            and re.fullmatch("[0-9a-f]{64}", entry.get("look") or 64 * "0") is not None)

@@ -6,11 +6,11 @@ from itertools import combinations
 
 import numpy as np
 
-from datasets.inspection import Inspection, check_labels, inspect_all
+from datasets.inspection import Inspection, check_depth, check_labels, inspect_all
 from datasets.pairs import Pair
 from utils import VOID
 
-NEAR = 4  # bits of the perceptual hash that may differ between near-duplicates
+NEAR = 10  # of the 128 bits of a difference hash, how many may differ between near-duplicates
 BLOCK = 2000  # images that are compared at once
 
 
@@ -25,6 +25,7 @@ def survey(parts: Mapping[str, Sequence[Pair]], dataset: str,
     found = dict(zip(pairs, inspect_all([(pair.root / pair.image, pair.root / pair.label, dataset)
                                          for pair in pairs.values()], "reading images"), strict=True))
     check_labels(list(found.values()), "the data set", dataset)
+    check_depth(list(found.values()), "the data set")
     lines = [*describe(list(found.values()), classes), _groups(list(pairs.values())), *repeated(parts, found)]
     return lines + left_out(list(pairs.values())), found
 
@@ -82,26 +83,30 @@ def repeated(parts: Mapping[str, Sequence[Pair]], found: Mapping[str, Inspection
               if not any(images[name] > other for other in images.values())]
     for (first, some), (second, others) in combinations(single, 2):
         if not images[first] & images[second]:
-            near = near_duplicates(*([found[pair.image].perceptual for pair in part] for part in (some, others)))
+            near = near_duplicates(*([found[pair.image].look for pair in part] for part in (some, others)))
             if near:
                 one, other = some[near[0][0]].image, others[near[0][1]].image
                 lines.append(f"{len(near)} images of {first} look like one of {second}, such as {one} and {other}")
     return lines
 
 
-def near_duplicates(first: Sequence[int], second: Sequence[int],
+def near_duplicates(first: Sequence[str | None], second: Sequence[str | None],
                     groups: tuple[Sequence[str], Sequence[str]] | None = None) -> list[tuple[int, int]]:
-    """The images whose perceptual hash differs in at most `NEAR` bits from that of an image of `second`, with that one.
+    """The images of `first` that look like an image of `second`, or like its mirror image, each with the nearest one.
 
-    `first`, `second`: the hashes. `groups`: those of the images, if images of one group are not to be compared. Returns
-    pairs of positions in both.
+    `first`, `second`: the hashes of `inspection.look_of`; None is like nothing. At most `NEAR` bits differ. `groups`:
+    those of the images, if images of one group are not to be compared. Returns pairs of positions in both.
     """
-    one, other = np.array(first, np.uint64), np.array(second, np.uint64)
+    one, other = (np.frombuffer(bytes.fromhex("".join(look or 64 * "0" for look in side)), np.uint64).reshape(-1, 2, 2)
+                  for side in (first, second))
     pairs = []
     for start in range(0, len(one) if len(other) else 0, BLOCK):
-        different = np.bitwise_count(one[start : start + BLOCK, None] ^ other[None])
+        rows = one[start : start + BLOCK]
+        different = np.minimum(*(sum(np.bitwise_count(rows[:, None, 0, word] ^ other[None, :, side, word])
+                                     for word in (0, 1)) for side in (0, 1)))
+        different[~rows.any(axis=(1, 2))[:, None] | ~other.any(axis=(1, 2))] = 128
         if groups:
-            different[np.array(groups[0])[start : start + BLOCK, None] == np.array(groups[1])[None]] = 64
+            different[np.array(groups[0])[start : start + BLOCK, None] == np.array(groups[1])[None]] = 128
         nearest = different.argmin(axis=1)
         pairs += [(start + row, int(column)) for row, column in enumerate(nearest) if different[row, column] <= NEAR]
     return pairs

@@ -125,10 +125,11 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
     has two roles that exclude one another, or if the stored posteriors have different forms.
     """
     known, records = roles.examine(source.records, source.predictor, run.allow)
-    roles.compare_with_victim(known, file_of(run.victim))
+    if run.victim:
+        roles.compare_with_victim(known, run.victim)
+    roles.compare_with_references(known, source.references)
     if attacker := attack.settings.attacker:
         roles.compare_with_attacker(known, Path(attacker.path))
-    roles.compare_with_references(records, source.references)
     if population:
         roles.compare_with_population(known, population.records)
         check_forms(population.predictor, population.records)
@@ -146,7 +147,7 @@ def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Predicto
     """
     if not run.control:
         return None
-    roles.compare_with_control(known, file_of(run.control))
+    roles.compare_with_control(known, run.control)
     stride = source.predictor.stride or source.form()[1]
     control = open_predictor(run.control, PredictorOptions(run.compute, stride, source.defense))
     if control.reads_images and not source.records[0].image.is_file():

@@ -8,6 +8,7 @@ from attacks.patches import Selection
 from attacks.representation import channels
 from attacks.sample import Attack, AttackSettings
 from datasets import show_dataset
+from defenses import DEFENSES, DefenseSpec
 from defenses.base import Defense
 from evaluation.attack_run import AttackRun, existing_files, run_attack
 from models import LoadedAttacker, load_attacker
@@ -67,6 +68,8 @@ def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoic
     """
     if choices.floor is not None and not 0 < choices.floor < 1:
         raise UserError(f"--floor {choices.floor}: must be above 0 (0 has no logarithm) and below 1")
+    if attacker and name == "learned":
+        warn_of_defense(attacker, defense)
     spec = attacker and replace(attacker.spec, argmax=defense.one_hot, floor=choices.floor or attacker.spec.floor)
     if spec and choices.input not in (None, spec.input):
         raise UserError(f"{attacker.path} reads -input {spec.input}; for -input {choices.input} give another -resume")
@@ -127,6 +130,20 @@ def warn_of_classes(attacker: LoadedAttacker, victim: str, names: object) -> Non
     if differ := [(trained, own) for trained, own in zip(attacker.class_names, names, strict=False) if trained != own]:
         warn_once(f"{attacker.path} reads the classes in their order, and it was trained on {differ[0][0]!r} where "
                   f"{victim} has {differ[0][1]!r}")
+
+
+def warn_of_defense(attacker: LoadedAttacker, defense: Defense) -> None:
+    """Print a warning if an attacker was trained on defended posteriors, and attacks without or under another defense.
+
+    An attacker that was trained without a defense may attack under any: it does not know the defense.
+    """
+    stored = attacker.arguments if isinstance(attacker.arguments, dict) else {}
+    values = {name: stored.get(name.replace("-", "_")) for name in DEFENSES}
+    trained = [DefenseSpec(name, None if value is True else value).describe() for name, value in values.items()
+               if isinstance(value, (int, float)) and value is not False]
+    if trained and trained[0] != (given := defense.spec.describe()):
+        warn_once(f"{attacker.path} was trained under the defense {trained[0]}, and the attack is "
+                  f"{f'under {given}' if given else 'without it'}; give the same flag, unless this is meant")
 
 
 def _expected(attack: Attack) -> tuple[int | None, int | None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scipy.stats import fisher_exact
 
-from datasets.inspection import check_labels, hash_array, inspect
+from datasets.inspection import check_depth, check_labels, hash_array, inspect
 from datasets.provenance import (
     IN,
     OUT,
@@ -14,10 +14,13 @@ from datasets.provenance import (
     copies,
     list_pairs,
     read_provenance,
+    read_training_images,
     versions,
     warn_of_groups,
+    warn_of_near,
     warn_of_versions,
 )
+from predictors import file_of
 from predictors.base import Predictor, Query, Record, group_repeats, identify, look_alikes, tell_apart
 from predictors.reference import Reference
 from utils.cli import UserError
@@ -64,7 +67,9 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
     both sides, or twice on one side and this is not allowed. Warns of images with the same label on both sides.
     """
     images = identify(records)
-    check_labels([inspect(*record.files) for record in records], "the attacked images", records[0].dataset)
+    inspected = [inspect(*record.files) for record in records]
+    check_labels(inspected, "the attacked images", records[0].dataset)
+    check_depth(inspected, "the attacked images")
     found = [one if one.image or one.label else replace(one, image=_output_hash(record, predictor))
              for one, record in zip(images, records, strict=True)]
     first, second = (Images(one for one, record in zip(found, records, strict=True) if record.member is side)
@@ -81,11 +86,11 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
         warn_once(f"{len(again)} attacked images have the label of an earlier one of their side, and other pixels: "
                   f"{list_pairs(again)}; perhaps they are versions of one image, so they form one group with it")
     records = tell_apart(group_repeats(records, [*again, *twice]))
-    warn_of_near(records)
+    warn_of_look_alikes(records)
     return roles, records
 
 
-def warn_of_near(records: Sequence[Record]) -> None:
+def warn_of_look_alikes(records: Sequence[Record]) -> None:
     """Print a warning if some attacked images look like images of other groups, on the same or on the other side."""
     if near := look_alikes(records, records):
         across = sum(one.member is not other.member for one, other in near)
@@ -99,16 +104,18 @@ def _output_hash(record: Record, predictor: Predictor) -> str | None:
     return None if predictor.reads_images else hash_array(predictor.predict([Query(record, None)])[0].numpy())
 
 
-def compare_with_victim(roles: Roles, checkpoint: Path | None) -> None:
+def compare_with_victim(roles: Roles, victim: str) -> None:
     """Compare members and non-members with the training images of the target model, where they are at hand.
 
     Raises `UserError` if the model was trained on a non-member, or if it was not trained on a member and this is not
-    allowed.
+    allowed. Warns of non-members that look like training images.
     """
-    if not checkpoint or not (trained := read_provenance(checkpoint.parent)):
+    checkpoint = file_of(victim)
+    trained = read_training_images(checkpoint, f"--victim {victim}", "the members, and on no non-member", print_once)
+    if trained is None:
         return
     roles.known.append("training images of the target model")
-    inside, outside = (trained[IN].shared(side.all) for side in (roles.members, roles.non_members))
+    inside, outside = (trained.shared(side.all) for side in (roles.members, roles.non_members))
     members, seen = roles.members.all, {one.name for one, _ in inside}
     unseen = [one.name for one in members if one.name not in seen]
     if unseen and len(outside) > len(inside):
@@ -117,7 +124,8 @@ def compare_with_victim(roles: Roles, checkpoint: Path | None) -> None:
     if outside:
         raise UserError(f"{checkpoint} was trained on {len(outside)} of the {len(roles.non_members.all)} non-members, "
                         f"such as {outside[0][0].name}; remove them from the non-members")
-    warn_of_versions(trained[IN], roles.images, "training images of the target model and attacked images")
+    warn_of_versions(trained, roles.images, "training images of the target model and attacked images")
+    warn_of_near(trained, roles.non_members, "attacked non-members", "training images of the target model")
     roles.refuse("unseen", len(unseen), f"{checkpoint} was not trained on {len(unseen)} of the {len(members)} members, "
                  f"such as {unseen[0]}; give the members of this model or, if these are meant, --allow unseen. To see "
                  "what an attack finds on a model that saw neither side, give it as --control" if unseen else "")
@@ -146,17 +154,18 @@ def _compare(roles: Roles, learned: Images, what: str, learner: str) -> None:
                  "overlap to count them" if shared else "")
     warn_of_groups(roles.images, learned, f"the attacked images and {what}")
     warn_of_versions(learned, roles.images, f"{what} and attacked images")
+    warn_of_near(learned, roles.images, "attacked images", f"images of {what}")
 
 
-def compare_with_references(records: Sequence[Record], references: Sequence[Reference]) -> None:
+def compare_with_references(roles: Roles, references: Sequence[Reference]) -> None:
     """Raise `UserError` if a reference was trained on clearly more images of one side than of the other.
 
     It is left out for these images, so which references are used would tell members from non-members. Otherwise the
-    number of such images is printed.
+    number of such images is printed. Warns of attacked images that look like its training images.
     """
-    sides = [[record for record in records if record.member is side] for side in (True, False)]
+    sides = [roles.members.all, roles.non_members.all]
     for reference in references:
-        seen = [sum(map(reference.saw, side)) for side in sides]
+        seen = [len(reference.trained_on.shared(side)) for side in sides]
         table = [seen, [len(side) - count for side, count in zip(sides, seen, strict=True)]]
         shown = f"{seen[0]} of {len(sides[0])} members and on {seen[1]} of {len(sides[1])} non-members"
         if fisher_exact(table).pvalue < UNBALANCED:
@@ -164,15 +173,22 @@ def compare_with_references(records: Sequence[Record], references: Sequence[Refe
                             "for them, which tells the sides apart: give references that saw as many of both sides")
         if any(seen):
             print_once(f"the reference {reference.predictor.where} was trained on {shown}; it is left out for them")
+        warn_of_near(reference.trained_on, roles.images, "attacked images",
+                     f"training images of the reference {reference.predictor.where}")
 
 
-def compare_with_control(roles: Roles, checkpoint: Path | None) -> None:
-    """Raise `UserError` if a model that is to serve as a control was trained on an attacked image."""
-    if checkpoint and (trained := read_provenance(checkpoint.parent)):
+def compare_with_control(roles: Roles, control: str) -> None:
+    """Raise `UserError` if a model that is to serve as a control was trained on an attacked image.
+
+    Warns of attacked images that look like its training images.
+    """
+    trained = read_training_images(file_of(control), f"--control {control}", "none of the attacked images")
+    if trained is not None:
         roles.known.append("training images of --control")
-        if seen := trained[IN].shared(roles.images.all):
-            raise UserError(f"--control {checkpoint} was trained on {len(seen)} of the attacked images, such as "
+        if seen := trained.shared(roles.images.all):
+            raise UserError(f"--control {control} was trained on {len(seen)} of the attacked images, such as "
                             f"{seen[0][0].name}; a control is a model that was trained on none")
+        warn_of_near(trained, roles.images, "attacked images", "training images of --control")
 
 
 def say(roles: Roles) -> None:

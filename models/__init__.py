@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from utils.cli import UserError, number, positive
+from utils.distributed import warn_once
 from utils.tables import Entry, Table
 
 if TYPE_CHECKING:
@@ -24,6 +25,15 @@ MODELS = Table("segmentation model", {
     "dpc": Entry("models.deeplab:build", "DeepLab-v3+ with a dense prediction cell"),
 })
 WITHOUT_DROPOUT = ("upernet",)  # models that have a dropout layer only in their auxiliary head
+
+
+def warn_if_unfinished(checkpoint: dict, where: str) -> None:
+    """Print a line on stderr if the training of a checkpoint stopped before its last epoch."""
+    arguments = checkpoint.get("args")
+    epochs, done = arguments.get("epochs") if isinstance(arguments, dict) else None, checkpoint.get("epoch")
+    if isinstance(epochs, int) and isinstance(done, int) and done < epochs:
+        warn_once(f"the training of {where} stopped after {done} of {epochs} epochs; resume it with --continue, or say "
+                  "so beside the results")
 
 
 def build_segmenter(spec: dict, pretrained: bool = False) -> "nn.Module":
@@ -80,7 +90,7 @@ def load_segmenter(path: str) -> tuple["nn.Module", dict]:
 class LoadedAttacker:
     """An attacker for inference: model, input settings, number of classes (None: any), and path of the checkpoint.
 
-    `class_names`: those of the shadows that it was trained on, if they are known.
+    `class_names`: those of the shadows that it was trained on, if they are known. `arguments`: those of its training.
     The model is in eval mode, and each BatchNorm is merged into the convolution before it.
     """
 
@@ -89,6 +99,7 @@ class LoadedAttacker:
     classes: int | None
     path: str
     class_names: Sequence[str] | None = None
+    arguments: dict | None = None
 
 
 def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
@@ -97,7 +108,8 @@ def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
 
     A checkpoint of the release has only weights. Its input follows from the number of channels; `arch`, `dilated` and
     `patch_size` (default 90) must be given. Raises `UserError` for any other file, and if they are not those that the
-    checkpoint stores.
+    checkpoint stores. Warns of a last.pth.tar, whose training may be unfinished, and which has other weights than
+    best.pth.tar.
     """
     from models.attacker import RELEASE_FLOOR, Attacker, InputSpec, build_attacker
     from utils.checkpoints import load_checkpoint, rebuild, require
@@ -121,7 +133,13 @@ def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
             raise UserError(f"{path} was trained on patches of {spec.size}; leave --patch-size out")
         if dilated or arch not in ("resnet50", stored["arguments"].get("arch")):
             raise UserError(f"{path} stores its architecture, unlike those of the release; leave -a and -dilation out")
-    return LoadedAttacker(model.fold_norms(), spec, classes, str(path), checkpoint.get("classes"))
+    if "optimizer" in checkpoint:
+        warn_if_unfinished(checkpoint, path)
+    if "average" in checkpoint:
+        warn_once(f"{path} has the weights of the last step; the attacker is their average, which is in best.pth.tar "
+                  "once the training is finished")
+    return LoadedAttacker(model.fold_norms(), spec, classes, str(path), checkpoint.get("classes"),
+                          checkpoint.get("args"))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -65,7 +65,7 @@ class Record:
         """What identifies the image, whatever the names of its files."""
         found = inspect(*self.files)
         own = self.group in (self.name, self.image.name) or self.group.rpartition(".")[0] == self.name
-        return Identity(self.name, None if own else self.group, found.image, found.pattern)
+        return Identity(self.name, None if own else self.group, found.image, found.pattern, found.look)
 
     def load_image(self) -> np.ndarray:
         """Image uint8 (H, W, 3). Raises `UserError` if the file is missing or broken, or only it is turned by EXIF."""
@@ -104,11 +104,9 @@ def group_repeats(records: Sequence[Record], pairs: Sequence[tuple[Identity, Ide
 
 def look_alikes(first: Sequence[Record], second: Sequence[Record]) -> list[tuple[Record, Record]]:
     """The images of `first` that look like an image of `second` in another group, by their perceptual hashes."""
-    sides = [[(record, seen) for record in records if (seen := inspect(*record.files).perceptual) is not None]
-             for records in (first, second)]
-    pairs = near_duplicates(*([seen for _, seen in side] for side in sides),
-                            tuple([record.group for record, _ in side] for side in sides))
-    return [(sides[0][one][0], sides[1][other][0]) for one, other in pairs]
+    pairs = near_duplicates(*([inspect(*record.files).look for record in side] for side in (first, second)),
+                            tuple([record.group for record in side] for side in (first, second)))
+    return [(first[one], second[other]) for one, other in pairs]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import load_segmenter, read_segmenter
+from models import load_segmenter, read_segmenter, warn_if_unfinished
 from predictors.base import Predictor, PredictorOptions, Query
-from utils.distributed import warn_once
 
 
 class ModelPredictor(Predictor):
@@ -64,12 +63,3 @@ class CheckpointPredictor(ModelPredictor):
     def model(self) -> nn.Module:
         model, _ = load_segmenter(self.where)
         return self.options.defense.prepare(model.to(self.options.compute.device))
-
-
-def warn_if_unfinished(checkpoint: dict, where: str) -> None:
-    """Print a line on stderr if the training of a checkpoint stopped before its last epoch."""
-    arguments = checkpoint.get("args")
-    epochs, done = arguments.get("epochs") if isinstance(arguments, dict) else None, checkpoint.get("epoch")
-    if isinstance(epochs, int) and isinstance(done, int) and done < epochs:
-        warn_once(f"the training of {where} stopped after {done} of {epochs} epochs; resume it with --continue, or say "
-                  "so beside the results")

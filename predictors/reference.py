@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 
 from datasets.pairs import Pair, read_split
-from datasets.provenance import IN, OUT, Images, read_provenance
+from datasets.provenance import IN, OUT, Images, read_provenance, read_training_images
 from models import read_segmenter
 from predictors import file_of, open_predictor
 from predictors.base import Predictor, PredictorOptions, Record, identify
 from predictors.cache import cache_posteriors
 from utils.checkpoints import require
 from utils.cli import UserError
-from utils.distributed import warn_once
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,4 @@ def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[R
 def _trained_on(place: str) -> Images:
     if Path(place).is_dir():
         return read_shadow(place).images()[IN]
-    path = file_of(place)
-    if path and (known := read_provenance(path.parent)):
-        return known[IN]
-    warn_once(f"the training images of the reference {place} are not known; it is assumed that it was trained on none "
-              "of the attacked images")
-    return Images([])
+    return read_training_images(file_of(place), f"the reference {place}", "none of the attacked images") or Images([])

@@ -208,7 +208,7 @@ def test_near_duplicates_are_found(tmp_path):
         image, _ = small_scene(index)
         save(tmp_path / f"{index}.png", image)
         Image.fromarray(image).resize((96, 48)).save(tmp_path / f"{index}.jpg", quality=60)
-        looks.append([inspect(tmp_path / f"{index}.{kind}", tmp_path / "none", None).perceptual
+        looks.append([inspect(tmp_path / f"{index}.{kind}", tmp_path / "none", None).look
                       for kind in ("png", "jpg")])
     found = near_duplicates(*zip(*looks, strict=True))
     assert {pair for pair in found if pair[0] == pair[1]} == {(index, index) for index in range(8)}

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets.inspection import check_labels, check_meaning, inspect
+from datasets import find_dataset, show_dataset
+from datasets.inspection import Inspection, check_depth, check_labels, check_meaning, inspect
 from datasets.pairs import Pair
 from datasets.provenance import (
     IN,
@@ -14,6 +15,7 @@ from datasets.provenance import (
     list_pairs,
     read_provenance,
     warn_of_groups,
+    warn_of_near,
     warn_of_versions,
 )
 from predictors import file_of
@@ -27,7 +29,7 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
     """Identify the training images (`inside`) and the other images of a victim or a shadow.
 
     Raises `UserError` if an image is on both sides, or if the labels of a side are all void or have one class. Warns of
-    copies among the training images, and of groups that both sides have.
+    copies among the training images, of groups that both sides have, and if half of the classes do not occur.
     """
     roles, found = {}, []
     for role, pairs, name in ((IN, inside, names[0]), (OUT, outside, names[1])):
@@ -35,6 +37,8 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
         roles[role] = identify(records)
         found.append([inspect(*record.files) for record in records])
         check_labels(found[-1], name, dataset)
+        check_depth(found[-1], name)
+    warn_of_absent_classes(found[0], names[0], dataset)
     check_meaning([*found[0], *found[1]], " and ".join(names), dataset)
     known = Images(roles[IN])
     if both := known.shared(roles[OUT]):
@@ -50,10 +54,19 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
     return roles
 
 
+def warn_of_absent_classes(found: Sequence[Inspection], what: str, dataset: str) -> None:
+    """Print a warning if at least half of the classes of a data set occur in no label of `what`."""
+    names, present = find_dataset(dataset).CLASSES, {number for one in found for number in one.ids}
+    absent = [name for number, name in enumerate(names) if number not in present]
+    if 2 * len(absent) >= len(names):
+        warn_once(f"{len(absent)} of the {len(names)} classes of {show_dataset(dataset)} occur in no label of {what}: "
+                  f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}; check --dataset")
+
+
 def compare_shadow_data(pairs: Sequence[Pair], dataset: str, victim: str, allow: Sequence[str]) -> None:
     """Compare D^S with the training images of the victim, where its provenance.json is at hand.
 
-    Raises `UserError` if they share images and this is not allowed. Warns of groups that both have.
+    Raises `UserError` if they share images and this is not allowed. Warns of groups that both have, and of versions.
     """
     path = file_of(victim)
     if not path or not (trained := read_provenance(path.parent)):
@@ -64,6 +77,7 @@ def compare_shadow_data(pairs: Sequence[Pair], dataset: str, victim: str, allow:
                         f"images of {victim}; give other images, or --allow overlap if the attacker is to know them")
     warn_of_groups(Images(images), trained[IN], "both D^S and the training images of the victim")
     warn_of_versions(trained[IN], Images(images), "training images of the victim and images of D^S")
+    warn_of_near(trained[IN], Images(images), "images of D^S", "training images of the victim")
 
 
 def check_unchanged(folder: Path, roles: Mapping[str, Sequence[Identity]]) -> None:

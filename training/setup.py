@@ -36,10 +36,11 @@ from utils.distributed import gather, is_main, own_share, print_once, run_on_mai
 from utils.files import start_run, write_json
 from utils.resume import resume_arguments
 
-__all__ = ["begin", "cache_shadows", "check_batch", "check_unchanged", "classes_of", "compare_attacker_data",
-           "compare_shadow_data", "compare_sides", "count", "count_shadow_images", "dataset_of", "join_trees",
-           "partition", "plan_attacker", "plan_of", "plan_segmenter", "prepare", "read_split", "start_run_on_main",
-           "train_and_report", "train_attacker_and_report", "write_provenance", "write_shadow_splits"]
+__all__ = ["begin", "cache_shadows", "check_batch", "check_classes", "check_unchanged", "classes_of",
+           "compare_attacker_data", "compare_shadow_data", "compare_sides", "count", "count_shadow_images",
+           "dataset_of", "join_trees", "partition", "plan_attacker", "plan_of", "plan_segmenter", "prepare",
+           "read_split", "start_run_on_main", "train_and_report", "train_attacker_and_report", "write_provenance",
+           "write_shadow_splits"]
 
 
 def count(split: str | Path) -> int:
@@ -128,6 +129,11 @@ def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute
 def classes_of(shadows: Sequence[str]) -> list[str] | None:
     """The class names of shadows, which have the same; None without shadows."""
     return list(find_dataset(read_shadow(shadows[0]).dataset).CLASSES) if shadows else None
+
+
+def check_classes(victim: str, dataset: str) -> None:
+    """Raise `UserError` if a victim cannot be opened, or has other classes than a data set."""
+    open_victim(victim, dataset, PredictorOptions())
 
 
 def dataset_of(model: str | Path | None) -> str:
