@@ -17,6 +17,7 @@ from utils.files import read_json, write_json
 
 FILE = "provenance.json"
 NOTE = "Private: who holds these hashes can tell which images the model was trained on. Do not hand this file on."
+FAR = 40  # of 128 bits, from which on two perceptual hashes are of different images
 IN, OUT = "in", "out"  # trained on, or attacked as a member; and not
 
 
@@ -69,9 +70,12 @@ class Images:
         return [(other, own) for other in others if (own := self.find(other))]
 
     def alike(self, others: Iterable[Identity]) -> list[tuple[Identity, Identity]]:
-        """The pairs (other, own) of images with other pixels and the same label, as of an image that was compressed."""
+        """The pairs (other, own) of images with other pixels and the same label, as of an image that was compressed.
+
+        Images that do not look alike at all, as those that share one mask, are left out.
+        """
         return [(other, own) for other in others for own in self._by_label.get(other.label, ())
-                if own.image and other.image and own.image != other.image]
+                if own.image and other.image and own.image != other.image and not _unlike(own.look, other.look)]
 
     def near(self, others: Iterable[Identity]) -> list[tuple[Identity, Identity]]:
         """The pairs (other, own) of images in two groups that look alike, and are in no pair of `shared` and `alike`.
@@ -86,6 +90,11 @@ class Images:
     def groups(self) -> set[str]:
         """The names of the groups; images that are their own group have none."""
         return {one.group for one in self.all if one.group}
+
+
+def _unlike(first: str | None, second: str | None) -> bool:
+    """Whether two perceptual hashes show that images have nothing in common. About 64 of 128 bits differ by chance."""
+    return bool(first and second) and (int(first[:32], 16) ^ int(second[:32], 16)).bit_count() > FAR
 
 
 def copies(identities: Sequence[Identity]) -> list[tuple[Identity, Identity]]:

@@ -187,7 +187,13 @@ def shifted(first, step):
     return image, np.roll(label, step, axis=1)
 
 
+def one_mask(first, step):
+    """Another image with the label of the first, as of images with one template as their mask."""
+    return small_scene(first + 500 + step)[0], small_scene(first)[1]
+
+
 @pytest.mark.parametrize("change, groups, message", [
+    (one_mask, 8, ""),
     (brighter, 2, "12 attacked images have the label of an earlier one of their side"),
     (shifted, 8, "14 of 16 attacked images look like one of another group, 0 of them like one of the other side"),
     (None, 8, "")])
