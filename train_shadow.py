@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> None:
     if folder:
         inside, outside = (setup.read_split(folder / name, args.root) for name in ("in.txt", "out.txt"))
     else:
+        setup.check_model(options)
         if args.train:
             how = "as given"
             inside, outside = (setup.read_split(path, args.root, args.strip_prefix)

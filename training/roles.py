@@ -27,7 +27,7 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
     """Identify the training images (`inside`) and the other images of a victim or a shadow.
 
     Raises `UserError` if an image is on both sides, or if the labels of a side are all void or have one class. Warns of
-    copies among the training images, and of groups that both sides have.
+    labels that are all void, copies among the training images, and groups that both sides have.
     """
     roles, found = {}, []
     for role, pairs, name in ((IN, inside, names[0]), (OUT, outside, names[1])):
@@ -35,6 +35,8 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
         roles[role] = identify(records)
         found.append([inspect(*record.files) for record in records])
         check_labels(found[-1], name, dataset)
+        if void := sum(not one.ids for one in found[-1]):
+            warn_once(f"{void} of {len(records)} labels of {name} are void everywhere; these images change nothing")
     check_meaning([*found[0], *found[1]], " and ".join(names), dataset)
     known = Images(roles[IN])
     if both := known.shared(roles[OUT]):
