@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     for name, column in zip(args.runs, columns, strict=True):
         line = f"{name}: {args.metric} {compute_metrics(column, member)[args.metric]:.3f}"
         if column is not columns[0] and np.array_equal(column, columns[0]):
-            line += ", the scores of the first run"
+            line += ", every score is that of the first run"
         elif column is not columns[0]:
             both = paired_difference([column], columns[:1], member, group, args.metric)
             line += f", {both['difference']:+.3f}"
