@@ -22,7 +22,7 @@ import datasets
 import defenses
 from attacks import ATTACKS, REPRESENTATIONS, SCHEMES
 from predictors import PREDICTORS
-from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, refuse_unused, run
+from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, refuse_unused, run, thousands
 
 ATTACKER = "weights/loss.pth.tar"
 QUERY = ("--members", "--non-members", "--keep", "--stride", "--root", "--strip-prefix", "--dataset", "--classes",
@@ -54,11 +54,11 @@ def parser() -> argparse.ArgumentParser:
     patches = flags.add_argument_group("patches")
     patches.add_argument("--select", choices=SCHEMES,
                          help="how patches are selected (default: random; full for a pixelwise attacker)")
-    flag(patches, "num-patch", type=int, default=6, metavar="N", help="patches per image (default: 6)")
+    flag(patches, "num-patch", type=thousands, default=6, metavar="N", help="patches per image (default: 6)")
     flag(patches, "tau", type=number(0, 1), help="--select rejection: reject patches whose mean posterior of the "
          "labelled class is above this (default: that of the attacker, chosen on held-out shadow data; without an "
          "attacker 0.95)")
-    patches.add_argument("--patch-size", type=positive, help="side of a patch in positions (default: that of the "
+    patches.add_argument("--patch-size", type=thousands, help="side of a patch in positions (default: that of the "
                          "attacker, which is 90 in the release; without an attacker 24)")
     where = flags.add_argument_group("posteriors on disk")
     where.add_argument("--examples", metavar="TREE", default="examples",
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     maps = flags.add_argument_group("activation maps")
     flag(maps, "cam", metavar="DIR", help="output folder of class activation maps (CAM, figure 5): drawings, and "
          "correlations.csv with the correlation of CAM and loss map for each image")
-    maps.add_argument("--cam-images", "--cam-pictures", type=int, default=4, metavar="N",
+    maps.add_argument("--cam-images", "--cam-pictures", type=number(0, 10**6, int), default=4, metavar="N",
                       help="draw the maps of the first N members and the first N non-members, by name (default: 4)")
     flags.add_argument("--hash-names", metavar="KEYFILE", help="write keyed hashes (HMAC-SHA256) instead of the "
                        "images' names; the key is the content of this file, 16 bytes or more")

@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> None:
     if folder:
         inside, outside = (setup.read_split(folder / name, args.root) for name in ("in.txt", "out.txt"))
     else:
+        setup.check_model(options)
         if names_victim(args) and (args.train or args.partition == "random"):  # else the partition queries the victim
             setup.check_classes(args.victim, options.dataset)
         if args.train:

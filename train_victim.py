@@ -42,6 +42,8 @@ def main(args: argparse.Namespace) -> None:
     options = pick(args, SegmenterTraining, dataset=dataset)
     inside, outside = (setup.read_split(path, args.root, args.strip_prefix) for path in (args.train, args.test))
     setup.check_batch(options, len(inside))
+    if not folder:
+        setup.check_model(options)
     roles = setup.compare_sides(inside, outside, options.dataset)
     if folder:
         setup.check_unchanged(folder, roles)

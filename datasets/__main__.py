@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets import DATASETS, add_class_flags, chosen, find_dataset
-from utils.cli import UserError, new_parser, positive, refuse_unused, run
+from utils.cli import UserError, natural, new_parser, refuse_unused, run, thousands
 from utils.distributed import warn_once
 
 
@@ -25,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--root", metavar="DIR",
                        help="folder of the data set; streets draws its images there (default: data/NAME)")
     flags.add_argument("--splits", metavar="DIR", help="output folder of the split files (default: splits/NAME)")
-    flags.add_argument("--seed", type=int, default=0, help="seed of random splits, and of streets (default: 0)")
-    flags.add_argument("--short-side", type=positive, metavar="N",
+    flags.add_argument("--seed", type=natural, default=0, help="seed of random splits, and of streets (default: 0)")
+    flags.add_argument("--short-side", type=thousands, metavar="N",
                        help="shorter side of the images of the copy, in pixels")
     flags.add_argument("--copy", metavar="DIR",
                        help="output folder of the copy; the split files then list the images of the copy")
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     check(args)
-    from datasets.pairs import check_files, write_split
+    from datasets.pairs import check_files, fields_of, write_split
     from datasets.survey import survey, without_copies
 
     name = args.dataset
@@ -49,8 +49,11 @@ def main(args: argparse.Namespace) -> None:
         parts = without_copies(parts, inspected)
     check_parts(root, parts, must_have_images=name == "folder")
     for part, pairs in parts.items():
-        if args.copy:
-            pairs = resized(pairs, Path(args.copy), args.short_side, part)
+        for pair in pairs:
+            fields_of(pair, out / f"{part}.txt")
+    if args.copy:
+        parts = {part: resized(pairs, Path(args.copy), args.short_side, part) for part, pairs in parts.items()}
+    for part, pairs in parts.items():
         path = out / f"{part}.txt"
         write_split(path, pairs, f"{name}, seed {args.seed}: {len(pairs)} images")
         print(f"{path}: {len(pairs)}")

@@ -16,6 +16,7 @@ import numpy as np
 from datasets.pairs import Pair, deal, describe_folder, read_fields, set_once
 from utils import VOID
 from utils.cli import UserError
+from utils.distributed import warn_once
 from utils.files import files_by_name
 
 PARTS = ("victim_in", "victim_out", "shadow_in", "shadow_out")
@@ -192,6 +193,9 @@ def find_pairs(root: Path) -> list[Pair]:
     if not (root / "images").is_dir() or not masks:
         raise UserError(f"{root} must hold the folders images and masks, with files of equal names, but "
                         f"{describe_folder(root)}")
+    if other := sorted(path for name in (*IMAGES, *MASKS) for path in root.glob(f"*/{name}")
+                       if path.is_dir() and path.parent.name not in ("images", masks)):
+        warn_once(f"{other[0]} is left out: only {root / 'images'} and {root / masks} are read")
     images, labels = ({name: file.relative_to(root).as_posix() for name, file in files_by_name(root / kind).items()}
                       for kind in ("images", masks))
     for kind, one, other in ((masks, images, labels), ("images", labels, images)):

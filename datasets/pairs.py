@@ -17,6 +17,7 @@ from utils.files import atomic_open
 from utils.randomness import stream
 from utils.untrusted import reading
 
+LINE = "image label [group]"  # form of a line of a split file
 MAX_BYTES = 64 * 2**20  # of a split file
 MAX_PATH = 4000  # characters
 
@@ -42,14 +43,17 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
 
     If `path` is a folder, its split files are read one after another. `strip_prefix` is removed from the start of both
     paths, then leading slashes, so the authors' lists need no changes. Without a third column each image forms a
-    separate group. Raises `UserError` if a file is missing or empty, a line has another form, a path leaves `root`, two
-    images have the same name, or, with `must_exist`, an image or label does not exist. With `must_exist`, also warns if
-    only some images have a group, or several have one label.
+    separate group. Raises `UserError` if a file is missing or empty, a line has another form, no path starts with
+    `strip_prefix`, a path leaves `root`, two images have the same name, or, with `must_exist`, an image or label does
+    not exist. With `must_exist`, also warns if only some images have a group, or several have one label.
     """
     root = Path(root)
     pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
     if not pairs:
         raise UserError(f"{path} lists no image")
+    lines = [fields for file in split_files(path) for _, fields in read_fields(file, LINE)] if strip_prefix else []
+    if lines and not any(field.startswith(strip_prefix) for fields in lines for field in fields[:2]):
+        raise UserError(f"no path in {path} starts with {strip_prefix}; correct --strip-prefix, or leave it out")
     seen: set[str] = set()
     for pair in pairs:
         if pair.name in seen:
@@ -107,7 +111,7 @@ def split_files(path: str | Path) -> list[Path]:
 
 
 def _read_file(path: Path, root: Path, strip_prefix: str) -> Iterator[Pair]:
-    for number, fields in read_fields(path, "image label [group]"):
+    for number, fields in read_fields(path, LINE):
         image, label = (field.removeprefix(strip_prefix).lstrip("/") for field in fields[:2])
         for field in map(PurePosixPath, (image, label)):
             if not field.name or ".." in field.parts or len(str(field)) > MAX_PATH:
@@ -153,13 +157,16 @@ def write_split(path: str | Path, pairs: Iterable[Pair], comment: str = "") -> N
     Raises `UserError` if a path or group has a space or `#`.
     """
     lines = [f"# {comment}"] if comment else []
-    for pair in pairs:
-        fields = [pair.image, pair.label, *([pair.group] if pair.group != pair.image else [])]
-        if wrong := next((field for field in fields if "#" in field or field.split() != [field]), None):
-            raise UserError(f"{path}: `{wrong}` has a space or #, which a split file cannot hold; rename the file")
-        lines.append(" ".join(fields))
     with atomic_open(path, "w") as file:
-        file.write("\n".join(lines) + "\n")
+        file.write("\n".join([*lines, *(" ".join(fields_of(pair, path)) for pair in pairs)]) + "\n")
+
+
+def fields_of(pair: Pair, path: str | Path) -> list[str]:
+    """The fields of a pair in the split file `path`. Raises `UserError` if one has a space or `#`."""
+    fields = [pair.image, pair.label, *([pair.group] if pair.group != pair.image else [])]
+    if wrong := next((field for field in fields if "#" in field or field.split() != [field]), None):
+        raise UserError(f"{path}: `{wrong}` has a space or #, which a split file cannot hold; rename the file")
+    return fields
 
 
 def load_label(path: str | Path, dataset: str | None) -> np.ndarray:

@@ -23,7 +23,7 @@ from evaluation.utility import miou, record_confusion
 from models.pixelwise import Pixelwise
 from predictors import file_of, open_predictor
 from predictors.base import Predictor, PredictorOptions, Record
-from predictors.cache import cache_posteriors
+from predictors.cache import cache_posteriors, check_stride
 from predictors.samples import Source, check_class_names
 from predictors.stored import check_forms
 from utils.cli import UserError
@@ -122,7 +122,8 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
     """Compare the attacked images with one another and with the images of the models, before anything is computed.
 
     Returns the source, with copies of an image in one group, and the images by content. Raises `UserError` if an image
-    has two roles that exclude one another, or if the stored posteriors have different forms.
+    has two roles that exclude one another or lacks a label that is needed, if its output is too small, or if the stored
+    posteriors have different forms.
     """
     known, records = roles.examine(source.records, source.predictor, run.allow)
     if run.victim:
@@ -135,6 +136,10 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
         check_forms(population.predictor, population.records)
     for predictor in (source.predictor, *(reference.predictor for reference in source.references)):
         check_forms(predictor, records)
+    check_stride(records, source.predictor.stride)
+    for one in (source, population) if "truth" in attack.needs else ():
+        if one:
+            roles.check_truth(one)
     for line in controls.describe_sides([inspect(*r.files) for r in records], [r.member for r in records]):
         warn_once(line)
     return replace(source, records=records), known
@@ -169,7 +174,7 @@ def source_files(*objects: object) -> list[Path]:
 
 
 def check_needs(attack: Attack, source: Source, run: AttackRun, population: Source | None) -> None:
-    """Raise `UserError` if an attack lacks an input that it needs, or if -cam is given and has no activation maps."""
+    """Raise `UserError` if an attack lacks an input that it needs, or if -cam or --allow is given and has no effect."""
     if "references" in attack.needs and not source.references:
         raise UserError(f"--attack {run.name} compares the target with reference models: give --references DIR, runs "
                         "of train_shadow.py on other images")
@@ -182,6 +187,10 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
     if {"queries", "weights"} & attack.needs and not source.predictor.reads_images:
         raise UserError(f"--attack {run.name} queries the model: give --victim, because stored posteriors cannot "
                         "be queried")
+    if "unseen" in run.allow and not run.victim:
+        raise UserError("--allow unseen has no effect on posteriors on disk, whose model is not known; leave it out")
+    if "overlap" in run.allow and not (attack.settings.attacker or population):
+        raise UserError("--allow overlap has no effect without an attacker and without --population; leave it out")
     if run.cam and not isinstance(attack, LearnedAttack):
         raise UserError("-cam shows where a trained attacker finds evidence; a threshold has no activation map: leave "
                         "-cam out, or give --attack learned")

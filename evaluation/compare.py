@@ -23,18 +23,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    import numpy as np
+
     from evaluation.intervals import count_groups, paired_difference
     from evaluation.metrics import compute_metrics
     from evaluation.report import describe_groups
     from evaluation.stored_scores import read_paired
 
+    places = [Path(name).resolve() for name in args.runs]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise UserError(f"{twice} is given twice; give each run once")
     columns, member, group = read_paired([Path(name) for name in args.runs])
     if compute_metrics(columns[0], member)[args.metric] is None:
         raise UserError(f"--metric {args.metric} cannot be decided with {int((~member).sum())} non-members; compare "
                         "another metric, or runs on more non-members")
     for name, column in zip(args.runs, columns, strict=True):
         line = f"{name}: {args.metric} {compute_metrics(column, member)[args.metric]:.3f}"
-        if column is not columns[0]:
+        if column is not columns[0] and np.array_equal(column, columns[0]):
+            line += ", every score is that of the first run"
+        elif column is not columns[0]:
             both = paired_difference([column], columns[:1], member, group, args.metric)
             line += f", {both['difference']:+.3f}"
             line += "" if both["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*both["interval"])

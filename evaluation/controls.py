@@ -20,6 +20,7 @@ from evaluation.metrics import compute_metrics
 from evaluation.report import show_interval
 from utils import VOID
 from utils.files import atomic_open
+from utils.randomness import stream
 
 FOLDS = 5  # of whole groups
 # The images of a fold share a classifier, which the variation between groups does not contain. The variance is higher
@@ -27,7 +28,9 @@ FOLDS = 5  # of whole groups
 CROSS_FITTED = math.sqrt(1 + FOLDS / (FOLDS - 1))
 LARGEST = 20_000  # images on which the blind classifiers are trained; more would take minutes
 TREES = 100
+SEEDS = 2**32  # scikit-learn takes only smaller seeds
 KINDS = 8  # kinds of files that the blind classifiers can tell apart, the most frequent
+CLEAR = 0.6  # AUC of a control that would matter; "not above chance" needs an interval that ends below it
 TITLES = {"blind": "control without a model", "model": "the same attack on --control"}
 
 
@@ -57,6 +60,7 @@ def blind_scores(found: Sequence[Inspection], member: np.ndarray, group: Sequenc
     The mean rank of a logistic regression and a random forest within each of `FOLDS` folds of whole groups. None if a
     side has a single group, so that no classifier can be tested, or if all images look the same.
     """
+    seed = seed if seed < SEEDS else int(stream(seed, "control").integers(SEEDS))
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
@@ -107,6 +111,8 @@ def verdict(name: str, judged: dict) -> str:
     line += f" {show_interval(judged['auc_interval'])}"
     if judged["sides_differ"] == "below" and name == "model":
         return f"{line}: below chance, so the sides differ in the other direction, and the attack may be underestimated"
+    if judged["sides_differ"] == "" and judged["auc_interval"][1] >= CLEAR:
+        return f"{line}: it is not decided whether the sides differ by more than membership"
     if judged["sides_differ"] != "above":
         return f"{line}: not above chance"
     without = "without any model" if name == "blind" else "for this model, too, so not only by membership"

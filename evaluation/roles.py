@@ -23,6 +23,8 @@ from datasets.provenance import (
 from predictors import file_of
 from predictors.base import Predictor, Query, Record, group_repeats, identify, look_alikes, tell_apart
 from predictors.reference import Reference
+from predictors.samples import Source
+from utils import VOID
 from utils.cli import UserError
 from utils.distributed import print_once, warn_once
 
@@ -88,6 +90,17 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
     records = tell_apart(group_repeats(records, [*again, *twice]))
     warn_of_look_alikes(records)
     return roles, records
+
+
+def check_truth(source: Source) -> None:
+    """Raise `UserError` if an image has no label, or if its label is void at all positions of the output."""
+    stride = source.stride or source.predictor.stride or source.form()[1]
+    for record in source.records:
+        counts = inspect(*record.files).counts or {}
+        total, void = sum(counts.values()), counts.get(VOID, 0)
+        if (total - void) * stride**2 <= total and (record.load_label()[::stride, ::stride] == VOID).all():
+            where = f"at stride {stride}" if total > void else "everywhere"
+            raise UserError(f"{record.name}: its label is void {where}, so it cannot be attacked; leave the image out")
 
 
 def warn_of_look_alikes(records: Sequence[Record]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils.cli import UserError, number, positive
+from utils.cli import UserError, number
 from utils.distributed import warn_once
 from utils.tables import Entry, Table
 
@@ -148,11 +148,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", choices=MODELS, default="pspnet", help="segmentation head (default: pspnet)")
     model.add_argument("--backbone", default="resnet10t", help="timm backbone, e.g. resnet18, resnet101s, xception71, "
                        "efficientnet_lite0 (default: resnet10t)")
-    model.add_argument("--output-stride", type=positive, default=8, help="output stride of the backbone: 8, 16 or 32 "
-                       "(default: 8)")
-    model.add_argument("--stages", type=positive, default=3,
+    model.add_argument("--output-stride", type=number(1, 32, int), default=8,
+                       help="output stride of the backbone: 8, 16 or 32 (default: 8)")
+    model.add_argument("--stages", type=number(1, 8, int), default=3,
                        help="number of stages of the backbone that are used (default: 3)")
-    model.add_argument("--width", type=positive, default=128,
+    model.add_argument("--width", type=number(1, 8192, int), default=128,
                        help="number of channels of the head (default: 128; the paper has 512)")
     model.add_argument("--dropout", type=number(0, 0.99), default=0.1,
                        help="dropout ratio before the classifier (default: 0.1)")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from datasets.inspection import inspect_all
+from datasets.inspection import inspect, inspect_all
 from predictors.base import Predictor, PredictorOptions, Record, predict_records
 from predictors.stored import SIDES, StoredPredictor, write_groups, write_posterior
 from utils.cli import UserError
@@ -23,9 +23,10 @@ def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record]
     Posteriors that are already stored are not computed again, so a second call resumes an interrupted one. `made_from`:
     the files of the model. If these files, the records, the pixels of an image or a label, the precision, the stride or
     the defense at query time have changed, all posteriors are deleted and computed again. Raises `UserError` if `tree`
-    is a folder that this function did not make.
+    is a folder that this function did not make, and as `check_stride`.
     """
     contents = [(found.image, found.label) for found in inspect_all([record.files for record in records])]
+    check_stride(records, predictor.stride)
     run_on_main(lambda: _prepare(tree, predictor, records, contents, made_from))
     sides = {member: side for side, member in SIDES.items()}
     paths = {record.name: tree / sides[record.member] / "pred_sgd" / f"{record.name}.npy" for record in records}
@@ -35,6 +36,14 @@ def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record]
         write_posterior(tree, sides[record.member], record.name, answer.output.numpy(), answer.load_label())
     barrier()
     return StoredPredictor(tree, PredictorOptions(stride=predictor.stride), paths=paths)
+
+
+def check_stride(records: Sequence[Record], stride: int | None) -> None:
+    """Raise `UserError` if outputs at this stride have fewer than 2 x 2 positions for an image."""
+    for record in records if stride and stride > 1 else ():
+        if (size := inspect(*record.files).size) and min(size) <= stride:
+            raise UserError(f"{record.name} is {size[1]} x {size[0]}, so its output at stride {stride} has fewer than "
+                            "2 x 2 positions; give a smaller --stride, or larger images")
 
 
 def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], contents: Sequence[tuple],

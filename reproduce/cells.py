@@ -28,6 +28,9 @@ def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = ()
     of the first member that the run has drawn.
     """
     results, arguments = read_json(folder / "results.json"), read_json(folder / "args.json")
+    if missing := [flag for flag in ("victim", "resume") if not arguments["args"].get(flag)]:
+        raise UserError(f"{folder} is no run of a cell: its attack had no {' and no '.join(missing)}; give attack.py "
+                        "--victim and -resume")
     (scores,), member, group = read_paired([folder])
     write_or_check_images(images, folder, member, group)
     cell = {key: results[key] for key in KEPT if key in results}

@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 import pickle
+import runpy
 import shutil
 import signal
 import struct
@@ -13,11 +14,15 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import VIEW, attacker_spec, must, scores, script, write_attacker, write_tree
+from conftest import ROOT, SMALL, SOURCES, VIEW, attacker_spec, must, scores, script, write_attacker, write_tree
 from PIL import Image
 
 from datasets.transforms import Augmented
+from utils.cli import UserError
+from utils.files import atomic_open
 from utils.names import spreadsheet_safe
+
+SCRIPTS = sorted(path for path, source in SOURCES.items() if '__name__ == "__main__"' in source)
 
 
 @pytest.fixture
@@ -119,7 +124,7 @@ def test_tree_without_non_members_and_missing_tree(folder):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["-num-patch", 0], "1 or more"), (["-gauss", -1], "0 or more"), (["-gauss", "nan"], "0 or more"),
+    (["-num-patch", 0], "between 1 and 10000"), (["-gauss", -1], "0 or more"), (["-gauss", "nan"], "0 or more"),
     (["--victim", "x"], "--members"), (["--members", "x"], "--victim"), (["-input", "concate"], "reads -input loss"),
     (["--threshold", "loss", "--select", "full"], "threshold"), (["--patch-size", 7], "patches of 12"),
     (["-resume", "nowhere.pth.tar"], "no such checkpoint"),
@@ -364,7 +369,7 @@ def test_torchscript_archive_is_not_run(folder):
     ({"minutes": None}, "its minutes"),
     ({"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}}, "another optimizer"),
     ({"optimizer": 3}, "another optimizer"), ({"optimizer": None}, "another optimizer"),
-    ({"args": {"width": 32768}}, "another model"),
+    ({"args": {"width": 8192}}, "another model"), ({"args": {"width": 32768}}, "does not take"),
 ])
 def test_continue_from_a_changed_checkpoint(world, tmp_path, change, message):
     (tmp_path / "run").mkdir()
@@ -428,11 +433,80 @@ def test_output_folder_that_cannot_be_written(folder, out):
     ("train_shadow.py", ["--rotate", -5]), ("train_shadow.py", ["--head-factor", -1]),
     ("train_attacker.py", ["--weight-decay", -0.1]), ("train_attacker.py", ["--width", 0]),
     ("train_attacker.py", ["--dropout", -0.1]), ("train_attacker.py", ["--seed", -1]),
-    ("attack.py", ["--seed", 10**23]), ("attack.py", ["--save-every", -1]), ("attack.py", ["--batch", 0])])
+    ("attack.py", ["--seed", 10**23]), ("attack.py", ["--save-every", -1]), ("attack.py", ["--batch", 0]),
+    ("train_victim.py", ["--lr", 0]), ("train_attacker.py", ["--lr", 0]), ("train_attacker.py", ["--width", 1000]),
+    ("tools/coverage.py", ["--seed", -1]), ("tools/blind_control.py", ["--seed", 10**23])])
 def test_numbers_out_of_range(tmp_path, name, flags):
     result = script(name, *flags, "--out", tmp_path / "run")
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert str(flags[0]) in result.stderr and str(flags[1]) in result.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_flag_refuses_an_empty_value_and_a_whole_number_without_end(tmp_path, name):
+    """An unset variable of a shell gives an empty value; 10^20 patches need more memory than there is."""
+    for action in runpy.run_path(str(ROOT / name), run_name="x")["parser"]()._actions:
+        if not action.option_strings or action.nargs == 0:
+            continue
+        flag, count = action.option_strings[-1], action.nargs if isinstance(action.nargs, int) else 1
+        if action.default != "":  # --strip-prefix removes nothing, --only selects all
+            result = script(name, flag, *[""] * count, cwd=tmp_path)
+            assert result.returncode == 2 and "is empty" in result.stderr and result.stderr.count("\n") == 1, flag
+        if getattr(action.type, "__name__", "") == "int" and flag != "--gpu":
+            result = script(name, flag, *[10**20] * count, cwd=tmp_path)
+            assert result.returncode == 2 and "must be between" in result.stderr and flag in result.stderr, flag
+
+
+def test_seed_above_32_bits(folder):
+    must(attack(folder, "--seed", 2**63 - 1))
+
+
+def test_number_of_patches_has_a_limit(folder):
+    assert_refused(folder, "-num-patch", "-num-patch", 10**20)
+
+
+@pytest.mark.parametrize("script_name", ["train_victim.py", "train_shadow.py"])
+@pytest.mark.parametrize("flags, message", [(["--backbone", "nonsense"], "is not a timm backbone"),
+                                            (["--stages", 8], "cannot have 8 stages"),
+                                            (["--output-stride", 7], "at output stride 7")])
+def test_model_that_does_not_exist(world, victim_command, tmp_path, script_name, flags, message):
+    shadow = [script_name, "--root", world / "data", "--split", world / "shadow.txt", "--partition", "random", *SMALL]
+    command = victim_command if script_name == "train_victim.py" else shadow
+    result = script(*command, *flags, "--out", tmp_path / "run")
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_stride_that_leaves_a_single_position(world, live, tmp_path):
+    for command in (["attack.py", "--attack", "loss", *live, "--keep", tmp_path / "kept"],
+                    ["train_attacker.py", "--shadow", shutil.copytree(world / "shadow", tmp_path / "shadow")]):
+        result = script(*command, "--stride", 64, "--out", tmp_path / "run")
+        assert result.returncode == 2 and "fewer than 2 x 2 positions" in result.stderr, result.stderr
+    assert not any((tmp_path / name).exists() for name in ("run", "kept", "shadow/posteriors-s64"))
+
+
+def test_prefix_that_no_path_has(world, victim_command, tmp_path):
+    result = script(*victim_command, "--strip-prefix", "/nothing/", "--out", tmp_path / "run")
+    assert result.returncode == 2 and "victim_in.txt starts with /nothing/" in result.stderr, result.stderr
+    for name in ("victim_in", "victim_out"):
+        lines = (world / f"{name}.txt").read_text().splitlines()
+        (tmp_path / f"{name}.txt").write_text("\n".join(" ".join(f"../x/{word}" for word in line.split()[:2])
+                                                        for line in lines if line[0] != "#"))
+    sides = ["--train", tmp_path / "victim_in.txt", "--test", tmp_path / "victim_out.txt"]
+    must(script(*victim_command, *sides, "--strip-prefix", "../x/", "--out", tmp_path / "run"))
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--attack", "loss", "--allow", "unseen"], "--allow unseen has no effect"),
+    (["--attack", "loss", "--allow", "overlap"], "--allow overlap has no effect")])
+def test_allowed_without_a_cause(folder, flags, message):
+    result = script("attack.py", *flags, "--examples", folder / "examples", "--out", folder / "out")
+    assert result.returncode == 2 and message in result.stderr and not (folder / "out").exists()
+
+
+def test_figure_of_a_name_that_is_no_file(tmp_path):
+    with pytest.raises(UserError, match="could not be written"), atomic_open("."):
+        pass
 
 
 @pytest.mark.parametrize("flags, message", [

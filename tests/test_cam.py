@@ -194,7 +194,7 @@ def test_collected_maps_are_those_of_the_drawn_image(folder):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--threshold", "loss"], "no activation map"), (["--cam-images", -1], "0 or more"),
+    (["--threshold", "loss"], "no activation map"), (["--cam-images", -1], "between 0 and"),
 ])
 def test_cam_flags_that_are_refused(folder, flags, message):
     result = attack(folder, "-cam", folder / "cam", *flags)

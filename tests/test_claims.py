@@ -241,3 +241,11 @@ def test_a_run_on_other_images_is_refused(measured, tmp_path):
     other.write_text('{"images": [], "member": "", "group": []}')
     result = script("reproduce/collect.py", run, "--into", tmp_path / "cell.json", "--images", other)
     assert result.returncode == 2 and "other images" in result.stderr and not (tmp_path / "cell.json").exists()
+
+
+def test_a_run_without_a_victim_is_no_cell(measured, tmp_path):
+    run = shutil.copytree(measured.scale.run_of(next(iter(measured.scale.cells.values()))), tmp_path / "run")
+    (run / "args.json").write_text('{"commit": "abc", "args": {"victim": null, "resume": null}}')
+    result = script("reproduce/collect.py", run, "--into", tmp_path / "cell.json", "--images", tmp_path / "images.json")
+    assert result.returncode == 2 and "had no victim and no resume" in result.stderr, result.stderr
+    assert not (tmp_path / "cell.json").exists()

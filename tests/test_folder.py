@@ -123,6 +123,25 @@ def test_two_folders_of_one_kind(tmp_path, kind, other):
     assert_refused(split(root, "--classes", 19), f"holds {kind}/ and {other}/")
 
 
+def test_a_name_with_a_space_is_refused_before_anything_is_written(tmp_path):
+    root = write_scenes(tmp_path)
+    for kind in ("images", "masks"):
+        (root / kind / "031.png").rename(root / kind / "a b.png")
+    for flags in ([], ["--short-side", 32, "--copy", tmp_path / "copy"]):
+        assert_refused(split(root, "--classes", 19, *flags), "`images/a b.png` has a space or #")
+        assert not (root / "splits").exists() and not (tmp_path / "copy").exists()
+
+
+def test_a_further_folder_of_images_and_hidden_files_are_reported(tmp_path):
+    root = write_scenes(tmp_path)
+    save(root / "more" / "images" / "a.png", small_scene(99)[0])
+    for kind in ("images", "masks"):
+        (root / kind / "004.png").rename(root / kind / ".004.png")
+    result = must(split(root, "--classes", 19))
+    assert f"warning: {root / 'more' / 'images'} is left out" in result.stderr
+    assert f"1 hidden or unfinished files in {root / 'images'}, such as .004.png" in result.stderr
+
+
 def test_a_link_in_the_images_to_a_folder_above(tmp_path):
     root = write_scenes(tmp_path, count=8)
     (root / "images" / "loop").symlink_to(root)

@@ -16,6 +16,7 @@ from test_seams import assert_refused
 from datasets import streets
 from datasets.inspection import inspect
 from datasets.pairs import Pair, read_split, write_split
+from evaluation.alignment import Probe, check_images
 from evaluation.controls import CROSS_FITTED, blind_scores, judge, verdict
 from evaluation.forms import significant_bits
 from predictors.base import Record
@@ -262,8 +263,7 @@ def test_comparison_of_runs_with_other_labels(world, live, tmp_path):
     must(script(*flags, tmp_path / "two"))
     result = must(script("evaluation/compare.py", tmp_path / "one", tmp_path / "two"))
     assert "warning: 1 images have other labels in another run, such as img/0 in" in result.stderr
-    result = must(script("evaluation/compare.py", tmp_path / "one", tmp_path / "one"))
-    assert not result.stderr
+    assert_refused(script("evaluation/compare.py", tmp_path / "one", f"{tmp_path}/two/../one"), "one is given twice")
 
 
 # Files of a tree that are left out
@@ -298,6 +298,18 @@ def test_two_files_of_one_name(tree, kind, suffix):
     path = sorted((tree / "val" / kind).iterdir())[0]
     shutil.copy(path, path.with_suffix(suffix))
     assert_refused(attack(tree), "have one name; keep one of them")
+
+
+def test_hidden_and_unfinished_files_are_counted_and_hidden_folders_are_left_out(tree):
+    folder = tree / "train" / "pred_sgd"
+    for name in ("._00001.npy", "00002.npy.7.partial", ".DS_Store", ".cache/zzz.npy"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    result = must(attack(tree))
+    assert f"warning: 2 hidden or unfinished files in {folder}, such as ._00001.npy, are left out" in result.stderr
+    assert f"{COUNT} + {COUNT} posteriors" in result.stdout and result.stderr.count("are left out") == 1
+    (folder / "x.npy").mkdir()
+    assert_refused(attack(tree, out="other"), "x.npy is a folder with the name of an array")
 
 
 def test_a_third_side_is_reported(tree):
@@ -434,7 +446,18 @@ def test_blind_control_finds_sides_that_differ_without_a_model(tmp_path, functio
     assert (judged["auc"] > 0.9) is differ
     line = verdict("blind", judged)
     assert ("the sides differ without any model; attack minus control: " in line) is differ
-    assert ("not above chance" in line) is not differ
+    assert ("not above chance" in line or "not decided" in line) is not differ
+
+
+@pytest.mark.parametrize("auc, interval, message", [
+    (0.913, [0.436, 0.993], "it is not decided whether the sides differ"), (0.42, [0.274, 0.582], "not above chance"),
+    (0.45, [0.3, 0.61], "it is not decided"), (0.3, [0.2, 0.4], "not above chance"),
+    (0.9, [0.7, 0.97], "the sides differ without any model")])
+def test_verdict_of_a_wide_interval(auc, interval, message):
+    differ = "above" if interval[0] > 0.5 else "below" if interval[1] < 0.5 else ""
+    judged = {"auc": auc, "auc_interval": interval, "sides_differ": differ, "attack_minus_control": 0.0,
+              "attack_minus_control_interval": None}
+    assert message in verdict("blind", judged)
 
 
 def test_the_control_is_printed_and_its_scores_are_written(tree, tmp_path):
@@ -529,6 +552,17 @@ def test_outputs_that_fit_all_labels_equally_are_reported(tree):
     assert "no better than those of other images" in must(attack(tree, out="other")).stderr
 
 
+def test_few_outputs_that_fit_their_labels_clearly_better_are_not_reported(capsys):
+    """Four images, 82.8 % against 54.9 %: a test of four images could not decide it."""
+    fit = np.full((4, 4), 0.55)
+    fit[range(4), range(4)] = [0.6, 0.72, 1.0, 1.0]
+    check_images(Probe(list("abcd"), None, None, 3, {}, None), fit, "members")
+    assert not capsys.readouterr().err
+    fit[range(4), range(4)] = [0.5, 0.6, 0.55, 0.56]
+    check_images(Probe(list("abcd"), None, None, 3, {}, None), fit, "members")
+    assert "no better than those of other images" in capsys.readouterr().err
+
+
 # The data set of a victim
 
 
@@ -599,6 +633,28 @@ def test_a_void_label_in_the_data_of_a_shadow(world, tmp_path):
                     world / "victim" / "last.pth.tar", "--out", tmp_path / "run", *SMALL)
     assert_refused(result, "img/203: its label is void everywhere", "shadow.txt")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("known, message", [((), "void everywhere"), (((1, 1),), "void at stride 4")])
+def test_a_label_without_a_labelled_position_is_refused_before_the_attack(tree, known, message):
+    """The last of the images: the attack scored those before it, and left a folder of a run."""
+    path = sorted((tree / "val" / "label").iterdir())[-1]
+    label = np.full_like(np.array(Image.open(path)), 255)
+    for place in known:
+        label[place] = 3
+    Image.fromarray(label).save(path)
+    assert_refused(attack(tree, "--batch", 6), f"{path.stem}: its label is {message}")
+    assert not (tree.parent / "run").exists()
+    must(attack(tree, "--attack", "confidence"))
+
+
+def test_void_labels_of_a_training_are_counted(world, victim_command, tmp_path):
+    shutil.copytree(world / "data", tmp_path / "data")
+    for number in (1, 4, 102):
+        Image.new("L", (128, 64), 255).save(tmp_path / "data" / "label" / f"{number}.png")
+    result = must(script(*victim_command, "--root", tmp_path / "data", "--out", tmp_path / "run"))
+    assert "2 of 8 labels of --train are void everywhere" in result.stderr
+    assert "1 of 8 labels of --test are void everywhere" in result.stderr
 
 
 def test_labels_that_are_mostly_void_are_reported(tree):

@@ -5,14 +5,14 @@
 
 import argparse
 
-from utils.cli import new_parser, positive, run
+from utils.cli import natural, new_parser, positive, run
 
 
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__, "tools.blind_control")
     flags.add_argument("--tree", default="examples", help="images and labels (default: examples)")
     flags.add_argument("--runs", type=positive, default=200, help="number of random exchanges (default: 200)")
-    flags.add_argument("--seed", type=int, default=0, help="seed of the exchanges (default: 0)")
+    flags.add_argument("--seed", type=natural, default=0, help="seed of the exchanges (default: 0)")
     return flags
 
 

@@ -10,7 +10,7 @@ each image is its own group. *unequal*: group sizes are log-normal (sigma 0.8). 
 
 import argparse
 
-from utils.cli import new_parser, positive, run
+from utils.cli import natural, new_parser, positive, run
 
 AUCS = (0.5, 0.6, 0.75, 0.9, 0.95)
 DESIGNS = [*((kind, groups, images) for kind in ("nested", "nested unequal", "crossed", "crossed unequal")
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--metrics", nargs="+", choices=("auc", "max_f", "tpr_at_10_fpr", "difference"),
                        default=["auc", "difference", "max_f", "tpr_at_10_fpr"],
                        help="metrics to simulate (default: all); difference: the paired difference of two AUCs")
-    flags.add_argument("--seed", type=int, default=0, help="seed of the simulation (default: 0)")
+    flags.add_argument("--seed", type=natural, default=0, help="seed of the simulation (default: 0)")
     return flags
 
 

@@ -11,7 +11,7 @@ held-out and the test part after each epoch, of the current and of the averaged 
 import argparse
 from pathlib import Path
 
-from utils.cli import new_parser, number, positive, run
+from utils.cli import natural, new_parser, number, positive, run
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -21,9 +21,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("tree", help="posteriors of a shadow on D^S")
     flags.add_argument("--input", choices=("loss", "concate"), default="loss", help="(default: loss)")
     flags.add_argument("--epochs", type=positive, default=40, help="(default: 40)")
-    flags.add_argument("--folds", type=number(2, kind=int), default=5, help="(default: 5)")
+    flags.add_argument("--folds", type=number(2, 1000, int), default=5, help="(default: 5)")
     flags.add_argument("--seeds", type=positive, default=2, help="trainings of each fold (default: 2)")
-    flags.add_argument("--seed", type=int, default=0, help="seed of the folds (default: 0)")
+    flags.add_argument("--seed", type=natural, default=0, help="seed of the folds (default: 0)")
     flags.add_argument("--out", metavar="FILE", type=Path,
                        help="(default: results/epoch-choice-INPUT-SEED.json beside this tool)")
     return flags

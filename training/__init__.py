@@ -4,7 +4,7 @@ import argparse
 
 from attacks import REPRESENTATIONS
 from training.options import NOISE_VARIANCE, STRIDE, AttackerTraining, SegmenterTraining
-from utils.cli import flag, number, positive
+from utils.cli import flag, number, positive, thousands
 
 PLAN_FLAGS = ("--images", "--devices", "--tflops", "--gb-per-s", "--utilisation")  # without --plan they have no effect
 
@@ -14,7 +14,7 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     plan = parser.add_argument_group("plan")
     plan.add_argument("--plan", action="store_true", help="print the predicted cost of the training and exit; "
                       "needs no data")
-    plan.add_argument("--images", "--pictures", type=positive, metavar="N",
+    plan.add_argument("--images", "--pictures", type=number(1, 10**9, int), metavar="N",
                       help="number of training images (default: that of the split file)")
     plan.add_argument("--devices", type=positive, default=1, help="number of devices that share a batch "
                       "(default: 1)")
@@ -39,13 +39,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     train = parser.add_argument_group("training")
     train.add_argument("--epochs", type=positive, default=of.epochs, help=f"number of epochs (default: {of.epochs})")
     train.add_argument("--batch", type=positive, default=of.batch, help=f"images per step (default: {of.batch})")
-    train.add_argument("--lr", type=number(0), default=of.lr, help=f"learning rate of the backbone (default: {of.lr})")
+    train.add_argument("--lr", type=number(1e-12), default=of.lr,
+                       help=f"learning rate of the backbone (default: {of.lr})")
     train.add_argument("--head-factor", type=number(0), default=of.head_factor, help="learning-rate multiplier of the "
                        "heads; 10 for PSPNet from ImageNet weights (default: 1)")
     train.add_argument("--weight-decay", type=number(0), default=of.weight_decay, help="weight decay (default: 1e-4)")
     train.add_argument("--aux-weight", type=number(0), default=of.aux_weight, help="weight of the auxiliary loss; with "
                        f"0 there is no auxiliary head (default: {of.aux_weight})")
-    train.add_argument("--crop", type=positive, nargs=2, metavar=("H", "W"), default=of.crop,
+    train.add_argument("--crop", type=thousands, nargs=2, metavar=("H", "W"), default=of.crop,
                        help="size of the crops of training images, in pixels (default: 128 256)")
     train.add_argument("--scale", type=number(0.01, 100), nargs=2, metavar=("LOW", "HIGH"), default=of.scale,
                        help="range of the random scaling; the paper has 0.5 2 (default: 0.85 1.4)")
@@ -70,7 +71,7 @@ def add_attacker_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the training of A_P. The defaults suit images of 128 x 256 pixels on a CPU."""
     of = AttackerTraining
     flag(parser, "input", choices=REPRESENTATIONS, default=of.input, help=f"{REPRESENTATIONS.help()} (default: loss)")
-    parser.add_argument("--patch-size", type=positive, default=of.patch_size,
+    parser.add_argument("--patch-size", type=thousands, default=of.patch_size,
                         help="side of a patch in positions (default: 24; the paper has 90)")
     parser.add_argument("--stride", type=positive, help="with --shadow: pixels per position of the posteriors "
                         f"(default: {STRIDE}; the paper has 8)")
@@ -79,18 +80,18 @@ def add_attacker_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-a", "-arch", "--arch", choices=("resnet18", "resnet50", "pixelwise"), default=of.arch,
                         help="architecture (default: resnet18; the paper has resnet50); pixelwise is the learned 1x1 "
                         "baseline of Salem et al., which needs -input concate")
-    parser.add_argument("--width", type=number(0.001, 64), default=of.width,
+    parser.add_argument("--width", type=number(0.001, 16), default=of.width,
                         help="multiplier of the numbers of channels (default: 0.25; the paper has 1)")
     parser.add_argument("--dropout", type=number(0, 0.99), default=of.dropout,
                         help="dropout ratio before the last layer (default: 0)")
     parser.add_argument("--epochs", type=positive, default=of.epochs, help=f"number of epochs (default: {of.epochs})")
-    parser.add_argument("--patches-per-epoch", type=positive, default=of.patches_per_epoch, metavar="N",
+    parser.add_argument("--patches-per-epoch", type=thousands, default=of.patches_per_epoch, metavar="N",
                         help=f"patches of each image per epoch (default: {of.patches_per_epoch})")
     parser.add_argument("--batch", type=positive, default=of.batch, help=f"patches per step (default: {of.batch})")
-    parser.add_argument("--lr", type=number(0), default=of.lr, help="first learning rate of AdamW; it falls by a "
+    parser.add_argument("--lr", type=number(1e-12), default=of.lr, help="first learning rate of AdamW; it falls by a "
                         "cosine schedule (default: 1e-3)")
     parser.add_argument("--weight-decay", type=number(0), default=of.weight_decay, help="weight decay (default: 1e-2)")
     add_continue_flag(parser)
     plan = add_plan_flags(parser)
-    plan.add_argument("--classes", type=positive, default=19, metavar="C", help="number of classes of the data "
-                      "(default: 19)")
+    plan.add_argument("--classes", type=number(1, 254, int), default=19, metavar="C",
+                      help="number of classes of the data (default: 19)")

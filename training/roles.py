@@ -29,7 +29,8 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
     """Identify the training images (`inside`) and the other images of a victim or a shadow.
 
     Raises `UserError` if an image is on both sides, or if the labels of a side are all void or have one class. Warns of
-    copies among the training images, of groups that both sides have, and if half of the classes do not occur.
+    labels that are all void, copies among the training images, groups that both sides have, and if half of the classes
+    do not occur.
     """
     roles, found = {}, []
     for role, pairs, name in ((IN, inside, names[0]), (OUT, outside, names[1])):
@@ -38,6 +39,8 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
         found.append([inspect(*record.files) for record in records])
         check_labels(found[-1], name, dataset)
         check_depth(found[-1], name)
+        if void := sum(not one.ids for one in found[-1]):
+            warn_once(f"{void} of {len(records)} labels of {name} are void everywhere; these images change nothing")
     warn_of_absent_classes(found[0], names[0], dataset)
     check_meaning([*found[0], *found[1]], " and ".join(names), dataset)
     known = Images(roles[IN])

@@ -1,5 +1,6 @@
 """The training loop of victims and shadows, and the mIoU of the trained models."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from utils.log import progress
 from utils.pause import leave_signals_to_parent
 from utils.randomness import stream
 
+warnings.filterwarnings("ignore", "This DataLoader will create")  # results do not depend on --workers
 POLY = 0.9  # power of the "poly" schedule of the learning rate
 
 
@@ -79,6 +81,11 @@ def check_batch(options: SegmenterTraining, images: int) -> None:
     if options.dpsgd and options.batch > images:
         raise UserError(f"--batch {options.batch}: with -dpsgd the expected batch of a Poisson sample cannot be larger "
                         f"than the training split, which has {images} images")
+
+
+def check_model(options: SegmenterTraining) -> None:
+    """Build the model, and discard it. Raises `UserError` for one that does not exist, before anything is written."""
+    build_segmenter(options.spec(len(find_dataset(options.dataset).CLASSES)), options.pretrained)
 
 
 def _prepare(options: SegmenterTraining, spec: dict, run: TrainingRun,

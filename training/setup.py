@@ -28,7 +28,7 @@ from training.attacker import AttackerData, prepare, train_attacker
 from training.options import AttackerTraining
 from training.plan import PlanOptions, plan_attacker, plan_segmenter
 from training.roles import check_unchanged, compare_shadow_data, compare_sides
-from training.segmentation import check_batch, train_and_report
+from training.segmentation import check_batch, check_model, train_and_report
 from utils import VOID
 from utils.cli import UserError, pick
 from utils.device import Compute, choose_device, resolve_precision
@@ -36,7 +36,7 @@ from utils.distributed import gather, is_main, own_share, print_once, run_on_mai
 from utils.files import start_run, write_json
 from utils.resume import resume_arguments
 
-__all__ = ["begin", "cache_shadows", "check_batch", "check_classes", "check_unchanged", "classes_of",
+__all__ = ["begin", "cache_shadows", "check_batch", "check_classes", "check_model", "check_unchanged", "classes_of",
            "compare_attacker_data", "compare_shadow_data", "compare_sides", "count", "count_shadow_images",
            "dataset_of", "join_trees", "partition", "plan_attacker", "plan_of", "plan_segmenter", "prepare",
            "read_split", "start_run_on_main", "train_and_report", "train_attacker_and_report", "write_provenance",

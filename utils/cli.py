@@ -31,7 +31,13 @@ def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage."""
+    """A parser whose errors are one line, without the usage. It refuses empty values, as of an unset shell variable."""
+
+    def _get_values(self, action: argparse.Action, words: list[str]) -> object:
+        if "" in words and action.default != "":
+            raise argparse.ArgumentError(action, "the value is empty, perhaps because a variable of the shell is not "
+                                         "set; give a value, or leave the flag out")
+        return super()._get_values(action, words)
 
     def error(self, message: str) -> NoReturn:
         sys.exit(_print_error(self.prog, f"{message}; --help explains the flags", 2))
@@ -75,7 +81,8 @@ def number(low: float, high: float = math.inf, kind: type = float) -> Callable[[
     return convert
 
 
-positive = number(1, kind=int)
+positive, thousands = number(1, 10**6, int), number(1, 10_000, int)
+natural = number(0, 2**63 - 1, int)  # as seeds are
 
 
 def add_run_flags(parser: argparse.ArgumentParser, stage: str) -> None:
@@ -84,8 +91,7 @@ def add_run_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="fp32: no autocast; bf16: bf16 autocast; auto: bf16 if the processor has bf16 units "
                         "(default: auto)")
-    parser.add_argument("--seed", type=number(0, 2**63 - 1, int), default=0,
-                        help="seed of all random choices (default: 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of all random choices (default: 0)")
     parser.add_argument("--out", metavar="DIR", help=f"output folder (default: runs/{stage}-N with the next free N)")
 
 

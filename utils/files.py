@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.cli import UserError
+from utils.distributed import warn_once
 from utils.untrusted import reading
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def atomic_open(path: str | Path, mode: str = "wb", private: bool = False) -> It
     written. A previous file at `path` then stays unchanged.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.parent / f"{path.name}.{os.getpid()}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -63,18 +65,31 @@ def read_json(path: str | Path) -> dict:
 
 
 def walk_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; links to folders are followed. Hidden and unfinished files are left out.
+    """All files below a folder, sorted; links to folders are followed.
 
-    Raises `UserError` if two paths lead to the same folder.
+    Hidden folders are left out, and hidden and unfinished files, of which a warning gives the number. Raises
+    `UserError` if two paths lead to the same folder, or if a folder has the name of an array.
     """
-    found, seen = [], {}
+    found, seen, unread = [], {}, []
     for place, folders, files in os.walk(folder, followlinks=True):
         first = seen.setdefault(os.path.realpath(place), place)
         if first != place:
             raise UserError(f"{place} and {first} are the same folder; remove the link, so that no image counts twice")
-        folders.sort()
-        found += [Path(place, file) for file in files if not file.startswith(".") and not file.endswith(".partial")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if arrays := [name for name in folders if name.endswith(".npy")]:
+            raise UserError(f"{place}/{arrays[0]} is a folder with the name of an array; rename it, or move it away")
+        left_out = {file for file in files if file.startswith(".") or file.endswith(".partial")}
+        found += [Path(place, file) for file in files if file not in left_out]
+        unread += [Path(place, file) for file in left_out if Path(file).suffix]  # .DS_Store is of no interest
+    if unread:
+        _say_unread(folder, len(unread), min(unread))
     return sorted(found)
+
+
+@cache
+def _say_unread(folder: Path, count: int, first: Path) -> None:
+    """Print, once in a process, how many hidden and unfinished files of a folder are left out."""
+    warn_once(f"{count} hidden or unfinished files in {folder}, such as {first.name}, are left out")
 
 
 def files_by_name(folder: Path) -> dict[str, Path]:

@@ -20,7 +20,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from utils.cli import UserError, new_parser, positive, refuse_unused, run
+from utils.cli import UserError, natural, new_parser, positive, refuse_unused, run
 from utils.files import commit, write_json
 
 PARTS = {"kills": 300, "writes": 150, "fuzz": 20000}  # default counts
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
                        help="number of trials of kills and of writes (default: 300 and 150)")
     flags.add_argument("--inputs", type=positive, metavar="N", help="number of inputs of fuzz (default: 20000)")
     flags.add_argument("--command", nargs="+", metavar="NAME", help="commands for kills and writes (default: all)")
-    flags.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
+    flags.add_argument("--seed", type=natural, default=0, help="seed of all random choices (default: 0)")
     flags.add_argument("--jobs", type=positive, default=1, help="number of runs at a time (default: 1)")
     return flags
 
