@@ -88,12 +88,15 @@ def compare_forms(members: Form, others: Form, whose: str = "") -> None:
 
 
 def _equal_blocks(output: np.ndarray) -> float:
-    """Share of the 2 x 2 blocks (of every class) whose values are equal; 0 for an output that is constant."""
+    """Share of equal values in 2 x 2 blocks of a class, among the blocks that are neither certain nor at the minimum.
+
+    0 if there are fewer than `DISTINCT` such blocks.
+    """
     height, width = (size // 2 * 2 for size in output.shape[1:])
     blocks = output[:, :height, :width].reshape(len(output), height // 2, 2, width // 2, 2)
-    if not blocks.size or (output == output[:, :1, :1]).all():
-        return 0.0
-    return float((blocks.max((2, 4)) == blocks.min((2, 4))).mean())
+    low, high = blocks.min((2, 4), initial=1), blocks.max((2, 4), initial=0)
+    open_ones = (low > max(1e-4, float(output.min()))) & (high < 0.999)
+    return float((low == high)[open_ones].mean()) if open_ones.sum() >= DISTINCT else 0.0
 
 
 def significant_bits(values: np.ndarray) -> int:
