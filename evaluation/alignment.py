@@ -34,7 +34,7 @@ MISPLACED = 0.15  # pixel accuracy by which the label of another image must fit 
 CLEARLY = 0.1  # pixel accuracy by which own labels fit clearly better; few images then need no test
 TURNED = 0.05  # pixel accuracy by which mirrored labels must fit better
 SHIFTS = tuple((axis, sign * step) for axis in (0, 1) for step in (1, 2, 4, 8) for sign in (1, -1))  # in positions
-SHIFTED = 0.003  # pixel accuracy by which shifted labels must fit better
+SHIFTED, SHIFTED_BOTH = 0.003, 0.02  # pixel accuracy that a shift of one side, or of both, must gain
 CERTAIN = 1e-4  # p-value of that
 RARE = 0.002  # share of the positions; rarer classes are not compared
 TURNS = {"mirrored left to right": lambda label: label[:, ::-1], "upside down": lambda label: label[::-1],
@@ -92,7 +92,7 @@ def check_alignment(source: Source, model: str = "") -> None:
     """
     if source.predictor.kind != "posterior":
         return
-    probes, forms, shifts, whose = [], [], [], f" ({model})" if model else ""
+    probes, forms, whose = [], [], f" ({model})" if model else ""
     for member, side in ((True, f"members{whose}"), (False, f"non-members{whose}")):
         probe, form = read_probe(source, [record for record in source.records if record.member is member])
         forms.append(form)
@@ -106,12 +106,12 @@ def check_alignment(source: Source, model: str = "") -> None:
         if fit is not None:
             check_images(probe, fit, side)
             check_classes_of_images(probe, side)
-            shifts.append(find_shift(probe))
     if all(forms):
         compare_forms(*forms, whose)
     if len(probes) == 2:
         compare_classes(*probes, whose)
-    compare_shifts(shifts, whose)
+        if min(len(probe.names) for probe in probes) >= SMALLEST:
+            compare_shifts(*probes, whose)
 
 
 def choose(records: Sequence[Record], count: int) -> list[Record]:
@@ -248,24 +248,29 @@ def compare_classes(members: Probe, others: Probe, whose: str) -> None:
                       f"non-members{whose}; check the order of the classes on both sides")
 
 
-def find_shift(probe: Probe) -> tuple[int, int] | None:
-    """Axis and positions by which outputs must be shifted to fit their labels clearly better; None if they fit."""
-    best = int(probe.shifted.mean(0).argmax())
-    gain = probe.shifted[:, best]
-    certain = gain.std() > 0 and ttest_1samp(gain, 0, alternative="greater").pvalue < CERTAIN
-    return SHIFTS[best] if gain.mean() > SHIFTED and certain else None
+def compare_shifts(members: Probe, others: Probe, whose: str) -> None:
+    """Raise `UserError` if the outputs of one side fit their labels better after a shift, and those of the other worse.
+
+    Warns if both fit much better. A small gain on both sides is usual: with a coarse stride, or a network of a coarse
+    output stride, positions and labels differ by a part of a position.
+    """
+    gains = [probe.shifted.mean(0) for probe in (members, others)]
+    for probe, own, other, side in ((members, *gains, "members"), (others, *gains[::-1], "non-members")):
+        best = int(own.argmax())
+        values = probe.shifted[:, best]
+        certain = values.std() > 0 and ttest_1samp(values, 0, alternative="greater").pvalue < CERTAIN
+        if certain and own[best] > SHIFTED and other[best] < -SHIFTED:
+            raise UserError(f"the outputs of {side}{whose} fit their labels better if they are shifted "
+                            f"{_show_shift(best)}, and those of the other side worse; store both sides in the same way")
+    both = np.minimum(*gains)
+    if both.max() > SHIFTED_BOTH:
+        warn_once(f"the outputs{whose} fit their labels better if they are shifted {_show_shift(int(both.argmax()))}; "
+                  "check how outputs and labels were resized")
 
 
-def compare_shifts(shifts: Sequence[tuple[int, int] | None], whose: str) -> None:
-    """Raise `UserError` if the outputs of the two sides are shifted differently. Warns if all are shifted."""
-    shown = [f"by {abs(one[1])} positions {('up', 'left')[one[0]] if one[1] < 0 else ('down', 'right')[one[0]]}" if one
-             else "as they are" for one in shifts]
-    if len(set(shifts)) > 1:
-        raise UserError(f"the outputs of members{whose} fit their labels best {shown[0]}, and those of non-members "
-                        f"{shown[1]}; store both sides in the same way")
-    if any(shifts):
-        warn_once(f"the outputs{whose} fit their labels best if they are shifted {shown[0]}; check how outputs and "
-                  "labels were resized")
+def _show_shift(index: int) -> str:
+    axis, by = SHIFTS[index]
+    return f"by {abs(by)} positions {(('up', 'down'), ('left', 'right'))[axis][by > 0]}"
 
 
 def _others(fit: np.ndarray) -> np.ndarray:

@@ -69,8 +69,8 @@ def largest_ten(array):
 
 
 @pytest.mark.parametrize("function, message", [
-    (lambda a: np.roll(a, 1, 2), "those of non-members by 1 positions left"),
-    (lambda a: np.roll(a, -2, 1), "those of non-members by 2 positions down"),
+    (lambda a: np.roll(a, 1, 2), "of non-members fit their labels better if they are shifted by 1 positions left"),
+    (lambda a: np.roll(a, -2, 1), "of non-members fit their labels better if they are shifted by 2 positions down"),
     (swap(10, 8), "label 10 of non-members mostly has output 8"),
     (permuted, "in 11 of 12 images of non-members"),
     (repeated, "those of non-members resized by repeating positions"),
@@ -92,7 +92,7 @@ def test_the_outputs_of_one_side_were_changed(tree, function, message):
 
 
 @pytest.mark.parametrize("function, message", [
-    (lambda a: np.roll(a, 4, 2), "fit their labels best if they are shifted by 4 positions left"),
+    (lambda a: np.roll(a, 4, 2), "fit their labels better if they are shifted by 4 positions left"),
     (softmax, "a softmax may have been applied twice")])
 def test_the_outputs_of_both_sides_were_changed(tree, function, message):
     change(tree, function, "train", "val")
