@@ -105,7 +105,7 @@ def check_alignment(source: Source, model: str = "") -> None:
         check_classes(probe, side)
         if fit is not None:
             check_images(probe, fit, side)
-            check_classes_of_images(probe, side)
+            check_classes_of_images(probe, fit, side)
     if all(forms):
         compare_forms(*forms, whose)
     if len(probes) == 2:
@@ -190,15 +190,29 @@ def check_classes(probe: Probe, side: str) -> None:
                         f"mostly has output {moved[1]}; check that the labels hold the train ids of the model")
 
 
-def check_classes_of_images(probe: Probe, side: str) -> None:
-    """Raise `UserError` if, in several images, another order of the classes agrees with the label."""
+def check_classes_of_images(probe: Probe, fit: np.ndarray, side: str) -> None:
+    """Raise `UserError` if, in several images, another order of the classes agrees with the label.
+
+    `fit`: result of `compare_all`.
+    """
     moved = {name: found for name, predicted, label in zip(probe.names, probe.predicted, probe.labels, strict=True)
              if (found := exchanged(confusion(predicted, label, probe.classes), together=True))}
-    if len(moved) >= max(3, 0.05 * len(probe.names)):
+    if many(np.array([name in moved for name in probe.names]), np.diag(fit) - _others(fit)):
         name, (label, output) = next(iter(moved.items()))
         raise UserError(f"the classes of outputs and labels seem to be in different orders in {len(moved)} of "
                         f"{len(probe.names)} images of {side}: label {label} of {name} mostly has output {output}; "
                         "check that each label holds the train ids of the model, and not the indices of a palette")
+
+
+def many(wrong: np.ndarray, clear: np.ndarray) -> bool:
+    """Whether so many images are wrong that it cannot be chance: 5 % (and three), if the others are clearly right.
+
+    A weak model gives outputs of which some fit another label by chance. `wrong` bool (n,); `clear` (n,): by how much
+    the outputs fit their own label better than those of other images.
+    """
+    if 2 * wrong.sum() > len(wrong):
+        return True
+    return wrong.sum() >= max(3, 0.05 * len(wrong)) and clear[~wrong].mean() > CLEARLY
 
 
 def exchanged(matrix: np.ndarray, together: bool = False) -> tuple[int, int] | None:
@@ -286,7 +300,7 @@ def check_images(probe: Probe, fit: np.ndarray, side: str) -> None:
     rows, columns = linear_sum_assignment(-fit)
     own, best, others = np.diag(fit), fit[rows, columns], _others(fit)
     misplaced = (best > own + MISPLACED) & (best - others > AGREEMENT * (1 - others))
-    if misplaced.sum() >= max(3, 0.05 * len(own)):
+    if many(misplaced, own - others):
         first = int(np.flatnonzero(misplaced)[0])
         raise UserError(f"{misplaced.sum()} of {len(own)} outputs of {side} seem to belong to other images: that of "
                         f"{probe.names[first]} fits the label of {probe.names[columns[first]]}; check the order in "

@@ -9,7 +9,7 @@ from PIL import Image
 from test_seams import assert_refused
 
 from datasets.inspection import inspect
-from evaluation.alignment import _cycles, _gain, exchanged
+from evaluation.alignment import _cycles, _gain, exchanged, many
 from evaluation.forms import Excerpt, compare_forms, find_form
 from predictors.base import Record, tell_apart
 from predictors.stored import list_records
@@ -203,3 +203,10 @@ def test_one_mask_for_many_images(tmp_path):
     pattern = inspect(*records[0].files).pattern
     assert [record.id for record in tell_apart(records)] == [f"{pattern}{index}" for index in range(3)]
     assert [record.id for record in tell_apart(records[:2])] == [pattern] * 2  # copies of one image
+
+
+def test_some_outputs_of_a_weak_model_fit_another_label_by_chance():
+    """They are errors only where the other outputs clearly fit their own labels."""
+    wrong = np.arange(100) < 12
+    assert many(wrong, np.where(wrong, -0.3, 0.4)) and not many(wrong, np.where(wrong, -0.3, 0.02))
+    assert not many(np.arange(100) < 2, np.full(100, 0.4)) and many(np.arange(100) < 60, np.full(100, -0.2))
