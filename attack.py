@@ -20,7 +20,8 @@ from pathlib import Path
 
 import datasets
 import defenses
-from attacks import ATTACKS, REPRESENTATIONS, SCHEMES
+from attacks import ATTACKS, REPRESENTATIONS, SCHEMES, SETTINGS
+from models import FEATURES
 from predictors import PREDICTORS
 from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, refuse_unused, run, thousands
 
@@ -46,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
                        "(default: that of the attacker, which is 1e-30 in the release; without an attacker 6e-8)")
     flags.add_argument("--c", type=float, default=0.75, help="--attack calibrated: weight of the references "
                        "(default: 0.75)")
+    flags.add_argument("--weight", type=number(0), default=1.0, help="--attack membership-error: weight of the "
+                       "predictability error (default: 1)")
+    flags.add_argument("--features", choices=FEATURES, default="efficientnet_lite0", help="--attack membership-error: "
+                       f"{FEATURES.help()} (default: efficientnet_lite0)")
     flags.add_argument("--batch", type=positive, default=64, help="number of patches in memory, and in one forward "
                        "pass on a GPU (default: 64)")
     flags.add_argument("-a", "-arch", "--arch", choices=("resnet50", "resnet18"), default="resnet50",
@@ -134,7 +139,7 @@ def check(args: argparse.Namespace) -> None:
     if args.threshold and args.attack not in ("learned", args.threshold):
         raise UserError(f"--threshold {args.threshold} and --attack {args.attack} are two attacks; give one of them")
     name = args.threshold or args.attack
-    unread = {"floor", "score", "c"} - ATTACKS.load(name).reads
+    unread = set(SETTINGS) - ATTACKS.load(name).reads
     refuse_unused(args, parser(), [
         (not args.victim, "on posteriors on disk; leave it out, or give --victim CHECKPOINT", QUERY),
         (args.victim, "with --victim; leave one of them out", ["--examples"]),

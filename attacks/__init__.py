@@ -18,7 +18,13 @@ ATTACKS = Table("attack", {
     "confidence": Entry("attacks.thresholds:ConfidenceThreshold", "mean of the largest posterior (Salem et al.)"),
     "loss": Entry("attacks.thresholds:LossThreshold", "mean of minus the loss (Sablayrolles et al.)"),
     "calibrated": Entry("attacks.calibrated:CalibratedScore", "log-posterior minus c times that of --references"),
+    "reconstruction": Entry("attacks.membership_error:ReconstructionError", "minus the error of the output"),
+    "membership-error": Entry("attacks.membership_error:MembershipError", "reconstruction error, corrected by how "
+                              "predictable an image is (Shafran et al.)"),
+    "membership-error-released": Entry("attacks.membership_error:ReleasedMembershipError", "the same as in their code"),
 })
+
+SETTINGS = ("floor", "score", "c", "weight", "features")  # flags that some attacks read
 
 SCHEMES = ("random", "sliding", "rejection", "full")  # how the patches of an image are selected
 

@@ -28,6 +28,7 @@ class Sample:
     `references`: outputs of reference models for this image, without a defense.
     `in_reference`: whether each reference model was trained on this image.
     `undefended`: the output before the defense; None unless the caller asks for it.
+    `predictability`: the predictability error of the image; None unless the attack needs it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Sample:
     references: tuple[torch.Tensor, ...] = ()
     in_reference: tuple[bool, ...] = ()
     undefended: torch.Tensor | None = None
+    predictability: float | None = None
 
     @property
     def known(self) -> torch.Tensor:
@@ -71,7 +73,8 @@ class AttackSettings:
 
     `selection`: which patches are scored; `floor`: lower bound of posteriors before the logarithm; `attacker`: a
     trained attacker; `score`: "paper" (mean member probability) or "release" (sum of member logits); `batch`: number of
-    patches in memory; `c`: weight of the references in the calibrated score; `compute`: device and precision.
+    patches in memory; `c`: weight of the references in the calibrated score; `weight`: that of the predictability error
+    in the membership error; `compute`: device and precision.
     """
 
     selection: Selection = RANDOM
@@ -80,6 +83,7 @@ class AttackSettings:
     score: str = "paper"
     batch: int = 64
     c: float = 0.75
+    weight: float = 1.0
     compute: Compute = CPU_FP32
 
 
@@ -87,14 +91,16 @@ class Attack:
     """The base class of attacks. A subclass defines `score`, and lists in `needs` which inputs it reads.
 
     `needs` may contain "truth" (each sample has a label with known positions), "image", "references", "population"
-    (`fit` is called with samples of known membership), "queries" and "weights" (`score` gets the predictor). If "truth"
-    is not in `needs`, `truth` may be None.
+    (`fit` is called with samples of known membership), "predictability" (computed by `method` of
+    `attacks.predictability.METHODS`), "queries" and "weights" (`score` gets the predictor). If "truth" is not in
+    `needs`, `truth` may be None.
 
-    `reads` lists which of the settings "floor", "score" and "c" it reads; attack.py refuses the flags of the others.
+    `reads` lists which of the flags in `attacks.SETTINGS` it reads; attack.py refuses the others.
     """
 
     needs: frozenset[str] = frozenset({"truth"})
     reads: frozenset[str] = frozenset()
+    method: str | None = None
 
     def __init__(self, settings: AttackSettings):
         self.settings = settings

@@ -24,6 +24,7 @@ from models.pixelwise import Pixelwise
 from predictors import file_of, open_predictor
 from predictors.base import Predictor, PredictorOptions, Record
 from predictors.cache import cache_posteriors, check_stride
+from predictors.predictability import predictability_errors
 from predictors.samples import Source, check_class_names
 from predictors.stored import check_forms
 from utils.cli import UserError
@@ -43,8 +44,8 @@ class AttackRun:
     queried; `control`: predictor of a model that saw neither side; `keep`: folder for the posteriors of the target;
     `allow`: what is not refused, of "copies", "overlap" and "unseen"; `out`: output folder (None: the next free
     runs/attack-N); `hash_names`: key file for names; `cam`: folder for activation maps; `cam_images`: number of members
-    and of non-members that are drawn; `save_every`: seconds between saves; `started`: start of the call by
-    `time.monotonic`.
+    and of non-members that are drawn; `features`: feature extractor of the predictability error; `save_every`: seconds
+    between saves; `started`: start of the call by `time.monotonic`.
     """
 
     name: str
@@ -59,6 +60,7 @@ class AttackRun:
     hash_names: str | None = None
     cam: str | None = None
     cam_images: int = 4
+    features: str = "efficientnet_lite0"
     save_every: float = 10.0
     compute: Compute = CPU_FP32
     started: float | None = None
@@ -89,6 +91,10 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
         kept = cache_posteriors(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
         source = replace(source, predictor=kept)
     timings.lap("starting and comparing images")
+    if "predictability" in attack.needs:
+        errors = predictability_errors(source.records, run.features, attack.method, run.compute)
+        source = replace(source, predictability=errors)
+        timings.lap("predictability errors")
     if population:
         attack.fit(population.samples(attack.needs))
     drawn = first_by_name(source.records, run.cam_images) if run.cam else set()

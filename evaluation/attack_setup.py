@@ -44,6 +44,7 @@ class AttackChoices:
     score: str = "paper"
     batch: int = 64
     c: float = 0.75
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoic
                           choices.seed)
     return build_attack(name, AttackSettings(
         selection, spec.floor if spec else choices.floor or TINY, attacker and replace(attacker, spec=spec),
-        choices.score, choices.batch, choices.c, compute))
+        choices.score, choices.batch, choices.c, choices.weight, compute))
 
 
 def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,

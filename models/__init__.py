@@ -24,6 +24,12 @@ MODELS = Table("segmentation model", {
     "deeplabv3plus": Entry("models.deeplab:build", "atrous pyramid and a decoder"),
     "dpc": Entry("models.deeplab:build", "DeepLab-v3+ with a dense prediction cell"),
 })
+
+FEATURES = Table("feature extractor", {
+    "efficientnet_lite0": Entry("models.features:efficientnet_lite0", "needs no download, and is not the paper's"),
+    "wide_resnet50_2": Entry("models.features:wide_resnet50_2", "that of their code; its weights are downloaded"),
+})
+
 WITHOUT_DROPOUT = ("upernet",)  # models that have a dropout layer only in their auxiliary head
 
 

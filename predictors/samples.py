@@ -1,7 +1,7 @@
 """Make samples from records: query the model, check its output, align the label, and apply the defense."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from utils.cli import UserError
 class Source:
     """Records, the target model with its defense, and reference models, from which samples are made.
 
-    `classes` and `stride`: those that the attack expects (None: any).
+    `classes` and `stride`: those that the attack expects (None: any). `predictability`: name of a record -> its
+    predictability error, for attacks that need it.
     """
 
     records: Sequence[Record]
@@ -33,6 +34,7 @@ class Source:
     references: tuple[Reference, ...] = ()
     classes: int | None = None
     stride: int | None = None
+    predictability: Mapping[str, float] = field(default_factory=dict)
 
     def samples(self, needs: frozenset[str] = frozenset({"truth"}), undefended: bool = False) -> Iterator[Sample]:
         """Yield the samples of all records, in order. `undefended`: samples also hold the output before the defense.
@@ -75,7 +77,8 @@ class Source:
             image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
         return Sample(record.name, record.id, record.group, record.member, defended, truth, image,
                       tuple(map(self._reference_output, self.references, answer.others, repeat(answer))),
-                      tuple(one.saw(record) for one in self.references), plain if undefended else None)
+                      tuple(one.saw(record) for one in self.references), plain if undefended else None,
+                      self.predictability.get(record.name))
 
     def _truth(self, answer: Answer, output: torch.Tensor, needed: bool) -> torch.Tensor | None:
         """The label at the positions of the output, (h, w). None if it is not needed, and is missing or all void."""
