@@ -18,12 +18,12 @@ import argparse
 import time
 from pathlib import Path
 
+import attacks
 import datasets
 import defenses
-from attacks import ATTACKS, REPRESENTATIONS, SCHEMES, SETTINGS
-from models import FEATURES
+from attacks import ATTACKS, REPRESENTATIONS, SETTINGS
 from predictors import PREDICTORS
-from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, refuse_unused, run, thousands
+from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, refuse_unused, run
 
 ATTACKER = "weights/loss.pth.tar"
 QUERY = ("--members", "--non-members", "--keep", "--stride", "--root", "--strip-prefix", "--dataset", "--classes",
@@ -41,30 +41,12 @@ def parser() -> argparse.ArgumentParser:
     flag(flags, "resume", metavar="CHECKPOINT", help="checkpoint of the attacker, of this project or of the release "
          f"(default: {ATTACKER}); if given, --attack loss, confidence and calibrated use its patch size, floor and tau")
     flag(flags, "input", choices=REPRESENTATIONS, help=f"{REPRESENTATIONS.help()} (default: that of the attacker)")
-    flags.add_argument("--score", choices=("paper", "release"), default="paper", help="--attack learned: score of an "
-                       "image; paper: mean member probability; release: sum of member logits (default: paper)")
-    flags.add_argument("--floor", type=float, metavar="P", help="lower bound of posteriors before the logarithm "
-                       "(default: that of the attacker, which is 1e-30 in the release; without an attacker 6e-8)")
-    flags.add_argument("--c", type=float, default=0.75, help="--attack calibrated: weight of the references "
-                       "(default: 0.75)")
-    flags.add_argument("--weight", type=number(0), default=1.0, help="--attack membership-error: weight of the "
-                       "predictability error (default: 1)")
-    flags.add_argument("--features", choices=FEATURES, default="efficientnet_lite0", help="--attack membership-error: "
-                       f"{FEATURES.help()} (default: efficientnet_lite0)")
     flags.add_argument("--batch", type=positive, default=64, help="number of patches in memory, and in one forward "
                        "pass on a GPU (default: 64)")
     flags.add_argument("-a", "-arch", "--arch", choices=("resnet50", "resnet18"), default="resnet50",
                        help="architecture of a release checkpoint, which does not store it (default: resnet50)")
     flag(flags, "dilation", action="store_true", help="the release checkpoint has dilated layer3 and layer4")
-    patches = flags.add_argument_group("patches")
-    patches.add_argument("--select", choices=SCHEMES,
-                         help="how patches are selected (default: random; full for a pixelwise attacker)")
-    flag(patches, "num-patch", type=thousands, default=6, metavar="N", help="patches per image (default: 6)")
-    flag(patches, "tau", type=number(0, 1), help="--select rejection: reject patches whose mean posterior of the "
-         "labelled class is above this (default: that of the attacker, chosen on held-out shadow data; without an "
-         "attacker 0.95)")
-    patches.add_argument("--patch-size", type=thousands, help="side of a patch in positions (default: that of the "
-                         "attacker, which is 90 in the release; without an attacker 24)")
+    attacks.add_flags(flags)
     where = flags.add_argument_group("posteriors on disk")
     where.add_argument("--examples", metavar="TREE", default="examples",
                        help="folder with {train,val}/{label,pred_sgd}, as in the release (default: examples)")

@@ -6,8 +6,11 @@ A new attack is one file with a subclass of `attacks.sample.Attack`, and one lin
 one file with an `attacks.representation.Representation`, and one line in `REPRESENTATIONS`.
 """
 
+import argparse
 from typing import TYPE_CHECKING
 
+from models import FEATURES
+from utils.cli import flag, number, thousands
 from utils.tables import Entry, Table
 
 if TYPE_CHECKING:
@@ -37,3 +40,27 @@ REPRESENTATIONS = Table("representation", {
 def build_attack(name: str, settings: "AttackSettings") -> "Attack":
     """Return the attack `name`. Raises `UserError` if `ATTACKS` has no such name, or if `settings` do not suit it."""
     return ATTACKS.load(name)(settings)
+
+
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags of the settings of attacks, and of the selection of patches."""
+    own = flags.add_argument_group("settings of some attacks")
+    own.add_argument("--score", choices=("paper", "release"), default="paper", help="--attack learned: score of an "
+                       "image; paper: mean member probability; release: sum of member logits (default: paper)")
+    own.add_argument("--floor", type=float, metavar="P", help="lower bound of posteriors before the logarithm "
+                       "(default: that of the attacker, which is 1e-30 in the release; without an attacker 6e-8)")
+    own.add_argument("--c", type=float, default=0.75, help="--attack calibrated: weight of the references "
+                       "(default: 0.75)")
+    own.add_argument("--weight", type=number(0), default=1.0, help="--attack membership-error: weight of the "
+                       "predictability error (default: 1)")
+    own.add_argument("--features", choices=FEATURES, default="efficientnet_lite0", help="--attack membership-error: "
+                       f"{FEATURES.help()} (default: efficientnet_lite0)")
+    patches = flags.add_argument_group("patches")
+    patches.add_argument("--select", choices=SCHEMES,
+                         help="how patches are selected (default: random; full for a pixelwise attacker)")
+    flag(patches, "num-patch", type=thousands, default=6, metavar="N", help="patches per image (default: 6)")
+    flag(patches, "tau", type=number(0, 1), help="--select rejection: reject patches whose mean posterior of the "
+         "labelled class is above this (default: that of the attacker, chosen on held-out shadow data; without an "
+         "attacker 0.95)")
+    patches.add_argument("--patch-size", type=thousands, help="side of a patch in positions (default: that of the "
+                         "attacker, which is 90 in the release; without an attacker 24)")

@@ -1,0 +1,191 @@
+"""Reconstruction error and membership error (Shafran et al.), against slow references and in whole runs."""
+
+import json
+import shutil
+import stat
+
+import numpy as np
+import pytest
+import torch
+from conftest import must, results, scores, script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slow_predictability import absolute_error, columns, ridge_cross_entropy
+from test_seams import assert_refused
+
+from attacks import predictability
+from attacks.membership_error import MembershipError, ReconstructionError
+from attacks.predictability import FLOOR, RELEASED, SIDE, SOUND, describe_positions, predictability_error, prepare_image
+from attacks.sample import AttackSettings, Sample
+from models import FEATURES
+from models.features import ResNetFeatures, feature_extractor
+from predictors.predictability import VERSION
+
+
+def random_maps(seed, channels=(6, 10, 20, 60)):
+    """Maps of the shapes that an extractor gives; the last two have more channels than half of their positions."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(0, 1 + index, (count, side, side)).astype(np.float32)
+            for index, (count, side) in enumerate(zip(channels, (56, 28, 14, 7), strict=True))]
+
+
+def order_of(positions, seed):
+    return np.random.default_rng(seed).permutation(positions)
+
+
+@pytest.mark.parametrize("channels", [(6, 10, 20, 60), (8, 8, 8, 8)])
+def test_released_error_of_images_is_that_of_least_squares(channels):
+    maps, image = random_maps(0, channels), np.random.default_rng(1).random((3, SIDE, SIDE))
+    error = predictability_error([torch.from_numpy(one) for one in maps], torch.from_numpy(image).float(), RELEASED,
+                                 np.random.default_rng(2))
+    assert error == pytest.approx(absolute_error(maps, image, order_of(np.arange(SIDE**2), 2)), rel=1e-3)
+
+
+def test_sound_error_of_labels_is_that_of_ridge_regression():
+    maps = random_maps(3)
+    label = np.random.default_rng(4).integers(0, 4, (SIDE, SIDE)).astype(np.uint8)
+    label[:20] = 1
+    label[40:44] = 255
+    error = predictability_error([torch.from_numpy(one) for one in maps], torch.from_numpy(label), SOUND,
+                                 np.random.default_rng(5))
+    order = order_of(np.flatnonzero(label.ravel() != 255), 5)
+    assert error == pytest.approx(ridge_cross_entropy(maps, label, order, SOUND.ridge, FLOOR), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_released_error_with_the_released_features():
+    """3840 channels, with random weights: the paper's cannot be downloaded everywhere."""
+    from torchvision.models import wide_resnet50_2
+
+    torch.manual_seed(0)
+    net = ResNetFeatures(wide_resnet50_2()).eval()
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 200, 300), np.uint8))
+    with torch.inference_mode():
+        maps = [one[0] for one in net(prepare_image(image, RELEASED)[None])]
+    small = torch.rand(3, SIDE, SIDE)
+    error = predictability_error(maps, small, RELEASED, np.random.default_rng(1))
+    expected = absolute_error([one.numpy() for one in maps], small.double().numpy(), order_of(np.arange(SIDE**2), 1))
+    assert error == pytest.approx(expected, rel=1e-3)
+
+
+@given(st.integers(1, 40), st.sampled_from([7, 14, 28, 56]), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_fewer_values_than_channels_keep_the_inner_products(channels, side, seed):
+    """A map with more channels than positions is replaced by one of fewer values, before it is resized."""
+    channels = channels * 3 if side == 7 else min(channels, 6)
+    one = np.random.default_rng(seed).normal(size=(channels, side, side)).astype(np.float32)
+    own, literal = describe_positions([torch.from_numpy(one)], False).numpy(), columns([one], SIDE)
+    assert own.shape[1] <= side * side and np.allclose(own @ own.T, literal @ literal.T, atol=1e-3)
+
+
+def test_released_crop_is_central_and_sound_reads_the_whole_image():
+    image = torch.zeros(3, 128, 256, dtype=torch.uint8)
+    image[:, :, 64:192] = 255
+    crop, whole = prepare_image(image, RELEASED), prepare_image(image, SOUND)
+    assert crop.shape == whole.shape == (3, 224, 224)
+    assert crop.min() > 0.9 and whole.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_error_without_labelled_positions_is_nan():
+    maps = [torch.from_numpy(one) for one in random_maps(0)]
+    label = torch.full((64, 64), 255, dtype=torch.uint8)
+    assert np.isnan(predictability_error(maps, label, SOUND, np.random.default_rng(0)))
+
+
+def sample(output, truth, error):
+    return Sample("a", "a", "a", True, output, truth, predictability=error)
+
+
+def test_scores_of_an_image_and_of_posteriors():
+    output, truth = torch.rand(3, 4, 4), torch.rand(3, 4, 4)
+    expected = -np.abs(np.round(output.numpy().astype(np.float64) * 255) / 255 - truth.numpy()).mean()
+    [scored] = ReconstructionError(AttackSettings()).score([sample(output, truth, None)])
+    assert scored.score == pytest.approx(expected, abs=1e-6)
+    [better] = MembershipError(AttackSettings(weight=0.5)).score([sample(output, truth, 0.25)])
+    assert better.score == pytest.approx(expected + 0.125, abs=1e-6)
+    posterior, label = torch.rand(4, 5, 5).softmax(0), torch.randint(0, 4, (5, 5), dtype=torch.uint8)
+    label[0] = 255
+    [scored] = MembershipError(AttackSettings()).score([sample(posterior, label, 2.0)])
+    known = label != 255
+    true = posterior.gather(0, label.clamp_max(3).long()[None])[0]
+    assert scored.score == pytest.approx(float(true[known].log().mean()) + 2, abs=1e-6)
+
+
+@pytest.fixture
+def attack(world, live, tmp_path):
+    def run(name, *flags):
+        return script("attack.py", "--attack", name, *live, "--patch-size", 6, *flags, "--out", tmp_path / name,
+                      cwd=tmp_path)
+    return run
+
+
+@pytest.mark.parametrize("name", ["membership-error", "membership-error-released"])
+def test_attack_on_a_model(attack, tmp_path, monkeypatch, name):
+    """The errors are computed once, kept for later calls, and private."""
+    must(attack("reconstruction"))
+    must(attack(name))
+    [file] = (tmp_path / "runs" / "predictability").iterdir()
+    method = "released" if name.endswith("released") else "sound"
+    assert file.name == f"efficientnet_lite0-{method}-{VERSION}.json"
+    errors = json.loads(file.read_text())
+    assert len(errors) == 16 and stat.S_IMODE(file.stat().st_mode) == 0o600
+    plain, corrected = scores(tmp_path / "reconstruction"), scores(tmp_path / name)
+    added = sorted(corrected[image][1] - plain[image][1] for image in plain)
+    assert added == pytest.approx(sorted(errors.values()), abs=1e-5) and min(added) > 0
+    monkeypatch.setattr(predictability, "predictability_error", None)  # it would not be computed again
+    shutil.rmtree(tmp_path / name)
+    must(attack(name, "--weight", 0))
+    assert all(value == pytest.approx(plain[image], abs=1e-9) for image, value in scores(tmp_path / name).items())
+    assert results(tmp_path / name)["attack"] == name
+
+
+def test_images_are_described_in_batches_of_any_size(attack, tmp_path, monkeypatch):
+    must(attack("membership-error"))
+    one = scores(tmp_path / "membership-error")
+    shutil.rmtree(tmp_path / "runs"), shutil.rmtree(tmp_path / "membership-error")
+    monkeypatch.setattr("predictors.predictability.BATCH", 3)
+    must(attack("membership-error"))
+    assert {name: score for name, (_, score) in scores(tmp_path / "membership-error").items()} == pytest.approx(
+        {name: score for name, (_, score) in one.items()}, abs=1e-4)
+
+
+def test_a_tree_without_images_is_refused(world, tmp_path):
+    shutil.copytree(world / "shadow" / "posteriors-s4", tmp_path / "tree")
+    result = script("attack.py", "--attack", "membership-error", "--examples", tmp_path / "tree", cwd=tmp_path)
+    assert_refused(result, "is missing; the predictability error reads the image", "img/")
+
+
+def test_features_that_cannot_be_downloaded(attack, monkeypatch):
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setenv("TORCH_HOME", "/nowhere")
+    result = attack("membership-error", "--features", "wide_resnet50_2")
+    assert_refused(result, "could not be downloaded", "leave --features out")
+
+
+def test_extractors_give_four_maps():
+    image = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        maps = feature_extractor("efficientnet_lite0")(image)
+    assert [tuple(one.shape[2:]) for one in maps] == [(56, 56), (28, 28), (14, 14), (7, 7)]
+    assert set(FEATURES) == {"efficientnet_lite0", "wide_resnet50_2"}
+
+
+def test_a_broken_cache_is_computed_again(attack, tmp_path):
+    must(attack("membership-error"))
+    [file] = (tmp_path / "runs" / "predictability").iterdir()
+    before = file.read_text()
+    file.write_text("{")
+    shutil.rmtree(tmp_path / "membership-error")
+    must(attack("membership-error"))
+    assert file.read_text() == before
+
+
+def test_predictability_is_lower_where_the_label_follows_the_image():
+    """A label that is the brightness of the image is predictable, and noise is not."""
+    picture = np.kron(np.random.default_rng(0).integers(0, 2, (7, 7)), np.ones((32, 32)))
+    image = torch.from_numpy((np.stack([picture] * 3) * 200 + 20).astype(np.uint8))
+    with torch.inference_mode():
+        maps = [one[0] for one in feature_extractor("efficientnet_lite0")(prepare_image(image, SOUND)[None])]
+    same, noise = torch.from_numpy(picture.astype(np.uint8)), torch.randint(0, 2, (224, 224), dtype=torch.uint8)
+    errors = [predictability_error(maps, label, SOUND, np.random.default_rng(0)) for label in (same, noise)]
+    assert errors[0] < 0.2 and errors[1] > 0.6
