@@ -23,7 +23,7 @@ class Sample:
     `id`: key of the random streams of this image. `group`: images that belong together, for the intervals.
     `member`: whether the target model was trained on the image; None if this is not known.
     `output`: float32 (C, h, w), the posterior of the target model under its defense; it sums to 1 over the classes.
-    `truth`: uint8 (h, w), train ids with 255 = void, or float32 (C, h, w) for a translated image; None if there is none.
+    `truth`: uint8 (h, w), train ids with 255 = void, or float32 (C, h, w) of a translated image; None if there is none.
     `image`: uint8 (3, H, W); None unless the attack needs it.
     `references`: outputs of reference models for this image, without a defense.
     `in_reference`: whether each reference model was trained on this image.
