@@ -47,9 +47,11 @@ def parser() -> argparse.ArgumentParser:
                        help="architecture of a release checkpoint, which does not store it (default: resnet50)")
     flag(flags, "dilation", action="store_true", help="the release checkpoint has dilated layer3 and layer4")
     attacks.add_flags(flags)
-    where = flags.add_argument_group("posteriors on disk")
+    where = flags.add_argument_group("outputs on disk")
     where.add_argument("--examples", metavar="TREE", default="examples",
                        help="folder with {train,val}/{label,pred_sgd}, as in the release (default: examples)")
+    where.add_argument("--triples", metavar="DIR", help="translated images: folder with "
+                       "{train,val}/{input,output,truth}, for --attack reconstruction and membership-error")
     live = flags.add_argument_group("a target model that is queried")
     live.add_argument("--victim", metavar="[KIND:]WHERE", help="the target model V; needs --members and "
                       f"--non-members. KIND: {PREDICTORS.help()} (default: checkpoint)")
@@ -93,7 +95,9 @@ def main(args: argparse.Namespace) -> None:
     attacker = resume and setup.load_attacker(resume, args.arch, args.dilation, args.patch_size)
     attack = setup.make_attack(name, attacker, pick(args, setup.AttackChoices), defense, compute)
     data = pick(args, setup.LiveData, dataset=datasets.chosen(args))
-    if args.victim:
+    if args.triples:
+        source = setup.triples_source(args.triples, defense, compute)
+    elif args.victim:
         source = setup.live_source(args.victim, data, attack, args.stride, defense, compute, args.references)
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
@@ -124,7 +128,8 @@ def check(args: argparse.Namespace) -> None:
     unread = set(SETTINGS) - ATTACKS.load(name).reads
     refuse_unused(args, parser(), [
         (not args.victim, "on posteriors on disk; leave it out, or give --victim CHECKPOINT", QUERY),
-        (args.victim, "with --victim; leave one of them out", ["--examples"]),
+        (args.victim, "with --victim; leave one of them out", ["--examples", "--triples"]),
+        (args.triples, "with --triples; leave one of them out", ["--examples", "--references", "--population"]),
         (not attacker_path(args), f"with --attack {name}, which reads no attacker here; leave it out, or give -resume",
          ["-input", "-arch", "-dilation"]),
         (True, f"with --attack {name}; leave it out", [f"--{field}" for field in sorted(unread)]),

@@ -16,6 +16,7 @@ class ReconstructionError(MapAttack):
     """
 
     reads = frozenset({"floor"})
+    kinds = frozenset({"posterior", "image"})
 
     def evidence(self, sample: Sample) -> torch.Tensor:
         if sample.truth.ndim == sample.output.ndim:

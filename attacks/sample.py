@@ -95,11 +95,14 @@ class Attack:
     `attacks.predictability.METHODS`), "queries" and "weights" (`score` gets the predictor). If "truth" is not in
     `needs`, `truth` may be None.
 
+    `kinds` lists the kinds of outputs that it can score, of "posterior" and "image" (a translated image).
+
     `reads` lists which of the flags in `attacks.SETTINGS` it reads; attack.py refuses the others.
     """
 
     needs: frozenset[str] = frozenset({"truth"})
     reads: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset({"posterior"})
     method: str | None = None
 
     def __init__(self, settings: AttackSettings):

@@ -26,6 +26,7 @@ DATASETS = Table("data set", {
     "mapillary": Entry("datasets.mapillary", "Mapillary Vistas, in Cityscapes' classes"),
     "folder": Entry("datasets.folder:parse", "your own data, in images/ and masks/"),
 })
+IMAGES = "images"  # in the place of a data set: the ground truth is an image, and no label
 
 
 class DataSet(Protocol):

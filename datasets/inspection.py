@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets import find_dataset
+from datasets import IMAGES, find_dataset
 from datasets.images import check_turned, describe_file, load_ids, load_image
 from datasets.pairs import check_sizes, decode_label
 from utils import VOID
@@ -27,6 +27,8 @@ _found: dict[tuple, "Inspection"] = {}
 @dataclass(frozen=True)
 class Inspection:
     """What the files of one image say. The image or the label may be missing; what depends on it is then None.
+
+    In the place of a label there may be an image as ground truth, which has no `counts`, `boundary` and `values`.
 
     `image`, `label`: SHA-256 of the decoded pixels, 32 hex digits; the label as train ids. `look`: see `look_of`.
     `size`: (H, W). `counts`: number of pixels of each id that the label has, 255 = void. `boundary`: share of
@@ -58,7 +60,7 @@ class Inspection:
     @property
     def pattern(self) -> str | None:
         """The hash of the label; None if it has a single id beside void, because many images share such a label."""
-        return self.label if len(self.ids) > 1 else None
+        return self.label if self.counts is None or len(self.ids) > 1 else None
 
 
 def inspect(image: Path, label: Path, dataset: str | None) -> Inspection:
@@ -95,7 +97,10 @@ def _read(image: Path | None, label: Path | None, dataset: str | None) -> Inspec
     if image:
         pixels = load_image(image)
         look, colour = look_of(pixels), np.concatenate(cv2.meanStdDev(pixels)).ravel()
-    if label:
+    if label and dataset == IMAGES:
+        ids = load_image(label)
+        colour = np.concatenate([*([colour] if image else []), *map(np.ravel, cv2.meanStdDev(ids))])
+    elif label:
         raw, ids = _read_label(label, image, dataset)
         values = tuple(np.unique(raw).tolist()) if raw.ndim == 2 else ()
         counts = {number: int(count) for number, count in enumerate(np.bincount(ids.ravel())) if count}
@@ -200,7 +205,7 @@ def check_depth(found: Sequence[Inspection], what: str) -> None:
 
 def check_meaning(found: Sequence[Inspection], what: str, dataset: str | None) -> None:
     """Raise `UserError` if 255 is a class in some masks of two classes, and may be void in others."""
-    if dataset and getattr(find_dataset(dataset), "reads_binary", False):
+    if dataset not in (None, IMAGES) and getattr(find_dataset(dataset), "reads_binary", False):
         ambiguous = [VOID in one.values and 1 not in one.values for one in found]
         if any(ambiguous) and any(1 in one.values for one in found):
             raise UserError(f"some masks of {what} hold 0 and 255, and others 1, so 255 may be class 1 or void; give "

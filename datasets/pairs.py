@@ -208,9 +208,9 @@ def load_pair(pair: Pair, dataset: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_sizes(image: np.ndarray, label: np.ndarray, path: str | Path) -> None:
-    """Raise `UserError` if the sizes of image (H, W, 3) and label (H, W) differ. `path`: path of the label."""
-    if image.shape[:2] != label.shape:
-        rotated = image.shape[1::-1] == label.shape
+    """Raise `UserError` if the sizes of image (H, W, 3) and ground truth differ. `path`: path of the ground truth."""
+    if image.shape[:2] != label.shape[:2]:
+        rotated = image.shape[1::-1] == label.shape[:2]
         hint = "; perhaps the EXIF orientation of only one of them is set" if rotated else ""
         raise UserError(f"{path} is {label.shape[1]} x {label.shape[0]}, its image {image.shape[1]} x "
                         f"{image.shape[0]}{hint}")

@@ -27,6 +27,7 @@ from predictors.cache import cache_posteriors, check_stride
 from predictors.predictability import predictability_errors
 from predictors.samples import Source, check_class_names
 from predictors.stored import check_forms
+from predictors.triples import TriplePredictor, check_outputs
 from utils.cli import UserError
 from utils.device import CPU_FP32, Compute
 from utils.distributed import is_main, warn_once
@@ -142,6 +143,8 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
         check_forms(population.predictor, population.records)
     for predictor in (source.predictor, *(reference.predictor for reference in source.references)):
         check_forms(predictor, records)
+        if isinstance(predictor, TriplePredictor):
+            check_outputs(predictor, records)
     check_stride(records, source.predictor.stride)
     for one in (source, population) if "truth" in attack.needs else ():
         if one:
@@ -190,6 +193,9 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
         raise UserError(f"--attack {run.name} is fitted on samples of known membership: give --population TREE")
     if "population" not in attack.needs and population:
         raise UserError(f"--attack {run.name} learns nothing from samples of known membership; leave --population out")
+    if source.predictor.kind not in attack.kinds:
+        raise UserError(f"--attack {run.name} reads posteriors, and {source.predictor.where} gives translated images; "
+                        "give --attack reconstruction or membership-error")
     if {"queries", "weights"} & attack.needs and not source.predictor.reads_images:
         raise UserError(f"--attack {run.name} queries the model: give --victim, because stored posteriors cannot "
                         "be queried")

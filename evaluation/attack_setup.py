@@ -17,12 +17,13 @@ from predictors.base import PredictorOptions
 from predictors.reference import open_references
 from predictors.samples import Source, check_class_names, live_records, open_victim, tree_source
 from predictors.stored import TINY, describe_tree, warn_of_folders
+from predictors.triples import TriplePredictor, list_triples
 from utils.cli import UserError
 from utils.device import Compute, choose_compute
 from utils.distributed import print_once, warn_once
 
 __all__ = ["AttackChoices", "AttackRun", "LiveData", "choose_compute", "existing_files", "live_source", "load_attacker",
-           "make_attack", "run_attack", "stored_source"]
+           "make_attack", "run_attack", "stored_source", "triples_source"]
 
 PATCH_SIZE = 24  # side of a patch in positions, if there is no attacker
 
@@ -99,6 +100,16 @@ def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
         raise UserError(f"{source.records[0].image} is missing, so references cannot be queried about it: give "
                         "--victim with split files, or references that are posteriors on disk (stored:TREE)")
     return replace(source, references=models)
+
+
+def triples_source(root: str, defense: Defense, compute: Compute) -> Source:
+    """The source of translated images on disk. Raises `UserError` for a defense, because all are for posteriors."""
+    if defense.spec.name:
+        raise UserError(f"-{defense.spec.name} changes posteriors; leave it out with --triples")
+    records, outputs = list_triples(root)
+    print_once(f"{root}: {sum(bool(record.member) for record in records)} + "
+               f"{sum(not record.member for record in records)} translated images")
+    return Source(records, TriplePredictor(root, outputs, PredictorOptions(compute)), defense)
 
 
 def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None, defense: Defense, compute: Compute,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from datasets import IMAGES
 from datasets.images import check_turned, load_image
 from datasets.inspection import Files, inspect, inspect_all
 from datasets.pairs import Pair, check_label, check_sizes, load_label
@@ -44,6 +45,10 @@ class Record:
         """The record of one line of a split file."""
         return cls(pair.name, pair.group, member, pair.root / pair.image, pair.root / pair.label, dataset, pair.name)
 
+    def in_group(self, group: str | None) -> "Record":
+        """The same record in a group (None: its own)."""
+        return replace(self, group=group or self.group)
+
     @property
     def files(self) -> Files:
         """The arguments of `inspect`."""
@@ -72,6 +77,12 @@ class Record:
         if self.label.is_file():
             check_turned(self.image, self.label)
         return load_image(self.image)
+
+    def load_truth(self) -> np.ndarray:
+        """The ground truth: the label uint8 (H, W), or an image float32 (3, H, W) in 0..1. Raises `UserError`."""
+        if self.dataset != IMAGES:
+            return self.load_label()
+        return load_image(self.label).transpose(2, 0, 1).astype(np.float32) / 255
 
     def load_label(self, classes: int = VOID) -> np.ndarray:
         """Label uint8 (H, W): train ids below `classes`, 255 = void. Raises `UserError` for any other content."""

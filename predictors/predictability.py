@@ -79,7 +79,7 @@ def _errors(records: Sequence[Record], features: str, method: str, compute: Comp
         maps = extractor(torch.stack([prepare_image(image, chosen) for image in images]).to(compute.device))
     maps, errors = [one.float().cpu() for one in maps], []
     for index, record in enumerate(records):
-        truth = torch.from_numpy(record.load_label())
+        truth = torch.from_numpy(record.load_truth())
         rng = stream(0, "predictability", record.id)
         error = predictability_error([one[index] for one in maps], truth, chosen, rng)
         if not error == error:

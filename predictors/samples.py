@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from attacks.sample import Sample
-from datasets import find_dataset, show_dataset
+from datasets import IMAGES, find_dataset, show_dataset
 from datasets.pairs import read_split
 from defenses.base import NO_DEFENSE, Defense
 from defenses.gauss import normalise
@@ -81,10 +81,19 @@ class Source:
                       self.predictability.get(record.name))
 
     def _truth(self, answer: Answer, output: torch.Tensor, needed: bool) -> torch.Tensor | None:
-        """The label at the positions of the output, (h, w). None if it is not needed, and is missing or all void."""
+        """The label at the positions of the output, (h, w), or the image that is the ground truth.
+
+        None if it is not needed, and is missing or all void.
+        """
         record = answer.record
         if not needed and not record.label.is_file():
             return None
+        if record.dataset == IMAGES:
+            truth = torch.from_numpy(record.load_truth())
+            if truth.shape != output.shape:
+                raise UserError(f"the output for {record.name} is {output.shape[2]} x {output.shape[1]}, and its "
+                                f"ground truth {truth.shape[2]} x {truth.shape[1]}")
+            return truth
         label = answer.load_label()
         stride = self.stride or self.predictor.stride or infer_stride(label.shape, output.shape[1:])
         label = torch.from_numpy(label[::stride, ::stride].copy())

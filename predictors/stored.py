@@ -99,7 +99,7 @@ def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
     root = Path(root)
     names = list(_list_posteriors(root, folder))
     files = {(side, kind): files_by_name(root / side / kind) for side in SIDES for kind in KINDS}
-    groups = _read_groups(root, names, [f"{side}/{rest}" for side in SIDES for rest in files[side, "label"]])
+    groups = read_groups(root, names, [f"{side}/{rest}" for side in SIDES for rest in files[side, "label"]])
     records = []
     for name in names:
         side, _, rest = name.partition("/")
@@ -125,7 +125,7 @@ def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
     return found
 
 
-def _read_groups(root: Path, names: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+def read_groups(root: Path, names: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     """Map SIDE/NAME to the group in ROOT/groups.txt; empty without this file.
 
     `names`, `labels`: SIDE/NAME of all posteriors and of all labels. Raises `UserError` if the file names an image that
@@ -191,7 +191,7 @@ def check_forms(predictor: Predictor, records: Sequence[Record]) -> None:
     for record in records:
         stored = _open_posterior(*predictor.files(record))
         earlier = seen.setdefault(_excerpt(stored), record)
-        if earlier.name != record.name and _differ(earlier, record) and (stored != stored[:, :1, :1]).any():
+        if earlier.name != record.name and differ(earlier, record) and (stored != stored[:, :1, :1]).any():
             raise UserError(f"{predictor.where}: {earlier.name} and {record.name} have the same posterior, and other "
                             "images or labels; each image needs the posterior that the model gave for it")
         forms["precision"].setdefault(stored.dtype.name, []).append(record.name)
@@ -213,7 +213,7 @@ def _excerpt(stored: np.ndarray) -> bytes:
     return hashlib.sha256(repr(stored.shape).encode() + stored[:, ::step, ::step].astype(np.float32).tobytes()).digest()
 
 
-def _differ(one: Record, other: Record) -> bool:
+def differ(one: Record, other: Record) -> bool:
     """Whether two records are of different images, as far as images or labels are at hand."""
     first, second = one.identity, other.identity
     return bool(second.image or second.label) and Images([first]).find(second) is None

@@ -7,9 +7,10 @@ import stat
 import numpy as np
 import pytest
 import torch
-from conftest import must, results, scores, script
+from conftest import must, results, scores, script, small_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from slow_predictability import absolute_error, columns, ridge_cross_entropy
 from test_seams import assert_refused
 
@@ -189,3 +190,83 @@ def test_predictability_is_lower_where_the_label_follows_the_image():
     same, noise = torch.from_numpy(picture.astype(np.uint8)), torch.randint(0, 2, (224, 224), dtype=torch.uint8)
     errors = [predictability_error(maps, label, SOUND, np.random.default_rng(0)) for label in (same, noise)]
     assert errors[0] < 0.2 and errors[1] > 0.6
+
+
+# Translated images on disk
+
+
+def write_triples(root, count=12, noise=(0.02, 0.1)):
+    """Write triples of drawn streets; the outputs of members are closer to the ground truth than those of others."""
+    rng = np.random.default_rng(0)
+    for side, first, level in (("train", 0, noise[0]), ("val", 100, noise[1])):
+        for index in range(first, first + count):
+            image, label = small_scene(index)
+            output = np.clip(image / 255 + rng.normal(0, level, image.shape), 0, 1)
+            for part, array in (("input", np.repeat(label[..., None], 3, 2)), ("output", np.round(255 * output)),
+                                ("truth", image)):
+                path = root / side / part / f"{index:05}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array.astype(np.uint8)).save(path)
+    return root
+
+
+def triples(root, *flags, attack="reconstruction"):
+    return script("attack.py", "--attack", attack, "--triples", root, *flags, "--out", root.parent / attack,
+                  cwd=root.parent)
+
+
+def test_reconstruction_error_of_triples(tmp_path):
+    root = write_triples(tmp_path / "triples")
+    out = must(triples(root)).stdout
+    assert "12 + 12 translated images" in out and "mIoU" not in out and "control without a model" in out
+    found = scores(tmp_path / "reconstruction")
+    for name, (member, score) in found.items():
+        side, image = name.split("/")
+        output, truth = (np.array(Image.open(root / side / part / f"{image}.png")) for part in ("output", "truth"))
+        assert score == pytest.approx(-np.abs(output / 255 - truth / 255).mean(), abs=1e-6)
+        assert member == name.startswith("train")
+    assert results(tmp_path / "reconstruction")["image"]["auc"] == 1
+
+
+@pytest.mark.parametrize("name", ["membership-error", "membership-error-released"])
+def test_membership_error_of_triples(tmp_path, name):
+    root = write_triples(tmp_path / "triples")
+    must(triples(root))
+    must(triples(root, attack=name))
+    plain, corrected = scores(tmp_path / "reconstruction"), scores(tmp_path / name)
+    added = [corrected[image][1] - plain[image][1] for image in plain]
+    assert all(0.001 < error < 0.3 for error in added) and len(set(added)) == 24
+
+
+def test_images_with_groups_and_other_suffixes(tmp_path):
+    root = write_triples(tmp_path / "triples")
+    for path in root.glob("*/input/*.png"):
+        path.rename(path.with_suffix(".PNG"))
+    names = [f"{path.parts[-3]}/{path.stem}" for path in sorted(root.glob("*/truth/*.png"))]
+    (root / "groups.txt").write_text("".join(f"{name} {name[:-1]}\n" for name in names))
+    must(triples(root))
+    assert results(tmp_path / "reconstruction")["groups"]["members"] == 2
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda root: (root / "val" / "truth" / "00103.png").unlink(), "val/truth has no image 00103"),
+    (lambda root: shutil.rmtree(root / "val"), "val holds no images"),
+    (lambda root: shutil.copy(root / "train" / "output" / "00003.png", root / "val" / "output" / "00103.png"),
+     "train/00003 and val/00103 have the same output"),
+    (lambda root: Image.new("RGB", (64, 64)).save(root / "val" / "output" / "00103.png"), "is 64 x 64, and its ground"),
+    (lambda root: [(Image.open(path).save(path.with_suffix(".jpg")), path.unlink())
+                   for path in (root / "val" / "output").glob("*.png")], "the outputs of members are PNG RGB"),
+    (lambda root: [shutil.copy(root / "train" / part / "00003.png", root / "val" / part / "00103.png")
+                   for part in ("input", "output", "truth")], "the same image is a member and a non-member")])
+def test_triples_that_cannot_be_meant(tmp_path, damage, message):
+    root = write_triples(tmp_path / "triples")
+    damage(root)
+    assert_refused(triples(root), message)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--attack", "loss"], "reads posteriors"), (["-argmax"], "changes posteriors"),
+    (["--examples", "tree"], "--examples has no effect with --triples"),
+    (["--victim", "v", "--members", "a", "--non-members", "b"], "--triples has no effect with --victim")])
+def test_flags_beside_triples(tmp_path, flags, message):
+    assert_refused(triples(write_triples(tmp_path / "triples"), *flags), message)
