@@ -129,7 +129,8 @@ def check(args: argparse.Namespace) -> None:
     refuse_unused(args, parser(), [
         (not args.victim, "on posteriors on disk; leave it out, or give --victim CHECKPOINT", QUERY),
         (args.victim, "with --victim; leave one of them out", ["--examples", "--triples"]),
-        (args.triples, "with --triples; leave one of them out", ["--examples", "--references", "--population"]),
+        (args.triples, "with --triples; leave one of them out",
+         ["--examples", "--references", "--population", "--control"]),
         (not attacker_path(args), f"with --attack {name}, which reads no attacker here; leave it out, or give -resume",
          ["-input", "-arch", "-dilation"]),
         (True, f"with --attack {name}; leave it out", [f"--{field}" for field in sorted(unread)]),

@@ -68,4 +68,6 @@ def true_posterior(sample: Sample) -> torch.Tensor:
     """Posterior of the labelled class (h, w), for rejection. Raises `UserError` if there is no ground truth."""
     if sample.truth is None:
         raise UserError(f"{sample.name}: --select rejection needs the ground truth; give --select random")
+    if sample.truth.ndim == sample.output.ndim:
+        raise UserError("--select rejection reads posteriors, and no translated images; give --select random")
     return true_class(sample.output, sample.truth)

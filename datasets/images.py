@@ -52,6 +52,9 @@ def open_image(path: str | Path, kind: str = "image") -> Iterator[Image.Image]:
             yield image
 
 
+BITS_PER_SAMPLE = 258  # tag of TIFF
+
+
 def check_samples(image: Image.Image) -> None:
     """Raise `ValueError` if Pillow changes the values of an open label when it reads them.
 
@@ -59,7 +62,8 @@ def check_samples(image: Image.Image) -> None:
     """
     for tile in image.tile:
         raw = _raw_mode(tile)
-        if CHANGED.match(raw) or (tile.codec_name in ("ppm", "ppm_plain") and isinstance(tile.args, tuple)):
+        changed = tile.codec_name in ("ppm", "ppm_plain") and isinstance(tile.args, tuple) and tile.args[1] != 255
+        if CHANGED.match(raw) or changed:
             raise ValueError(f"its values are not stored as 8 bits ({raw}), and reading would change them; save it as "
                              "PNG with 8 bits")
 
@@ -122,7 +126,8 @@ def describe_file(path: str | Path) -> tuple[str, int, bool]:
     with open_image(path) as image:
         tables, compression = getattr(image, "quantization", None) or {}, image.info.get("compression", "")
         kind = f"{image.format} {image.mode}{f', {compression}' if compression else ''}"
-        deep = image.mode.startswith("I") or any(";16" in _raw_mode(tile) for tile in image.tile)
+        deep = image.mode.startswith("I") or any(";16" in _raw_mode(tile) for tile in image.tile) or (
+            image.format == "TIFF" and max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) == 16)
         return kind, sum(map(sum, tables.values())), deep
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 
 from datasets.survey import near_duplicates
@@ -70,12 +71,13 @@ class Images:
         return [(other, own) for other in others if (own := self.find(other))]
 
     def alike(self, others: Iterable[Identity]) -> list[tuple[Identity, Identity]]:
-        """The pairs (other, own) of images with other pixels and the same label, as of an image that was compressed.
+        """The pairs (other, first own) of images with other pixels and the same label, as after a compression.
 
         Images that do not look alike at all, as those that share one mask, are left out.
         """
-        return [(other, own) for other in others for own in self._by_label.get(other.label, ())
-                if own.image and other.image and own.image != other.image and not _unlike(own.look, other.look)]
+        return [(other, own) for other in others if (own := next((
+            one for one in self._by_label.get(other.label, ())
+            if one.image and other.image and one.image != other.image and not _unlike(one.look, other.look)), None))]
 
     def near(self, others: Iterable[Identity]) -> list[tuple[Identity, Identity]]:
         """The pairs (other, own) of images in two groups that look alike, and are in no pair of `shared` and `alike`.
@@ -94,7 +96,13 @@ class Images:
 
 def _unlike(first: str | None, second: str | None) -> bool:
     """Whether two perceptual hashes show that images have nothing in common. About 64 of 128 bits differ by chance."""
-    return bool(first and second) and (int(first[:32], 16) ^ int(second[:32], 16)).bit_count() > FAR
+    return bool(first and second) and (_bits(first) ^ _bits(second)).bit_count() > FAR
+
+
+@cache
+def _bits(look: str) -> int:
+    """The hash of the image, without that of its mirror image."""
+    return int(look[:32], 16)
 
 
 def copies(identities: Sequence[Identity]) -> list[tuple[Identity, Identity]]:

@@ -1,5 +1,6 @@
 """Compare the images of an attack by their content: no image may play two roles that exclude one another."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,9 +97,11 @@ def check_truth(source: Source) -> None:
     """Raise `UserError` if an image has no label, or if its label is void at all positions of the output."""
     stride = source.stride or source.predictor.stride or source.form()[1]
     for record in source.records if source.predictor.kind == "posterior" else ():
-        counts = inspect(*record.files).counts or {}
+        found = inspect(*record.files)
+        counts = found.counts or {}
         total, void = sum(counts.values()), counts.get(VOID, 0)
-        if (total - void) * stride**2 <= total and (record.load_label()[::stride, ::stride] == VOID).all():
+        positions = math.prod(-(-side // stride) for side in found.size or (1, 1))
+        if (void >= positions or not total) and (record.load_label()[::stride, ::stride] == VOID).all():
             where = f"at stride {stride}" if total > void else "everywhere"
             raise UserError(f"{record.name}: its label is void {where}, so it cannot be attacked; leave the image out")
 

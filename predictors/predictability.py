@@ -12,7 +12,7 @@ from models.features import feature_extractor
 from predictors.base import BATCH, Record
 from utils.cli import UserError
 from utils.device import Compute
-from utils.distributed import gather, is_main, own_share
+from utils.distributed import gather, is_main, own_share, run_on_main
 from utils.files import read_json, write_json
 from utils.log import progress
 from utils.randomness import stream
@@ -34,7 +34,7 @@ def predictability_errors(records: Sequence[Record], features: str, method: str,
         raise UserError(f"{missing[0].image} is missing; the predictability error reads the image of each sample: give "
                         "--victim with split files, or add the images to the tree, in img/")
     file = cache / f"{features}-{method}-{VERSION}.json"
-    known, keys = _read(file), [_key(record) for record in records]
+    known, keys = run_on_main(lambda: _read(file)), [_key(record) for record in records]
     todo = [(key, record) for key, record in zip(keys, records, strict=True) if key not in known]
     share, found = own_share(todo), {}
     with progress(None, "predictability errors", len(share), hidden=not share) as bar:
@@ -80,7 +80,7 @@ def _errors(records: Sequence[Record], features: str, method: str, compute: Comp
     maps, errors = [one.float().cpu() for one in maps], []
     for index, record in enumerate(records):
         truth = torch.from_numpy(record.load_truth())
-        rng = stream(0, "predictability", record.id)
+        rng = stream(0, "predictability", _key(record))
         error = predictability_error([one[index] for one in maps], truth, chosen, rng)
         if not error == error:
             raise UserError(f"{record.name}: less than two of its 56 x 56 positions have a label, so it has no "

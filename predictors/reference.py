@@ -4,11 +4,10 @@ A folder that train_shadow.py wrote holds the model (last.pth.tar), its training
 (out.txt).
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from datasets.pairs import Pair, read_split
 from datasets.provenance import IN, OUT, Images, read_provenance, read_training_images
@@ -44,10 +43,12 @@ class ShadowRun:
             role: Images(identify([record for record in self.records() if record.member == (role == IN)]))
             for role in (IN, OUT)}
 
-    def same_model(self, other: "ShadowRun") -> bool:
-        """Whether both have equal weights."""
-        one, two = (read_segmenter(run.checkpoint)["state_dict"] for run in (self, other))
-        return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+    def weights(self) -> str:
+        """A hash of the weights of the model."""
+        digest = hashlib.sha256()
+        for name, value in read_segmenter(self.checkpoint)["state_dict"].items():
+            digest.update(name.encode() + value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def cache(self, options: PredictorOptions) -> Path:
         """Return the tree `posteriors-sN` (stride N): the shadow's posteriors on D^S. Missing ones are computed."""

@@ -191,7 +191,8 @@ def check_forms(predictor: Predictor, records: Sequence[Record]) -> None:
     for record in records:
         stored = _open_posterior(*predictor.files(record))
         earlier = seen.setdefault(_excerpt(stored), record)
-        if earlier.name != record.name and differ(earlier, record) and (stored != stored[:, :1, :1]).any():
+        if (earlier.name != record.name and differ(earlier, record) and (stored != stored[:, :1, :1]).any()
+                and np.array_equal(_open_posterior(*predictor.files(earlier)), stored)):
             raise UserError(f"{predictor.where}: {earlier.name} and {record.name} have the same posterior, and other "
                             "images or labels; each image needs the posterior that the model gave for it")
         forms["precision"].setdefault(stored.dtype.name, []).append(record.name)
@@ -208,9 +209,9 @@ def check_forms(predictor: Predictor, records: Sequence[Record]) -> None:
 
 
 def _excerpt(stored: np.ndarray) -> bytes:
-    """Hash of the shape and of some thousand values of a posterior."""
-    step = max(1, int((stored[0].size / 400) ** 0.5))
-    return hashlib.sha256(repr(stored.shape).encode() + stored[:, ::step, ::step].astype(np.float32).tobytes()).digest()
+    """Hash of the shape of a posterior and of its row in the middle."""
+    row = stored[:, stored.shape[1] // 2].astype(np.float32)
+    return hashlib.sha256(repr(stored.shape).encode() + row.tobytes()).digest()
 
 
 def differ(one: Record, other: Record) -> bool:

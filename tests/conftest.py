@@ -17,6 +17,7 @@ from datasets import streets
 from datasets.pairs import Pair, write_split
 from models.attacker import Attacker
 from utils.checkpoints import save_checkpoint
+from utils.distributed import WARNED
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [*ROOT.glob("*.py"), *(file for init in ROOT.glob("*/__init__.py") for file in init.parent.rglob("*.py"))]
@@ -29,6 +30,7 @@ VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4
 def script(name, *args, cwd=ROOT):
     """Run a script like `python NAME ARGS`, but in this process, which saves the time of the imports."""
     out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
+    WARNED.clear()  # as in a new process
     sys.argv = [str(ROOT / name), *map(str, args)]
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -4,15 +4,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL, must, script, write_tree
 from PIL import Image
 from test_seams import assert_refused
 
 from datasets.inspection import inspect
-from evaluation.alignment import _cycles, _gain, exchanged, many
+from evaluation.alignment import _cycles, _equal, _gain, exchanged, many
 from evaluation.forms import Excerpt, compare_forms, find_form
 from predictors.base import Record, tell_apart
-from predictors.stored import list_records
+from predictors.stored import StoredPredictor, check_forms, list_records
 from utils.cli import UserError
 from utils.files import ROOT
 
@@ -210,3 +211,33 @@ def test_some_outputs_of_a_weak_model_fit_another_label_by_chance():
     wrong = np.arange(100) < 12
     assert many(wrong, np.where(wrong, -0.3, 0.4)) and not many(wrong, np.where(wrong, -0.3, 0.02))
     assert not many(np.arange(100) < 2, np.full(100, 0.4)) and many(np.arange(100) < 60, np.full(100, -0.2))
+
+
+def blob(shift, noise, size=64):
+    """Posteriors (2, size, size) of a small object on a certain background, with noise on the logits."""
+    rng = np.random.default_rng(noise)
+    logit = np.full((size, size), -8.0)
+    logit[20:24, 20 + shift : 24 + shift] = 8
+    logit += rng.normal(0, 1, logit.shape)
+    one = 1 / (1 + np.exp(-logit))
+    return torch.from_numpy(np.stack([1 - one, one])).float()
+
+
+def test_two_models_of_small_objects_are_not_one_model():
+    assert not _equal(blob(0, 1), blob(2, 2)) and not _equal(blob(0, 1), blob(0, 2))
+    for output in (blob(0, 1), torch.rand(19, 20, 30).mul(6).softmax(0)):
+        assert _equal(output, output.half().float())
+        assert _equal(output, (output.log() * (1 + 1e-3 * torch.randn_like(output))).softmax(0))
+
+
+def test_one_hot_outputs_that_differ_in_a_small_object(tmp_path):
+    tree = write_tree(tmp_path / "tree", names=tuple("abcd"))
+    for index, path in enumerate(sorted(tree.rglob("*.npy"))):
+        array = np.zeros((19, 16, 32), np.float32)
+        array[0] = 1
+        array[:, 1 + index : 3 + index, index : 2 + index] = np.eye(19)[1][:, None, None]
+        np.save(path, array)
+    check_forms(StoredPredictor(tree), list_records(tree))
+    shutil.copy(tree / "train" / "pred_sgd" / "a.npy", tree / "val" / "pred_sgd" / "b.npy")
+    with pytest.raises(UserError, match="train/a and val/b have the same posterior"):
+        check_forms(StoredPredictor(tree), list_records(tree))

@@ -3,6 +3,7 @@
 import gzip
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
 from datasets import DATASETS, camvid, cityscapes, find_dataset, folder, labelmefacade, mapillary, streets
+from datasets.images import describe_file, load_ids
 from datasets.pairs import Pair, deal, load_label, load_pair, read_split, write_split
 from datasets.transforms import Augmented, augment
 from utils.cli import UserError
@@ -257,3 +259,18 @@ def test_augmentation_depends_only_on_seed_epoch_and_image(tmp_path):
     alone, second = Augmented([pair], "streets", 0, *settings), Augmented([other, pair], "streets", 0, *settings)
     assert alone[0, 0][0].equal(second[0, 1][0])
     assert not alone[0, 0][0].equal(second[1, 1][0])
+
+
+def test_plain_grey_files_of_8_bits_are_labels(tmp_path):
+    (tmp_path / "a.pgm").write_text("P2 2 2 255 0 1 255 7")
+    assert load_ids(tmp_path / "a.pgm").tolist() == [[0, 1], [255, 7]]
+    (tmp_path / "b.pgm").write_text("P2 2 2 15 0 1 15 7")
+    with pytest.raises(UserError, match="not stored as 8 bits"):
+        load_ids(tmp_path / "b.pgm")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_a_channel_are_recognised(tmp_path, suffix):
+    cv2.imwrite(str(tmp_path / f"a.{suffix}"), np.full((4, 4, 3), 4000, np.uint16))
+    cv2.imwrite(str(tmp_path / f"b.{suffix}"), np.full((4, 4, 3), 40, np.uint8))
+    assert [describe_file(tmp_path / f"{name}.{suffix}")[2] for name in "ab"] == [True, False]

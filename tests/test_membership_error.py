@@ -14,7 +14,6 @@ from PIL import Image
 from slow_predictability import absolute_error, columns, ridge_cross_entropy
 from test_seams import assert_refused
 
-from attacks import predictability
 from attacks.membership_error import MembershipError, ReconstructionError
 from attacks.predictability import FLOOR, RELEASED, SIDE, SOUND, describe_positions, predictability_error, prepare_image
 from attacks.sample import AttackSettings, Sample
@@ -133,7 +132,7 @@ def test_attack_on_a_model(attack, tmp_path, monkeypatch, name):
     plain, corrected = scores(tmp_path / "reconstruction"), scores(tmp_path / name)
     added = sorted(corrected[image][1] - plain[image][1] for image in plain)
     assert added == pytest.approx(sorted(errors.values()), abs=1e-5) and min(added) > 0
-    monkeypatch.setattr(predictability, "predictability_error", None)  # it would not be computed again
+    monkeypatch.setattr("predictors.predictability.predictability_error", None)  # it is not computed again
     shutil.rmtree(tmp_path / name)
     must(attack(name, "--weight", 0))
     assert all(value == pytest.approx(plain[image], abs=1e-9) for image, value in scores(tmp_path / name).items())
@@ -267,6 +266,7 @@ def test_triples_that_cannot_be_meant(tmp_path, damage, message):
 @pytest.mark.parametrize("flags, message", [
     (["--attack", "loss"], "reads posteriors"), (["-argmax"], "changes posteriors"),
     (["--examples", "tree"], "--examples has no effect with --triples"),
+    (["--select", "rejection"], "reads posteriors"), (["--control", "x"], "--control has no effect with --triples"),
     (["--victim", "v", "--members", "a", "--non-members", "b"], "--triples has no effect with --victim")])
 def test_flags_beside_triples(tmp_path, flags, message):
     assert_refused(triples(write_triples(tmp_path / "triples"), *flags), message)

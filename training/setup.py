@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -117,9 +116,10 @@ def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute
     Raises `UserError` if a shadow is given twice, or if shadows have other classes than the first.
     """
     shadows = [read_shadow(folder) for folder in folders]
-    for first, second in combinations(shadows, 2):
-        if first.same_model(second):
-            raise UserError(f"{first.folder} and {second.folder} hold the same shadow; give each shadow once")
+    known: dict[str, Path] = {}
+    for shadow in shadows if len(shadows) > 1 else ():
+        if (first := known.setdefault(shadow.weights(), shadow.folder)) is not shadow.folder:
+            raise UserError(f"{first} and {shadow.folder} hold the same shadow; give each shadow once")
     for shadow in shadows[1:]:
         check_class_names(str(shadow.folder), find_dataset(shadow.dataset).CLASSES, str(shadows[0].folder),
                           find_dataset(shadows[0].dataset).CLASSES)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # longest time that a process waits for the others, e.g. while the main process writes
+WARNED: set[str] = set()  # the texts of `warn_once`
 
 
 def process_rank() -> int:
@@ -126,6 +127,7 @@ def print_once(text: str) -> None:
 
 
 def warn_once(text: str) -> None:
-    """Print a warning on stderr, in the main process only."""
-    if is_main():
+    """Print a warning on stderr, in the main process only, and each text once in a run of a script."""
+    if is_main() and text not in WARNED:
+        WARNED.add(text)
         print(f"warning: {text}", file=sys.stderr)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,14 +81,8 @@ def walk_files(folder: Path) -> list[Path]:
         found += [Path(place, file) for file in files if file not in left_out]
         unread += [Path(place, file) for file in left_out if Path(file).suffix]  # .DS_Store is of no interest
     if unread:
-        _say_unread(folder, len(unread), min(unread))
+        warn_once(f"{len(unread)} hidden or unfinished files in {folder}, such as {min(unread).name}, are left out")
     return sorted(found)
-
-
-@cache
-def _say_unread(folder: Path, count: int, first: Path) -> None:
-    """Print, once in a process, how many hidden and unfinished files of a folder are left out."""
-    warn_once(f"{count} hidden or unfinished files in {folder}, such as {first.name}, are left out")
 
 
 def files_by_name(folder: Path) -> dict[str, Path]:
