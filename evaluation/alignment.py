@@ -168,6 +168,8 @@ def read_probe(source: Source, records: Sequence[Record]) -> tuple[Probe | None,
 def _gain(predicted: np.ndarray, label: np.ndarray, axis: int, by: int) -> float:
     """Pixel accuracy of predictions (h, w) that are shifted, minus that of the same positions without a shift."""
     predicted, label = (np.moveaxis(array[:LARGEST, :LARGEST], axis, 0) for array in (predicted, label))
+    if abs(by) >= len(label):
+        return 0.0
     kept = slice(max(by, 0), len(label) + min(by, 0))
     moved = predicted[max(-by, 0) : len(label) - max(by, 0)]
     return _accuracy(moved, label[kept]) - _accuracy(predicted[kept], label[kept])

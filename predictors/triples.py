@@ -42,7 +42,7 @@ class TriplePredictor(Predictor):
         return (self.paths[record.name],)
 
     def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
-        return [torch.from_numpy(load_image(*self.files(query.record))).permute(2, 0, 1).float() / 255
+        return [torch.from_numpy(load_image(*self.files(query.record)).copy()).permute(2, 0, 1).float() / 255
                 for query in queries]
 
 

@@ -137,6 +137,7 @@ def test_cycles_and_gain():
     for axis, by in ((0, 2), (1, -3)):
         assert _gain(np.roll(label, -by, axis), label, axis, by) > 0.5
         assert _gain(label, label, axis, by) < -0.5
+    assert _gain(label, label, 0, 9) == _gain(label, label, 0, -20) == 0
 
 
 def test_forms_of_usual_outputs_are_alike():
