@@ -182,11 +182,11 @@ def test_a_broken_cache_is_computed_again(attack, tmp_path):
 
 def test_predictability_is_lower_where_the_label_follows_the_image():
     """A label that is the brightness of the image is predictable, and noise is not."""
-    picture = np.kron(np.random.default_rng(0).integers(0, 2, (7, 7)), np.ones((32, 32)))
-    image = torch.from_numpy((np.stack([picture] * 3) * 200 + 20).astype(np.uint8))
+    pattern = np.kron(np.random.default_rng(0).integers(0, 2, (7, 7)), np.ones((32, 32)))
+    image = torch.from_numpy((np.stack([pattern] * 3) * 200 + 20).astype(np.uint8))
     with torch.inference_mode():
         maps = [one[0] for one in feature_extractor("efficientnet_lite0")(prepare_image(image, SOUND)[None])]
-    same, noise = torch.from_numpy(picture.astype(np.uint8)), torch.randint(0, 2, (224, 224), dtype=torch.uint8)
+    same, noise = torch.from_numpy(pattern.astype(np.uint8)), torch.randint(0, 2, (224, 224), dtype=torch.uint8)
     errors = [predictability_error(maps, label, SOUND, np.random.default_rng(0)) for label in (same, noise)]
     assert errors[0] < 0.2 and errors[1] > 0.6
 
