@@ -295,7 +295,7 @@ def compare_shifts(members: Probe, others: Probe, whose: str) -> None:
 
 def _show_shift(index: int) -> str:
     axis, by = SHIFTS[index]
-    return f"by {abs(by)} positions {(('up', 'down'), ('left', 'right'))[axis][by > 0]}"
+    return f"by {abs(by)} position{'s' if abs(by) > 1 else ''} {(('up', 'down'), ('left', 'right'))[axis][by > 0]}"
 
 
 def _others(fit: np.ndarray) -> np.ndarray:

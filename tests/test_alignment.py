@@ -70,7 +70,7 @@ def largest_ten(array):
 
 
 @pytest.mark.parametrize("function, message", [
-    (lambda a: np.roll(a, 1, 2), "of non-members fit their labels better if they are shifted by 1 positions left"),
+    (lambda a: np.roll(a, 1, 2), "of non-members fit their labels better if they are shifted by 1 position left"),
     (lambda a: np.roll(a, -2, 1), "of non-members fit their labels better if they are shifted by 2 positions down"),
     (swap(10, 8), "label 10 of non-members mostly has output 8"),
     (permuted, "in 11 of 12 images of non-members"),
@@ -165,7 +165,7 @@ def test_images_with_the_output_of_another_image(tree, copies):
 
 def test_constant_outputs_are_not_copies(tree):
     change(tree, lambda a: np.full_like(a, 1 / 19), "train", "val")
-    assert "the same posterior" not in attack(tree).stderr
+    assert "the same posterior" not in must(attack(tree)).stderr
 
 
 def test_one_shadow_in_two_folders(world, tmp_path):

@@ -46,11 +46,15 @@ def test_a_model_with_two_roles(world, live, calibrated, tmp_path, role, copied)
     assert_refused(script(*flags, "--out", tmp_path / "run"), message)
 
 
-def test_a_reference_that_is_the_target_in_another_precision(world, live, calibrated, tmp_path):
-    must(script("attack.py", "--attack", "loss", *live, "--keep", tmp_path / "kept", "--out", tmp_path / "loss"))
-    flags = ["--precision", "bf16", "--references", f"stored:{tmp_path / 'kept'}", "--out", tmp_path / "run"]
-    result = script(*calibrated, *flags)
-    assert result.returncode == 2 and ("give equal outputs" in result.stderr or "holds no posterior" in result.stderr)
+def test_a_reference_that_is_the_target_in_another_precision(live, tmp_path):
+    for precision in ("fp32", "bf16"):
+        must(script("attack.py", "--attack", "loss", *live, "--precision", precision, "--keep", tmp_path / precision,
+                    "--out", tmp_path / f"run-{precision}"))
+    paths = [tmp_path / precision / "train" / "pred_sgd" / "img" / "0.npy" for precision in ("fp32", "bf16")]
+    assert paths[0].read_bytes() != paths[1].read_bytes()
+    result = script("attack.py", "--attack", "calibrated", "--examples", tmp_path / "fp32", "--references",
+                    f"stored:{tmp_path / 'bf16'}", "--patch-size", 6, "--out", tmp_path / "run")
+    assert_refused(result, "give equal outputs")
 
 
 def test_a_reference_without_provenance_is_said(world, calibrated, tmp_path):
