@@ -43,17 +43,18 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
 
     If `path` is a folder, its split files are read one after another. `strip_prefix` is removed from the start of both
     paths, then leading slashes, so the authors' lists need no changes. Without a third column each image forms a
-    separate group. Raises `UserError` if a file is missing or empty, a line has another form, no path starts with
-    `strip_prefix`, a path leaves `root`, two images have the same name, or, with `must_exist`, an image or label does
-    not exist. With `must_exist`, also warns if only some images have a group, or several have one label.
+    separate group. Raises `UserError` if a file is missing or empty, a line has another form, a path leaves `root`, two
+    images have the same name, or, with `must_exist`, no path starts with `strip_prefix`, or an image or label does not
+    exist. With `must_exist`, also warns if only some images have a group, or several have one label.
     """
     root = Path(root)
     pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
     if not pairs:
         raise UserError(f"{path} lists no image")
-    lines = [fields for file in split_files(path) for _, fields in read_fields(file, LINE)] if strip_prefix else []
-    if lines and not any(field.startswith(strip_prefix) for fields in lines for field in fields[:2]):
-        raise UserError(f"no path in {path} starts with {strip_prefix}; correct --strip-prefix, or leave it out")
+    if must_exist and strip_prefix:
+        lines = [fields for file in split_files(path) for _, fields in read_fields(file, LINE)]
+        if not any(field.startswith(strip_prefix) for fields in lines for field in fields[:2]):
+            raise UserError(f"no path in {path} starts with {strip_prefix}; correct --strip-prefix, or leave it out")
     seen: set[str] = set()
     for pair in pairs:
         if pair.name in seen:
