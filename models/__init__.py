@@ -25,6 +25,10 @@ MODELS = Table("segmentation model", {
     "dpc": Entry("models.deeplab:build", "DeepLab-v3+ with a dense prediction cell"),
 })
 
+TRANSLATORS = Table("translator", {
+    "pix2pix": Entry("models.translation.pix2pix:Pix2Pix", "U-Net and PatchGAN"),
+})
+
 FEATURES = Table("feature extractor", {
     "efficientnet_lite0": Entry("models.features:efficientnet_lite0", "needs no download, and is not the paper's"),
     "wide_resnet50_2": Entry("models.features:wide_resnet50_2", "that of their code; its weights are downloaded"),
