@@ -4,18 +4,21 @@
     python -m datasets camvid --root CAMVID
     python -m datasets camvid --root CAMVID --short-side 240 --copy data/camvid-240
     python -m datasets folder --root DIR --classes 2      # your own data: DIR/images and DIR/masks, equal file names
+    python -m datasets streets --short-side 128 --translate label-to-image \
+        --copy data/streets-translation --splits splits/streets-translation   # pairs of images, for train_translator.py
 
 Prints what it found: sizes, formats, classes, void, groups, copies, and images of one part that look like one of
 another.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-from datasets import DATASETS, add_class_flags, chosen, find_dataset
-from utils.cli import UserError, natural, new_parser, refuse_unused, run, thousands
+from datasets import DATASETS, IMAGES, add_class_flags, chosen, find_dataset
+from utils.cli import UserError, natural, new_parser, positive, refuse_unused, run, thousands
 from utils.distributed import warn_once
+
+DIRECTIONS = ("label-to-image", "image-to-label")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,18 +33,25 @@ def parser() -> argparse.ArgumentParser:
                        help="shorter side of the images of the copy, in pixels")
     flags.add_argument("--copy", metavar="DIR",
                        help="output folder of the copy; the split files then list the images of the copy")
+    flags.add_argument("--translate", choices=DIRECTIONS, help="the copy holds pairs of images for train_translator.py, "
+                       "N x N pixels, and the split files list input and ground truth; labels become images in colours")
+    flags.add_argument("--count", type=positive, metavar="N",
+                       help="at most N images of each part, in whole groups that are drawn at random (default: all)")
     return flags
 
 
 def main(args: argparse.Namespace) -> None:
     check(args)
-    from datasets.pairs import check_files, fields_of, write_split
+    from datasets.copying import copy_pairs, copy_translation
+    from datasets.pairs import at_most, check_files, fields_of, write_split
     from datasets.survey import survey, without_copies
 
     name = args.dataset
     root, out, dataset = Path(args.root or f"data/{name}"), Path(args.splits or f"splits/{name}"), chosen(args)
-    found = find_dataset(dataset)
+    found = DATASETS.load(name) if dataset == IMAGES else find_dataset(dataset)
     parts = found.splits(root, args.seed)
+    if args.count:
+        parts = {part: at_most(args.count, pairs, args.seed) for part, pairs in parts.items()}
     check_files(root, parts)
     lines, inspected = survey(parts, dataset, found.CLASSES)
     print("\n".join(lines))
@@ -51,8 +61,12 @@ def main(args: argparse.Namespace) -> None:
     for part, pairs in parts.items():
         for pair in pairs:
             fields_of(pair, out / f"{part}.txt")
-    if args.copy:
-        parts = {part: resized(pairs, Path(args.copy), args.short_side, part) for part, pairs in parts.items()}
+    copy = (Path(args.copy), args.short_side) if args.copy else ()
+    if args.translate:
+        parts = {part: copy_translation(pairs, dataset, *copy, part, args.translate == DIRECTIONS[0])
+                 for part, pairs in parts.items()}
+    elif copy:
+        parts = {part: copy_pairs(pairs, *copy, part) for part, pairs in parts.items()}
     for part, pairs in parts.items():
         path = out / f"{part}.txt"
         write_split(path, pairs, f"{name}, seed {args.seed}: {len(pairs)} images")
@@ -63,9 +77,11 @@ def check(args: argparse.Namespace) -> None:
     """Refuse flags that need one another, or that have no effect."""
     if bool(args.short_side) != bool(args.copy):
         raise UserError("--short-side N and --copy DIR need each other; give both or neither")
+    if args.translate and not args.copy:
+        raise UserError("--translate writes images: give --copy DIR and --short-side N, too")
     fixed = getattr(DATASETS.load(args.dataset), "FIXED", False)
     refuse_unused(args, parser(), [
-        (fixed, f"on {args.dataset}, whose parts are those of its authors; leave it out", ["--seed"])])
+        (fixed and not args.count, f"on {args.dataset}, whose parts are those of its authors; leave it out", ["--seed"])])
 
 
 def check_parts(root: Path, parts: dict, must_have_images: bool) -> None:
@@ -75,44 +91,6 @@ def check_parts(root: Path, parts: dict, must_have_images: bool) -> None:
         if must_have_images:
             raise UserError(message)
         warn_once(message)
-
-
-def resized(pairs: list, copy: Path, side: int, part: str) -> list:
-    """Write resized copies of pairs below `copy` and return the new pairs. Files that exist are not written again.
-
-    The shorter side gets `side` pixels. Images are resized by area averaging, labels by nearest neighbour. Raises
-    `UserError` if a file that exists has other pixels.
-    """
-    import cv2
-    import numpy as np
-    from PIL import Image
-
-    from datasets.images import PIXELS, load_ids, load_image
-    from utils.files import atomic_open
-    from utils.log import progress
-
-    out = []
-    for pair in progress(pairs, f"resizing {part}"):
-        image = str(Path(pair.image).with_suffix(".png"))
-        group = image if pair.group == pair.image else pair.group
-        for source, load, target, method in ((pair.image, load_image, image, cv2.INTER_AREA),
-                                             (pair.label, load_ids, pair.label, cv2.INTER_NEAREST_EXACT)):
-            array = load(pair.root / source)
-            height, width = array.shape[:2]
-            factor = side / min(height, width)
-            if height * width * factor**2 > PIXELS:
-                raise UserError(f"{pair.root / source} is {width} x {height}; --short-side {side} would give it "
-                                f"more than {PIXELS:,} pixels; lower it")
-            array = cv2.resize(array, (round(width * factor), round(height * factor)), interpolation=method)
-            if not (copy / target).exists():
-                with atomic_open(copy / target) as file:
-                    Image.fromarray(array).save(file, "PNG")
-            elif not np.array_equal(load(copy / target), array):
-                raise UserError(f"{copy / target} is not {pair.root / source} at this size: it was made from another "
-                                "file, or the file has changed since; remove the folder of the copy, or give --copy "
-                                "another one")
-        out.append(replace(pair, image=image, group=group, root=copy))
-    return out
 
 
 if __name__ == "__main__":

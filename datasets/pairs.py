@@ -217,6 +217,16 @@ def check_sizes(image: np.ndarray, label: np.ndarray, path: str | Path) -> None:
                         f"{image.shape[0]}{hint}")
 
 
+def at_most(count: int, pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """At most `count` pairs, in their order: whole groups that are drawn at random, as long as they fit."""
+    sizes, kept = Counter(pair.group for pair in pairs), set()
+    for group in stream(seed, "at most").permutation(sorted(sizes)).tolist():
+        if sizes[group] <= count:
+            kept.add(group)
+            count -= sizes[group]
+    return [pair for pair in pairs if pair.group in kept]
+
+
 def deal(groups: Sequence[str], shares: Sequence[float], seed: int, strata: Sequence[str] | None = None) -> np.ndarray:
     """Assign items to parts of sizes close to `shares`; all items of a group go to the same part.
 

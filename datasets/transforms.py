@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from datasets.images import load_image
 from datasets.pairs import Pair, load_pair
 from utils import VOID
+from utils.pause import leave_signals_to_parent
 from utils.randomness import stream
 
 
@@ -58,6 +60,12 @@ def _crop(image, label, rng, crop, fill):
     return out_image, out_label
 
 
+def start_worker(_: int) -> None:
+    """Start a process of a DataLoader, which gets its number: one thread, and signals are left to the parent."""
+    cv2.setNumThreads(0)
+    leave_signals_to_parent()
+
+
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """Convert an image uint8 (H, W, 3) to float32 (3, H, W) in 0..1."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
@@ -83,3 +91,35 @@ class Augmented(Dataset):
         rng = stream(self.seed, "augment", epoch, pair.name)
         image, label = augment(*load_pair(pair, self.dataset), rng, **self.settings)
         return to_tensor(image), torch.from_numpy(label.astype(np.int64))
+
+
+ENLARGED = 286 / 256  # size before the random crop, relative to the size of the images
+
+
+class TranslationPairs(Dataset):
+    """Augmented training pairs of a translator. Item (epoch, i) is (input, ground truth), float32 (3, S, S) in -1..1.
+
+    Both are enlarged by `ENLARGED`, cropped to S x S at a random position, and mirrored with probability 0.5 (Isola et
+    al., section 6.2). This depends only on the seed, the epoch and the name of the pair.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], seed: int):
+        self.pairs, self.seed = pairs, seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, index = item
+        pair = self.pairs[index]
+        rng = stream(self.seed, "augment", epoch, pair.name)
+        images = [load_image(pair.root / file) for file in (pair.image, pair.label)]
+        size = images[0].shape[0]
+        large = round(size * ENLARGED)
+        top, left = rng.integers(large - size + 1, size=2)
+        mirrored = rng.random() < 0.5
+        out = []
+        for image in images:
+            crop = cv2.resize(image, (large, large), interpolation=cv2.INTER_CUBIC)[top : top + size, left : left + size]
+            out.append(to_tensor(crop[:, ::-1] if mirrored else crop) * 2 - 1)
+        return tuple(out)

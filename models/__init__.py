@@ -1,7 +1,8 @@
-"""Segmentation models V and S, and the per-patch attacker A_P.
+"""Segmentation models V and S, translators, and the per-patch attacker A_P.
 
 A segmentation model is rebuilt from a plain dict, its `spec`: `{"name": "pspnet", "backbone": "resnet18", ...}`. A new
-model is one file with a `build(**spec)`, and one line in `MODELS`.
+model is one file with a `build(**spec)`, and one line in `MODELS`. A new translator is one file with a subclass of
+`models.translation.base.Translator`, and one line in `TRANSLATORS`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from models.attacker import InputSpec
+    from models.translation.base import Translator
 
 MODELS = Table("segmentation model", {
     "pspnet": Entry("models.pspnet:build", "pyramid pooling"),
@@ -94,6 +96,23 @@ def load_segmenter(path: str) -> tuple["nn.Module", dict]:
     checkpoint = read_segmenter(path)
     model = rebuild(lambda: build_segmenter(checkpoint["model"]), checkpoint["state_dict"], path)
     return model.eval(), checkpoint
+
+
+def build_translator(spec: dict) -> "Translator":
+    """Build the translator that `spec` describes: its `name` in `TRANSLATORS`, and the arguments of its class."""
+    return TRANSLATORS.load(spec["name"])(**spec["arguments"])
+
+
+def load_translator(path: str) -> "Translator":
+    """Load the translator of a checkpoint (in eval mode, on the CPU). Raises `UserError` for any other file."""
+    from utils.checkpoints import load_checkpoint, rebuild
+
+    checkpoint = load_checkpoint(path)
+    spec = checkpoint.get("model") or {}
+    if spec.get("name") not in TRANSLATORS or not isinstance(spec.get("arguments"), dict):
+        raise UserError(f"{path} holds no translator; train one with train_translator.py")
+    warn_if_unfinished(checkpoint, path)
+    return rebuild(lambda: build_translator(spec), checkpoint["state_dict"], path).eval()
 
 
 @dataclass(frozen=True)

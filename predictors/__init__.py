@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 CHECKPOINT = "last.pth.tar"  # in the folder of a training
 
 PREDICTORS = Table("predictor", {
-    "checkpoint": Entry("predictors.checkpoint:CheckpointPredictor", "a checkpoint of train_victim.py"),
+    "checkpoint": Entry("predictors.checkpoint:open_checkpoint", "a checkpoint of train_victim.py or "
+                        "train_translator.py"),
     "stored": Entry("predictors.stored:StoredPredictor", "posteriors on disk, in the layout of the release"),
 })
 

@@ -1,4 +1,4 @@
-"""Segmentation models of this project, in memory or in a checkpoint."""
+"""Models of this project in a checkpoint, and segmentation models in memory."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import load_segmenter, read_segmenter, warn_if_unfinished
+from models import TRANSLATORS, load_segmenter, read_segmenter, warn_if_unfinished
 from predictors.base import Predictor, PredictorOptions, Query
+from utils.checkpoints import load_checkpoint
 
 
 class ModelPredictor(Predictor):
@@ -47,6 +48,16 @@ class ModelPredictor(Predictor):
         with compute.autocast():
             logits = model((pixels.float() / 255).contiguous(memory_format=torch.channels_last))
         return list(logits[:, :, :: self.stride, :: self.stride].float().softmax(dim=1).cpu())
+
+
+def open_checkpoint(where: str, options: PredictorOptions) -> Predictor:
+    """The segmentation model or the translator in a checkpoint. Raises `UserError` if the file holds neither."""
+    stored = load_checkpoint(where).get("model") or {}
+    if stored.get("name") in TRANSLATORS:
+        from predictors.translator import CheckpointTranslator
+
+        return CheckpointTranslator(where, options)
+    return CheckpointPredictor(where, options)
 
 
 class CheckpointPredictor(ModelPredictor):

@@ -171,6 +171,8 @@ def open_victim(where: str, dataset: str | None, options: PredictorOptions,
     Raises `UserError` if it has not the classes of the data set, or not `classes` classes.
     """
     predictor = open_predictor(where, options)
+    if predictor.kind == "image":
+        return predictor, IMAGES
     dataset = dataset or predictor.dataset or "streets"
     names, own = list(find_dataset(dataset).CLASSES), predictor.class_names
     if predictor.classes is None:

@@ -27,6 +27,12 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return plan
 
 
+def add_workers_flag(parser: argparse._ActionsContainer) -> None:
+    """Add the flag --workers N."""
+    parser.add_argument("--workers", type=number(0, 1024, int), metavar="N", help="number of processes that load "
+                        "images (default: 1, or that of the run that is resumed); results do not depend on it")
+
+
 def add_continue_flag(parser: argparse._ActionsContainer) -> None:
     """Add the flag --continue DIR."""
     parser.add_argument("--continue", dest="continue_", metavar="DIR",
@@ -56,8 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        "it for small images (default: 0.5, as in the paper)")
     train.add_argument("--freeze-norms", action="store_true", help="for tiny batches: freeze BatchNorm that has "
                        "ImageNet weights, and use GroupNorm without scales in parts that are trained from scratch")
-    train.add_argument("--workers", type=number(0, 1024, int), metavar="N", help="number of processes that load images "
-                       "(default: 1, or that of the run that is resumed); results do not depend on it")
+    add_workers_flag(train)
     add_continue_flag(train)
     defense = parser.add_argument_group("DPSGD")
     flag(defense, "dpsgd", action="store_true", help="clip the gradient of each image, one tensor after another, add "

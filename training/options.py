@@ -67,6 +67,22 @@ class SegmenterTraining:
 
 
 @dataclass(frozen=True)
+class TranslatorTraining:
+    """The settings of the training of a translator. Each field has the name of a flag that --help explains."""
+
+    model: str = "pix2pix"
+    width: int = 16
+    epochs: int = 200
+    batch: int = 1
+    workers: int | None = None
+    seed: int = 0
+
+    def spec(self, size: int) -> dict:
+        """The dict from which `models.build_translator` builds the model, for images of `size` x `size` pixels."""
+        return {"name": self.model, "arguments": {"width": self.width, "size": size}}
+
+
+@dataclass(frozen=True)
 class AttackerTraining:
     """The settings of the training of an attacker. Each field has the name of a flag that --help explains.
 

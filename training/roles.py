@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets import find_dataset, show_dataset
+from datasets import IMAGES, find_dataset, show_dataset
 from datasets.inspection import Inspection, check_depth, check_labels, check_meaning, inspect
 from datasets.pairs import Pair
 from datasets.provenance import (
@@ -39,9 +39,10 @@ def compare_sides(inside: Sequence[Pair], outside: Sequence[Pair], dataset: str,
         found.append([inspect(*record.files) for record in records])
         check_labels(found[-1], name, dataset)
         check_depth(found[-1], name)
-        if void := sum(not one.ids for one in found[-1]):
+        if void := sum(one.counts is not None and not one.ids for one in found[-1]):
             warn_once(f"{void} of {len(records)} labels of {name} are void everywhere; these images change nothing")
-    warn_of_absent_classes(found[0], names[0], dataset)
+    if dataset != IMAGES:
+        warn_of_absent_classes(found[0], names[0], dataset)
     check_meaning([*found[0], *found[1]], " and ".join(names), dataset)
     known = Images(roles[IN])
     if both := known.shared(roles[OUT]):

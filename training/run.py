@@ -5,11 +5,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from utils.checkpoints import load_checkpoint, require, save_checkpoint
 from utils.cli import UserError
+from utils.distributed import own_share
 from utils.log import RunLog, progress
 from utils.pause import Pause
+from utils.randomness import stream
 
 SAVE_EVERY = 600.0  # seconds between saves within an epoch
 
@@ -31,6 +36,32 @@ class Progress:
         if loaded.epoch < 0 or loaded.step < 0:
             raise UserError(f"{path} is damaged: it has epoch {loaded.epoch} and step {loaded.step}")
         return loaded
+
+
+class Schedule(Protocol):
+    """What determines the batches of a training: number of epochs, images per step, and the seed of their order."""
+
+    epochs: int
+    batch: int
+    seed: int
+
+
+def draw_batches(images: int, schedule: Schedule, done: Progress,
+                 poisson: bool = False) -> Iterator[list[tuple[int, int]]]:
+    """Yield this process's share of each remaining batch, as pairs (epoch, image).
+
+    The order of the images depends on (seed, epoch). `poisson`: each batch is a Poisson sample, as the computation of
+    epsilon under DPSGD assumes.
+    """
+    first_epoch, first_step, batch = done.epoch, done.step, schedule.batch
+    for epoch in range(first_epoch, schedule.epochs):
+        rng = stream(schedule.seed, "order", epoch)
+        order = [] if poisson else rng.permutation(images).tolist()
+        for step in range(max(1, images // batch)):
+            drawn = (np.flatnonzero(rng.random(images) < batch / images).tolist() if poisson else
+                     order[step * batch : (step + 1) * batch])
+            if epoch > first_epoch or step >= first_step:
+                yield own_share([(epoch, index) for index in drawn])
 
 
 class TrainingRun:

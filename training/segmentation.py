@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,13 +11,13 @@ from torch.utils.data import DataLoader, default_collate
 
 from datasets import find_dataset
 from datasets.pairs import Pair
-from datasets.transforms import Augmented
+from datasets.transforms import Augmented, start_worker
 from evaluation.metrics import confusion, mean_iou
 from models import build_segmenter, stored_spec
 from predictors.base import PredictorOptions, Record, predict_records
 from predictors.checkpoint import ModelPredictor
 from training.options import SegmenterTraining
-from training.run import Progress, TrainingRun
+from training.run import Progress, TrainingRun, draw_batches
 from training.step import agree_on_buffers, check_weights, descend, descend_privately, freeze_norms, parallel
 from utils import VOID
 from utils.checkpoints import load_optimizer, rebuild
@@ -27,7 +26,6 @@ from utils.device import Compute
 from utils.distributed import is_main, own_share, print_once, process_rank, sum_over_processes, world_size
 from utils.files import write_json
 from utils.log import progress
-from utils.pause import leave_signals_to_parent
 from utils.randomness import stream
 
 warnings.filterwarnings("ignore", "This DataLoader will create")  # results do not depend on --workers
@@ -53,9 +51,9 @@ def train_segmenter(options: SegmenterTraining, pairs: Sequence[Pair], folder: P
     steps = max(1, len(pairs) // options.batch)
     net, optimizer, bounds, private = _for_training(options, model, optimizer, data, run, steps, compute)
     # One loader serves all epochs: its workers start once, before the first step, and load ahead.
-    loader = iter(DataLoader(data, batch_sampler=_batches(len(data), options, run.progress),
+    loader = iter(DataLoader(data, batch_sampler=draw_batches(len(data), options, run.progress, poisson=options.dpsgd),
                              num_workers=1 if options.workers is None else options.workers,
-                             worker_init_fn=_start_worker, pin_memory=compute.device.type == "cuda",
+                             worker_init_fn=start_worker, pin_memory=compute.device.type == "cuda",
                              collate_fn=_collate))
 
     def save() -> None:
@@ -127,23 +125,6 @@ def make_optimizer(model: torch.nn.Module, options: SegmenterTraining) -> torch.
     return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, weight_decay=options.weight_decay)
 
 
-def _batches(images: int, options: SegmenterTraining, done: Progress) -> Iterator[list[tuple[int, int]]]:
-    """Yield this process's share of each remaining batch, as pairs (epoch, image).
-
-    The order of the images depends on (seed, epoch). Under DPSGD each batch is a Poisson sample, as the computation of
-    epsilon assumes.
-    """
-    first_epoch, first_step = done.epoch, done.step
-    for epoch in range(first_epoch, options.epochs):
-        rng = stream(options.seed, "order", epoch)
-        order = [] if options.dpsgd else rng.permutation(images).tolist()
-        for step in range(max(1, images // options.batch)):
-            drawn = (np.flatnonzero(rng.random(images) < options.batch / images).tolist() if options.dpsgd else
-                     order[step * options.batch : (step + 1) * options.batch])
-            if epoch > first_epoch or step >= first_step:
-                yield own_share([(epoch, index) for index in drawn])
-
-
 def _collate(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Stack the images and labels of a batch, which may be empty under Poisson sampling."""
     return default_collate(items) if items else (torch.empty(0, 3, 1, 1), torch.empty(0, 1, 1, dtype=torch.long))
@@ -207,11 +188,6 @@ def _forward(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor,
     with compute.autocast():
         outputs = model(images)
     return outputs, labels.to(compute.device, non_blocking=True)
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)
-    leave_signals_to_parent()
 
 
 def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,

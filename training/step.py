@@ -24,6 +24,20 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
+def average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Before every step of `optimizer`, average the gradients over the processes.
+
+    This is for models that `parallel` cannot wrap, because a training calls more than their `forward`.
+    """
+    def average(*_: object) -> None:
+        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
+
+    if world_size() > 1:
+        optimizer.register_step_pre_hook(average)
+
+
 def agree_on_buffers(model: nn.Module) -> None:
     """Copy the buffers of the main process to all processes, because its checkpoint stores these."""
     if world_size() > 1:
