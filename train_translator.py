@@ -32,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
                        f"(default: {of.model})")
     flags.add_argument("--width", type=number(1, 1024, int), default=of.width, help="channels of the first layers "
                        f"(default: {of.width}; the paper has 64)")
-    flags.add_argument("--epochs", type=positive, default=of.epochs, help="number of epochs; the learning rate falls in "
-                       f"the second half (default: {of.epochs}, as in the paper)")
+    flags.add_argument("--epochs", type=positive, default=of.epochs, help="number of epochs; in the second half the "
+                       f"learning rate falls to 0 (default: {of.epochs}, as in the paper)")
     flags.add_argument("--batch", type=positive, default=of.batch, help="pairs per step (default: 1, as in the paper)")
     training.add_workers_flag(flags)
     training.add_continue_flag(flags)

@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
                        help="shorter side of the images of the copy, in pixels")
     flags.add_argument("--copy", metavar="DIR",
                        help="output folder of the copy; the split files then list the images of the copy")
-    flags.add_argument("--translate", choices=DIRECTIONS, help="the copy holds pairs of images for train_translator.py, "
-                       "N x N pixels, and the split files list input and ground truth; labels become images in colours")
+    flags.add_argument("--translate", choices=DIRECTIONS, help="the copy holds pairs of images of N x N pixels for "
+                       "train_translator.py: split files list input and ground truth; labels become images in colours")
     flags.add_argument("--count", type=positive, metavar="N",
                        help="at most N images of each part, in whole groups that are drawn at random (default: all)")
     return flags
@@ -81,7 +81,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--translate writes images: give --copy DIR and --short-side N, too")
     fixed = getattr(DATASETS.load(args.dataset), "FIXED", False)
     refuse_unused(args, parser(), [
-        (fixed and not args.count, f"on {args.dataset}, whose parts are those of its authors; leave it out", ["--seed"])])
+        (fixed and not args.count,
+         f"on {args.dataset}, whose parts are those of its authors; leave it out", ["--seed"])])
 
 
 def check_parts(root: Path, parts: dict, must_have_images: bool) -> None:

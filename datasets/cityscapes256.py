@@ -3,9 +3,9 @@
     data/0001.jpg ... data/2975.jpg, label/0001.png ...            train, labels as train ids
     val_data/0001.jpg ... val_data/0500.jpg, val_label/0001.png    val
 
-The parts `official/` and `dependent/` are those of Cityscapes and of section 2.4 of the first paper: their two sides are
-of different cities. `block/` divides train into sequences of `BLOCK` images, of which the first and the last are left
-out, so every part has images of all cities. The group of an image is its sequence.
+The parts `official/` and `dependent/` are those of Cityscapes and of section 2.4 of the first paper: their two sides
+are of different cities. `block/` divides train into sequences of `BLOCK` images, of which the first and the last are
+left out, so every part has images of all cities. The group of an image is its sequence.
 """
 
 from pathlib import Path

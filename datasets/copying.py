@@ -75,7 +75,7 @@ def copy_translation(pairs: Sequence[Pair], dataset: str, copy: Path, side: int,
 
 
 def palette() -> np.ndarray:
-    """A colour of each train id, uint8 (256, 3): void is black, and others differ in the high bits of their channels."""
+    """A colour for each train id, uint8 (256, 3): void is black; others differ in the high bits of their channels."""
     ids, colours = (np.arange(256) + 1) % 256, np.zeros((256, 3), int)
     for bit in range(8):
         colours[:, bit % 3] |= (ids >> bit & 1) << (7 - bit // 3)

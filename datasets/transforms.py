@@ -120,6 +120,7 @@ class TranslationPairs(Dataset):
         mirrored = rng.random() < 0.5
         out = []
         for image in images:
-            crop = cv2.resize(image, (large, large), interpolation=cv2.INTER_CUBIC)[top : top + size, left : left + size]
+            enlarged = cv2.resize(image, (large, large), interpolation=cv2.INTER_CUBIC)
+            crop = enlarged[top : top + size, left : left + size]
             out.append(to_tensor(crop[:, ::-1] if mirrored else crop) * 2 - 1)
         return tuple(out)

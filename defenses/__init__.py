@@ -24,8 +24,11 @@ class DefenseEntry(Entry):
 
 DEFENSES = Table("defense", {
     "argmax": DefenseEntry("defenses.argmax:Argmax", "the target model returns only the predicted label"),
-    "gauss": DefenseEntry("defenses.gauss:Gauss", "add Gaussian noise of this standard deviation to the posteriors "
+    "gauss": DefenseEntry("defenses.gauss:Gauss", "add Gaussian noise of this standard deviation to the output "
                           "(the paper gives the variance, STD squared)", "STD"),
+    "rounding": DefenseEntry("defenses.rounding:Rounding", "round the output to multiples of this step", "STEP"),
+    "jpeg": DefenseEntry("defenses.jpeg:Jpeg", "compress translated images by JPEG of this quality, 1 to 95",
+                         "QUALITY"),
     "test-dropout": DefenseEntry("defenses.dropout:Dropout", "at test time, each dropout layer of the target model "
                                  "drops this share of its inputs (the paper: 0.1, 0.5, 0.9)", "RATIO", "query"),
     "dpsgd": DefenseEntry("defenses.dpsgd", "the target model was trained by DPSGD", stage="training"),

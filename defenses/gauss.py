@@ -16,7 +16,7 @@ RELEASE_FLOOR = 1e-6
 
 
 class Gauss(Defense):
-    """Add N(0, STD²) to each posterior. The noise depends only on (seed, image)."""
+    """Add N(0, STD²) to each posterior, or to each channel of an image. The noise depends only on (seed, image)."""
 
     def __init__(self, spec: "DefenseSpec"):
         super().__init__(spec)
@@ -27,6 +27,14 @@ class Gauss(Defense):
         if not self.spec.strength:
             return output
         return gauss(output, self.spec.strength, stream(self.spec.seed, "gauss", key), self.spec.floor)
+
+    def apply_to_image(self, image: torch.Tensor, key: str) -> torch.Tensor:
+        return (image + self.spec.strength * draw_noise(image, stream(self.spec.seed, "gauss", key))).clamp(0, 1)
+
+
+def draw_noise(output: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Standard normal noise of the shape and type of `output`."""
+    return torch.from_numpy(rng.standard_normal(tuple(output.shape), dtype=np.float32)).to(output)
 
 
 def normalise(posterior: torch.Tensor) -> torch.Tensor:
@@ -40,7 +48,10 @@ def gauss(posterior: torch.Tensor, std: float, rng: np.random.Generator, floor: 
     The paper gives the variance, std², and has `floor` 0; a position where all classes become 0 gets the uniform
     distribution. The release has `floor` 1e-6.
     """
-    noise = torch.from_numpy(rng.standard_normal(tuple(posterior.shape), dtype=np.float32)).to(posterior)
-    noisy = (posterior + std * noise).clamp_min(floor)
-    lost = noisy.sum(dim=-3, keepdim=True) == 0
-    return normalise(torch.where(lost, torch.ones_like(noisy), noisy))
+    return normalise_or_uniform((posterior + std * draw_noise(posterior, rng)).clamp_min(floor))
+
+
+def normalise_or_uniform(posterior: torch.Tensor) -> torch.Tensor:
+    """Normalise (..., C, H, W) over classes; a position where all are 0 gets the uniform distribution."""
+    lost = posterior.sum(dim=-3, keepdim=True) == 0
+    return normalise(torch.where(lost, torch.ones_like(posterior), posterior))

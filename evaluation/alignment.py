@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import ttest_1samp
 
@@ -39,6 +40,8 @@ SHIFTED, SHIFTED_BOTH = 0.003, 0.02  # pixel accuracy that a shift of one side, 
 LARGEST = 512  # rows and columns of a map that are shifted
 CERTAIN = 1e-4  # p-value of that
 RARE = 0.002  # share of the positions; rarer classes are not compared
+THUMBNAIL = 16  # rows and columns to which translated images are reduced
+BETTER = 0.8  # of the error on own ground truths, below which that on others is clearly better
 TURNS = {"mirrored left to right": lambda label: label[:, ::-1], "upside down": lambda label: label[::-1],
          "transposed": lambda label: label.T}
 
@@ -99,9 +102,12 @@ def check_alignment(source: Source, model: str = "") -> None:
     the stored outputs of the two sides were changed or shifted differently. Warns if outputs fit all labels equally.
     `model`: name of the model for messages, if it is not the target model.
     """
-    if source.predictor.kind != "posterior":
+    whose = f" ({model})" if model else ""
+    if source.predictor.kind == "image":
+        for member, side in ((True, f"members{whose}"), (False, f"non-members{whose}")):
+            check_translations(source, [record for record in source.records if record.member is member], side)
         return
-    probes, forms, whose = [], [], f" ({model})" if model else ""
+    probes, forms = [], []
     for member, side in ((True, f"members{whose}"), (False, f"non-members{whose}")):
         probe, form = read_probe(source, [record for record in source.records if record.member is member])
         forms.append(form)
@@ -121,6 +127,21 @@ def check_alignment(source: Source, model: str = "") -> None:
         compare_classes(*probes, whose)
         if min(len(probe.names) for probe in probes) >= SMALLEST:
             compare_shifts(*probes, whose)
+
+
+def check_translations(source: Source, records: Sequence[Record], side: str) -> None:
+    """Raise `UserError` if the translated images of a side fit the ground truths of other images clearly better."""
+    chosen = choose(records, PROBE[source.predictor.reads_images])
+    if len(chosen) < SMALLEST:
+        return
+    small = [[F.adaptive_avg_pool2d(image, THUMBNAIL).flatten() for image in images] for images in zip(*(
+        (answer.output, torch.from_numpy(answer.record.load_truth()))
+        for answer in replace(source, records=chosen, references=()).answers()), strict=True)]
+    errors = torch.cdist(*map(torch.stack, small), p=1).numpy()
+    rows, columns = linear_sum_assignment(errors)
+    if 2 * (rows == columns).sum() < len(chosen) and errors[rows, columns].sum() < BETTER * errors.trace():
+        raise UserError(f"the outputs of {side} fit the ground truths of other images better than their own; check "
+                        "that input, output and ground truth of an image have one name")
 
 
 def choose(records: Sequence[Record], count: int) -> list[Record]:

@@ -23,7 +23,7 @@ from evaluation.utility import miou, record_confusion
 from models.pixelwise import Pixelwise
 from predictors import file_of, open_predictor
 from predictors.base import Predictor, PredictorOptions, Record
-from predictors.cache import cache_posteriors, check_stride
+from predictors.cache import cache_outputs, check_stride
 from predictors.predictability import predictability_errors
 from predictors.samples import Source, check_class_names
 from predictors.stored import check_forms
@@ -89,7 +89,7 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     if population:
         check_alignment(population, "--population")
     if run.keep:
-        kept = cache_posteriors(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
+        kept = cache_outputs(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
         source = replace(source, predictor=kept)
     timings.lap("starting and comparing images")
     if "predictability" in attack.needs:

@@ -9,7 +9,7 @@ from attacks.representation import channels
 from attacks.sample import Attack, AttackSettings
 from datasets import show_dataset
 from defenses import DEFENSES, DefenseSpec
-from defenses.base import Defense
+from defenses.base import NO_DEFENSE, Defense
 from evaluation.attack_run import AttackRun, existing_files, run_attack
 from models import LoadedAttacker, load_attacker
 from models.pixelwise import Pixelwise
@@ -103,9 +103,7 @@ def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
 
 
 def triples_source(root: str, defense: Defense, compute: Compute) -> Source:
-    """The source of translated images on disk. Raises `UserError` for a defense, because all are for posteriors."""
-    if defense.spec.name:
-        raise UserError(f"-{defense.spec.name} changes posteriors; leave it out with --triples")
+    """The source of translated images on disk."""
     records, outputs = list_triples(root)
     print_once(f"{root}: {sum(bool(record.member) for record in records)} + "
                f"{sum(not record.member for record in records)} translated images")
@@ -119,13 +117,15 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
     if stride and expected_stride and stride != expected_stride:
         raise UserError(f"--stride {stride}: the attacker was trained on posteriors at stride {expected_stride}; leave "
                         "--stride out")
-    stride = stride or expected_stride or 8
-    predictor, dataset = open_victim(victim, data.dataset, PredictorOptions(compute, stride, defense), classes)
+    options = PredictorOptions(compute, stride or expected_stride or 8, defense)
+    predictor, dataset = open_victim(victim, data.dataset, options, classes)
+    if predictor.kind == "image" and stride:
+        raise UserError(f"--stride has no effect on the images of {victim}; leave it out")
     if data.dataset and predictor.dataset not in (None, data.dataset):
         raise UserError(f"{victim} was trained on the data set {show_dataset(predictor.dataset)}, so its members are "
                         f"images of it, not of {show_dataset(data.dataset)}; leave --dataset out")
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset)
-    models = open_references(references, PredictorOptions(compute, stride))
+    models = open_references(references, replace(options, defense=NO_DEFENSE))
     if attack.settings.attacker:
         warn_of_classes(attack.settings.attacker, victim, predictor.class_names)
     for model in models:

@@ -1,4 +1,4 @@
-"""Compute the posteriors of a model once, and store them in the layout of the release."""
+"""Compute the outputs of a model once, and store them: posteriors in the layout of the release, images as triples."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets.inspection import inspect, inspect_all
 from predictors.base import Predictor, PredictorOptions, Record, predict_records
 from predictors.stored import SIDES, StoredPredictor, write_groups, write_posterior
+from predictors.triples import PARTS, TriplePredictor, write_triple
 from utils.cli import UserError
 from utils.distributed import barrier, own_share, run_on_main
 from utils.files import fingerprint, write_json
@@ -16,26 +17,31 @@ from utils.files import fingerprint, write_json
 MARKER = "made-from"
 
 
-def cache_posteriors(tree: Path, predictor: Predictor, records: Sequence[Record],
-                     made_from: Sequence[Path]) -> StoredPredictor:
-    """Store the posteriors of `predictor` in `tree` as float16, and return the predictor that reads them.
+def cache_outputs(tree: Path, predictor: Predictor, records: Sequence[Record],
+                  made_from: Sequence[Path]) -> StoredPredictor | TriplePredictor:
+    """Store the outputs of `predictor` in `tree`, and return the predictor that reads them.
 
-    Posteriors that are already stored are not computed again, so a second call resumes an interrupted one. `made_from`:
-    the files of the model. If these files, the records, the pixels of an image or a label, the precision, the stride or
-    the defense at query time have changed, all posteriors are deleted and computed again. Raises `UserError` if `tree`
-    is a folder that this function did not make, and as `check_stride`.
+    Posteriors become float16, and translated images PNG of 8 bits. What is already stored is not computed again, so a
+    second call resumes an interrupted one. `made_from`: the files of the model. If these files, the records, the pixels
+    of an image or a label, the precision, the stride or the defense at query time have changed, all outputs are deleted
+    and computed again. Raises `UserError` if `tree` is a folder that this function did not make, and as `check_stride`.
     """
     contents = [(found.image, found.label) for found in inspect_all([record.files for record in records])]
     check_stride(records, predictor.stride)
     run_on_main(lambda: _prepare(tree, predictor, records, contents, made_from))
     sides = {member: side for side, member in SIDES.items()}
-    paths = {record.name: tree / sides[record.member] / "pred_sgd" / f"{record.name}.npy" for record in records}
+    translated, options = predictor.kind == "image", PredictorOptions(stride=predictor.stride)
+    place = "output/{}.png" if translated else "pred_sgd/{}.npy"
+    paths = {record.name: tree / sides[record.member] / place.format(record.name) for record in records}
     missing = [record for record in own_share(records) if not paths[record.name].exists()]
-    for answer in predict_records(predictor, missing, "computing posteriors"):
-        record = answer.record
-        write_posterior(tree, sides[record.member], record.name, answer.output.numpy(), answer.load_label())
+    for answer in predict_records(predictor, missing, "computing outputs"):
+        side, name, output = sides[answer.record.member], answer.record.name, answer.output.numpy()
+        if translated:
+            write_triple(tree / side, name, answer.query.image, output, answer.record.load_truth())
+        else:
+            write_posterior(tree, side, name, output, answer.load_label())
     barrier()
-    return StoredPredictor(tree, PredictorOptions(stride=predictor.stride), paths=paths)
+    return (TriplePredictor(tree, paths, options) if translated else StoredPredictor(tree, options, paths=paths))
 
 
 def check_stride(records: Sequence[Record], stride: int | None) -> None:
@@ -48,7 +54,7 @@ def check_stride(records: Sequence[Record], stride: int | None) -> None:
 
 def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], contents: Sequence[tuple],
              made_from: Sequence[Path]) -> None:
-    """Delete posteriors that were made from other inputs, and record the present inputs in the file `MARKER`."""
+    """Delete outputs that were made from other inputs, and record the present inputs in the file `MARKER`."""
     spec, precision = predictor.options.defense.spec, predictor.options.compute.precision
     defense = [spec.describe(), spec.seed] if spec.stage == "query" else None  # others change the output afterwards
     about = {"precision": precision, "stride": predictor.stride, "defense": defense}
@@ -57,11 +63,11 @@ def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], conten
     about["fingerprint"] = fingerprint(list(made_from), about, queried, contents)
     marker, before = tree / MARKER, None
     if not marker.is_file() and tree.exists() and any(path.suffix != ".partial" for path in tree.iterdir()):
-        raise UserError(f"{tree} is no cache of posteriors; give a folder that does not exist yet")
+        raise UserError(f"{tree} is no folder of stored outputs; give a folder that does not exist yet")
     with suppress(OSError, ValueError):
         before = json.loads(marker.read_text(encoding="utf-8"))
     if marker.is_file() and before != about:
-        for stale in (tree / side / kind for side in SIDES for kind in ("label", "pred_sgd")):
+        for stale in (tree / side / kind for side in SIDES for kind in ("label", "pred_sgd", *PARTS)):
             if stale.exists():
                 shutil.rmtree(stale)
     write_json(marker, about)

@@ -14,7 +14,7 @@ from datasets.provenance import IN, OUT, Images, read_provenance, read_training_
 from models import read_segmenter
 from predictors import file_of, open_predictor
 from predictors.base import Predictor, PredictorOptions, Record, identify
-from predictors.cache import cache_posteriors
+from predictors.cache import cache_outputs
 from utils.checkpoints import require
 from utils.cli import UserError
 
@@ -56,7 +56,7 @@ class ShadowRun:
         under = f"-{spec.describe()}-{spec.seed}".replace(" ", "-") if spec.stage == "query" else ""
         tree = self.folder / f"posteriors-s{options.stride}{under}"
         predictor = open_predictor(f"checkpoint:{self.checkpoint}", options)
-        cache_posteriors(tree, predictor, self.records(), [self.checkpoint])
+        cache_outputs(tree, predictor, self.records(), [self.checkpoint])
         return tree
 
 

@@ -68,7 +68,8 @@ class Source:
                             f"for {self.classes}")
         truth = self._truth(answer, output, "truth" in needs)
         plain = check_output(output, self.predictor, record.name)
-        defended = self.defense.apply(plain, record.id)
+        apply = self.defense.apply if self.predictor.kind == "posterior" else self.defense.apply_to_image
+        defended = apply(plain, record.id)
         if defended is not plain and not defended.isfinite().all():
             raise UserError(f"{record.name}: the output under -{self.defense.spec.name} is not finite; give it a "
                             "smaller value")

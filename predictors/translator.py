@@ -1,6 +1,7 @@
 """Translators of this project, in memory or in a checkpoint: their output for an image is an image."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +24,7 @@ class ModelTranslator(Predictor):
     dataset = IMAGES
 
     def __init__(self, model: Translator, options: PredictorOptions):
-        super().__init__("a translator in memory", options)
+        super().__init__("a translator in memory", replace(options, stride=1))
         self.model = model
 
     @torch.inference_mode()
@@ -45,7 +46,7 @@ class CheckpointTranslator(ModelTranslator):
     """The translator in a checkpoint, loaded at the first query."""
 
     def __init__(self, where: str, options: PredictorOptions):
-        Predictor.__init__(self, where, options)
+        Predictor.__init__(self, where, replace(options, stride=1))
 
     @cached_property
     def model(self) -> Translator:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from datasets import IMAGES
 from datasets.images import describe_file, load_image
@@ -21,7 +22,7 @@ from datasets.inspection import hash_array
 from predictors.base import Predictor, PredictorOptions, Query, Record
 from predictors.stored import SIDES, differ, read_groups
 from utils.cli import UserError
-from utils.files import files_by_name
+from utils.files import atomic_open, files_by_name
 
 PARTS = ("input", "output", "truth")
 
@@ -66,6 +67,21 @@ def list_triples(root: str | Path) -> tuple[list[Record], dict[str, Path]]:
             outputs[key] = files["output"][name]
     groups = read_groups(root, list(outputs), [])
     return [record.in_group(groups.get(record.name)) for record in records], outputs
+
+
+def write_triple(folder: Path, name: str, image: np.ndarray, output: np.ndarray, truth: np.ndarray) -> None:
+    """Write the PNG files of one image, the output last. `folder`: of one side of a tree.
+
+    `image` uint8 (H, W, 3); `output` and `truth` float (3, H, W) in 0..1, which are rounded to 8 bits.
+    """
+    for part, pixels in (("input", image), ("truth", to_pixels(truth)), ("output", to_pixels(output))):
+        with atomic_open(folder / part / f"{name}.png") as file:
+            Image.fromarray(pixels).save(file, "PNG")
+
+
+def to_pixels(image: np.ndarray) -> np.ndarray:
+    """An image float (3, H, W) in 0..1, rounded to uint8 (H, W, 3)."""
+    return np.round(255 * image.transpose(1, 2, 0)).astype(np.uint8)
 
 
 def check_outputs(predictor: TriplePredictor, records: Sequence[Record]) -> None:

@@ -16,6 +16,7 @@ from models import build_translator
 from models.translation.base import Translator
 from predictors.base import PredictorOptions, Record, predict_records
 from predictors.translator import ModelTranslator
+from predictors.triples import to_pixels
 from training.options import TranslatorTraining
 from training.run import TrainingRun, draw_batches
 from training.step import average_gradients, check_weights, descend
@@ -91,7 +92,7 @@ def make_optimizers(model: Translator, run: TrainingRun) -> dict[str, torch.opti
     """Adam for the generator and for the discriminator, with their states in the checkpoint of the run."""
     optimizers = {}
     for name, rate in zip(("generator", "discriminator"), model.rates, strict=True):
-        optimizers[name] = torch.optim.Adam(getattr(model, name).parameters(), rate, model.betas)
+        optimizers[name] = torch.optim.Adam(getattr(model, name).parameters(), rate, model.betas, fused=True)
         average_gradients(optimizers[name])
         if run.checkpoint:
             load_optimizer(optimizers[name], run.checkpoint.get(name), run.last)
@@ -129,15 +130,11 @@ def learn(model: Translator, optimizers: dict[str, torch.optim.Optimizer], input
 def write_sheet(path: Path, model: Translator, pairs: Sequence[Pair], compute: Compute) -> None:
     """Write an image with one row for each pair: its input, the output of the model, and the ground truth."""
     records = [Record.of_pair(pair, IMAGES) for pair in pairs]
-    rows = [np.concatenate([answer.query.image, _pixels(answer.output.numpy()), _pixels(answer.record.load_truth())], 1)
-            for answer in predict_records(ModelTranslator(model, PredictorOptions(compute)), records)]
+    answers = predict_records(ModelTranslator(model, PredictorOptions(compute)), records)
+    rows = [np.concatenate([answer.query.image, to_pixels(answer.output.numpy()),
+                            to_pixels(answer.record.load_truth())], axis=1) for answer in answers]
     with atomic_open(path) as file:
         Image.fromarray(np.concatenate(rows)).save(file, "PNG")
-
-
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """An image float (3, H, W) in 0..1 as uint8 (H, W, 3)."""
-    return np.round(255 * image.transpose(1, 2, 0)).astype(np.uint8)
 
 
 def measure_l1(model: Translator, pairs: Sequence[Pair], compute: Compute, what: str) -> float:
@@ -153,7 +150,8 @@ def train_and_report(options: TranslatorTraining, inside: Sequence[Pair], outsid
     """Train on `inside`, measure L1 on `inside` and `outside`, write results.json, and print the result."""
     print_once(f"training {options.model} (width {options.width}) on {len(inside)} pairs of images -> {folder}")
     model, minutes = train_translator(options, inside, outside, folder, compute, arguments)
-    errors = {f"l1_{side}": measure_l1(model, pairs, compute, side) for side, pairs in (("in", inside), ("out", outside))}
+    errors = {f"l1_{side}": measure_l1(model, pairs, compute, side)
+              for side, pairs in (("in", inside), ("out", outside))}
     if is_main():
         write_json(folder / "results.json", {**errors, "in": len(inside), "out": len(outside),
                                              "epochs": options.epochs, "minutes": round(minutes, 1)})
