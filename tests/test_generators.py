@@ -15,8 +15,8 @@ from test_translation import count
 from models import TRANSLATORS
 from models.translation import patch_losses
 from models.translation.patch_losses import MultiScaleDiscriminator, feature_matching, halve
-from models.translation.pix2pixhd import GlobalGenerator, LocalEnhancer, Pix2PixHD
-from models.translation.spade import Spade, SpadeGenerator, SpadeNorm
+from models.translation.pix2pixhd import GlobalGenerator, LocalEnhancer, Pix2PixHD, ResidualBlock
+from models.translation.spade import Spade, SpadeBlock, SpadeGenerator, SpadeNorm
 from utils.cli import UserError
 
 LABELS = 36  # channels of Cityscapes in the papers: 35 one-hot and the edges of instances
@@ -100,9 +100,12 @@ def test_spade_doubles_the_size_once_more_from_512_on():
 def test_the_first_block_of_spade_sees_a_small_map(ups):
     net, seen = SpadeGenerator(width=1, ups=ups).eval(), []
     for block in net.blocks:
-        block.register_forward_hook(lambda block, inputs, out: seen.append(out.shape[-1]))
-    assert net(torch.rand(1, 3, 128, 128)).shape == (1, 3, 128, 128)
-    assert seen == ([4, 8, 8, 16, 32, 64, 128] if ups == 5 else [2, 4, 8, 16, 32, 64, 128])
+        block.register_forward_hook(lambda block, inputs, out: seen.append(out))
+    images = net(torch.rand(1, 3, 128, 128))
+    last = torch.where(seen[-1] > 0, seen[-1], 0.2 * seen[-1])
+    torch.testing.assert_close(images, F.conv2d(last, net.last.weight, net.last.bias, padding=1).tanh())
+    sizes = [out.shape[-1] for out in seen]
+    assert sizes == ([4, 8, 8, 16, 32, 64, 128] if ups == 5 else [2, 4, 8, 16, 32, 64, 128])
 
 
 def test_the_discriminator_returns_the_features_of_two_scales():
@@ -155,6 +158,47 @@ def test_initial_weights():
     assert weight.std().item() == pytest.approx(0.02 * (2 / (9 * (64 + 64))) ** 0.5, rel=0.05)
     biases = [bias for net in (hd, spade) for name, bias in net.named_parameters() if name.endswith("bias")]
     assert not any(bias.any() for bias in biases)
+    for build, std in ((Pix2PixHD, 0.02), (Spade, 0.02 * (2 / (16 * (6 + 16))) ** 0.5)):
+        weight = build(width=16, size=64).discriminator.scales[0].layers[0][0].weight  # 16 outputs, 6 inputs, 4 x 4
+        assert weight.std().item() == pytest.approx(std, rel=0.1)
+
+
+def instance_norm(features):
+    """Each channel of each image minus its mean, divided by its standard deviation."""
+    mean = features.mean(dim=(2, 3), keepdim=True)
+    return (features - mean) / (features.var(dim=(2, 3), correction=0, keepdim=True) + 1e-5) ** 0.5
+
+
+def reflected(convolution, features, pad):
+    """A convolution of features (N, C, h, w) that repeat the inner pixels outside the border, in reverse order."""
+    return F.conv2d(F.pad(features, (pad,) * 4, mode="reflect"), convolution.weight, convolution.bias)
+
+
+def test_layers_of_pix2pixhd_against_a_slow_version():
+    torch.manual_seed(0)
+    block, features = ResidualBlock(4), torch.randn(2, 4, 5, 6)
+    one, two = block.layers[0][0], block.layers[1]
+    hidden = instance_norm(reflected(one, features, 1)).clamp(min=0)
+    expected = features + instance_norm(reflected(two, hidden, 1))
+    torch.testing.assert_close(block(features), expected, rtol=1e-4, atol=1e-5)
+    net, images = GlobalGenerator(width=2), torch.rand(1, 3, 32, 32)
+    expected = instance_norm(reflected(net.body[0][0], images, 3)).clamp(min=0)
+    torch.testing.assert_close(net.body[0](images), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(images), reflected(net.last[0], net.body(images), 3).tanh())
+
+
+@pytest.mark.parametrize("outputs", [4, 2])
+def test_the_residual_block_of_spade_against_a_slow_version(outputs):
+    torch.manual_seed(0)
+    block, features, maps = SpadeBlock(4, outputs, 3, 4), torch.randn(2, 4, 4, 4), torch.rand(2, 3, 8, 8)
+    (one, two), shortcut = block.convolutions[:2], features
+    hidden = block.norms[0](features, maps)
+    hidden = F.conv2d(torch.where(hidden > 0, hidden, 0.2 * hidden), one.weight, one.bias, padding=1)
+    hidden = block.norms[1](hidden, maps)
+    hidden = F.conv2d(torch.where(hidden > 0, hidden, 0.2 * hidden), two.weight, two.bias, padding=1)
+    if outputs != 4:
+        shortcut = F.conv2d(block.norms[2](features, maps), block.convolutions[2].weight)
+    torch.testing.assert_close(block(features, maps), shortcut + hidden)
 
 
 def test_spade_norm_against_a_slow_version():
@@ -246,6 +290,7 @@ def test_perceptual_loss_against_a_slow_version(case, small_vgg):
                 expected += weights.pop(0) * slow_mean((two[0] - two[1]).abs())
             first = isinstance(layer, torch.nn.MaxPool2d) or (first and not isinstance(layer, torch.nn.ReLU))
     assert not weights
+    assert patch_losses.perceptual(outputs, truth).item() == pytest.approx(expected, rel=1e-4)
     net.vgg = True
     assert net.generator_loss(inputs, truth, outputs).item() == pytest.approx(without.item() + 10 * expected, rel=1e-4)
 
@@ -287,6 +332,11 @@ def step(net, inputs, truth):
     generator_loss.backward()
     made.step()
     return generator_loss.item(), discriminator_loss.item()
+
+
+def test_rates_and_betas_of_the_papers():
+    settings = [(build.rates, build.betas) for build in (Pix2PixHD, Spade)]
+    assert settings == [((2e-4, 2e-4), (0.5, 0.999)), ((1e-4, 4e-4), (0.0, 0.9))]
 
 
 def finite(net):

@@ -96,7 +96,7 @@ class TwoScaleTranslator(Translator):
         return self.discriminator_term(logits(self.features(inputs, truth)), logits(self.features(inputs, outputs)))
 
     def generator_loss(self, inputs: torch.Tensor, truth: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-        made = self.features(inputs, outputs)  # first, so that autocast converts the weights with their gradients
+        made = self.features(inputs, outputs)
         with torch.no_grad():
             true = self.features(inputs, truth)
         loss = self.generator_term(logits(made)) + MATCHING * feature_matching(true, made)
