@@ -41,15 +41,18 @@ def batch(size, count=1):
     return [torch.rand(count, 3, size, size, generator=stream) * 2 - 1 for _ in range(2)]
 
 
-@pytest.fixture
-def small_vgg(monkeypatch):
-    """VGG19 with random weights in place of those of ImageNet."""
-    network = torchvision.models.vgg19
+@pytest.fixture(scope="module")
+def random_vgg():
     torch.manual_seed(0)
-    with monkeypatch.context() as patch:
-        patch.setattr(torchvision.models, "vgg19", lambda weights: network(weights=None))
-        patch_losses.vgg19.cache_clear()
-        yield patch_losses.vgg19()
+    return torchvision.models.vgg19(weights=None)
+
+
+@pytest.fixture
+def vgg(monkeypatch, random_vgg):
+    """VGG19 with random weights in place of those of ImageNet."""
+    monkeypatch.setattr(torchvision.models, "vgg19", lambda weights: random_vgg)
+    patch_losses.vgg19.cache_clear()
+    yield patch_losses.vgg19()
     patch_losses.vgg19.cache_clear()
 
 
@@ -278,13 +281,13 @@ def test_feature_matching_against_a_slow_version():
     assert feature_matching(true, made).item() == pytest.approx(slow_matching(true, made), rel=1e-5)
 
 
-def test_perceptual_loss_against_a_slow_version(case, small_vgg):
+def test_perceptual_loss_against_a_slow_version(case, vgg):
     _, net, inputs, truth, outputs, *_ = case
     without = net.generator_loss(inputs, truth, outputs)
     expected, weights, first = 0.0, [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1], True
     two = [truth, outputs]
     with torch.no_grad():
-        for layer in small_vgg:
+        for layer in vgg:
             two = [layer(images) for images in two]
             if isinstance(layer, torch.nn.ReLU) and first:  # relu1_1 ... relu5_1: the first after each pooling
                 expected += weights.pop(0) * slow_mean((two[0] - two[1]).abs())
@@ -295,12 +298,12 @@ def test_perceptual_loss_against_a_slow_version(case, small_vgg):
     assert net.generator_loss(inputs, truth, outputs).item() == pytest.approx(without.item() + 10 * expected, rel=1e-4)
 
 
-def test_perceptual_loss_has_a_gradient_and_is_no_part_of_the_state(small_vgg):
+def test_perceptual_loss_has_a_gradient_and_is_no_part_of_the_state(vgg):
     net = Spade(width=1, size=64, vgg=True)
     assert net.vgg and net.state_dict().keys() == Spade(width=1, size=64).state_dict().keys()
     truth, outputs = batch(32)
     patch_losses.perceptual(outputs.requires_grad_(), truth).backward()
-    assert outputs.grad.abs().sum() > 0 and not any(weight.requires_grad for weight in small_vgg.parameters())
+    assert outputs.grad.abs().sum() > 0 and not any(weight.requires_grad for weight in vgg.parameters())
 
 
 @pytest.mark.parametrize("build", [Pix2PixHD, Spade])
