@@ -29,6 +29,8 @@ MODELS = Table("segmentation model", {
 
 TRANSLATORS = Table("translator", {
     "pix2pix": Entry("models.translation.pix2pix:Pix2Pix", "U-Net and PatchGAN"),
+    "pix2pixhd": Entry("models.translation.pix2pixhd:Pix2PixHD", "residual generator, PatchGAN at two scales"),
+    "spade": Entry("models.translation.spade:Spade", "layers modulated by the input, PatchGAN at two scales"),
 })
 
 FEATURES = Table("feature extractor", {

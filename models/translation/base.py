@@ -1,9 +1,11 @@
 """The base class of translators, and the layers that several of them share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+
+from utils.cli import UserError
 
 
 class Translator(nn.Module):
@@ -32,11 +34,30 @@ class Translator(nn.Module):
         raise NotImplementedError
 
 
-def initialise(model: nn.Module, norms: Sequence[type] = (nn.BatchNorm2d,)) -> None:
-    """Draw the weights of convolutions from N(0, 0.02²), and the scales of `norms` from N(1, 0.02²); biases are 0."""
+def check_size(size: int, multiple: int) -> None:
+    """Raise `UserError` unless `size`, the sides of training images, is a multiple of `multiple`, at least twice it.
+
+    A map of one position has no variance, by which a normalisation could divide.
+    """
+    if size % multiple or size < 2 * multiple:
+        raise UserError(f"training images of {size} x {size} do not fit this translator; give it sides that are a "
+                        f"multiple of {multiple}, and {2 * multiple} at least")
+
+
+def draw_normal(weight: torch.Tensor) -> torch.Tensor:
+    """Fill `weight` from N(0, 0.02²)."""
+    return nn.init.normal_(weight, 0, 0.02)
+
+
+def initialise(model: nn.Module, norms: Sequence[type] = (nn.BatchNorm2d,),
+               draw: Callable[[torch.Tensor], object] = draw_normal) -> None:
+    """Fill the weights of convolutions by `draw`, and the scales of `norms` from N(1, 0.02²); biases become 0.
+
+    Call it before spectral normalisation is added, which estimates the largest singular value of the weights.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(module.weight, 0, 0.02)
+            draw(module.weight)
         elif isinstance(module, tuple(norms)) and module.weight is not None:
             nn.init.normal_(module.weight, 1, 0.02)
         else:
