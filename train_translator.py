@@ -17,7 +17,7 @@ import training
 from datasets import IMAGES
 from models import TRANSLATORS
 from training.options import TranslatorTraining
-from utils.cli import add_run_flags, new_parser, number, pick, positive, run
+from utils.cli import add_run_flags, new_parser, number, pick, positive, refuse_unused, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--epochs", type=positive, default=of.epochs, help="number of epochs; in the second half the "
                        f"learning rate falls to 0 (default: {of.epochs}, as in the paper)")
     flags.add_argument("--batch", type=positive, default=of.batch, help="pairs per step (default: 1, as in the paper)")
+    flags.add_argument("--vgg", action="store_true", help="pix2pixhd and spade: add the perceptual loss of the papers, "
+                       "whose weights of VGG19 are downloaded (default: the losses without it)")
     training.add_workers_flag(flags)
     training.add_continue_flag(flags)
     add_run_flags(flags, "translator")
@@ -42,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    check(args)
     from training import setup, translation
 
     args, folder, compute = setup.begin(args, parser())
@@ -54,6 +57,12 @@ def main(args: argparse.Namespace) -> None:
     folder = folder or setup.start_run_on_main("translator", vars(args), args.out, compute)
     setup.write_provenance(folder, roles)
     translation.train_and_report(options, inside, outside, folder, compute, vars(args))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that have no effect. With --continue all flags are compared with those of the run instead."""
+    refuse_unused(args, parser(), [] if args.continue_ else [
+        (args.model == "pix2pix", "with --model pix2pix, whose loss has no such term; leave it out", ["--vgg"])])
 
 
 if __name__ == "__main__":

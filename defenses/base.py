@@ -15,10 +15,13 @@ class Defense:
     """No defense. A subclass changes the output, or how the model computes the output.
 
     It defines `apply` for posteriors, `apply_to_image` for translated images, or both.
-    `one_hot`: whether the defended posteriors are one-hot, as under Argmax.
+
+    `one_hot`: whether the defended posteriors are one-hot, as under Argmax. `kinds`: the kinds of predictors whose
+    outputs it can change, "posterior" and "image".
     """
 
     one_hot = False
+    kinds = frozenset({"posterior"})
 
     def __init__(self, spec: DefenseSpec):
         self.spec = spec
@@ -28,11 +31,14 @@ class Defense:
         return output
 
     def apply_to_image(self, image: torch.Tensor, key: str) -> torch.Tensor:
-        """The defended output of a translator, an image (3, h, w) in 0..1. Raises `UserError` if there is no such one.
-        """
-        if self.spec.name is None:
-            return image
-        raise UserError(f"-{self.spec.name} changes posteriors, and no translated images; leave it out")
+        """The defended output of a translator, an image float32 (3, h, w) in 0..1."""
+        return image
+
+    def check_kind(self, kind: str) -> None:
+        """Raise `UserError` if the defense does not change the outputs of a predictor of this kind."""
+        if self.spec.name and kind not in self.kinds:
+            own, other = ("posteriors", "translated images") if kind == "image" else ("translated images", "posteriors")
+            raise UserError(f"-{self.spec.name} changes {own}, and no {other}; leave it out")
 
     def prepare(self, model: "nn.Module") -> "nn.Module":
         """Change `model` for queries, for example activate its dropout layers. The base class changes nothing."""

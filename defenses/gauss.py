@@ -18,6 +18,8 @@ RELEASE_FLOOR = 1e-6
 class Gauss(Defense):
     """Add N(0, STD²) to each posterior, or to each channel of an image. The noise depends only on (seed, image)."""
 
+    kinds = frozenset({"posterior", "image"})
+
     def __init__(self, spec: "DefenseSpec"):
         super().__init__(spec)
         if not 0 <= spec.strength < float("inf"):

@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 class Jpeg(Defense):
     """Compress a translated image by JPEG with the quality QUALITY (1 to 95, as in Pillow)."""
 
+    kinds = frozenset({"image"})
+
     def __init__(self, spec: "DefenseSpec"):
         super().__init__(spec)
         if spec.strength not in range(1, 96):
             raise UserError(f"--jpeg {spec.strength:g}: the quality must be a whole number from 1 to 95")
-
-    def apply(self, output: torch.Tensor, key: str) -> torch.Tensor:
-        raise UserError("--jpeg changes translated images, and no posteriors; leave it out")
 
     def apply_to_image(self, image: torch.Tensor, key: str) -> torch.Tensor:
         pixels = image.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()

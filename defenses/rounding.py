@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Rounding(Defense):
     """Round each value to a multiple of STEP. Posteriors are normalised afterwards."""
 
+    kinds = frozenset({"posterior", "image"})
+
     def __init__(self, spec: "DefenseSpec"):
         super().__init__(spec)
         if not 0 < spec.strength <= 1:

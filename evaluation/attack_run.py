@@ -196,6 +196,7 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
     if source.predictor.kind not in attack.kinds:
         raise UserError(f"--attack {run.name} reads posteriors, and {source.predictor.where} gives translated images; "
                         "give --attack reconstruction or membership-error")
+    source.defense.check_kind(source.predictor.kind)
     if {"queries", "weights"} & attack.needs and not source.predictor.reads_images:
         raise UserError(f"--attack {run.name} queries the model: give --victim, because stored posteriors cannot "
                         "be queried")

@@ -118,7 +118,7 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
         raise UserError(f"--stride {stride}: the attacker was trained on posteriors at stride {expected_stride}; leave "
                         "--stride out")
     options = PredictorOptions(compute, stride or expected_stride or 8, defense)
-    predictor, dataset = open_victim(victim, data.dataset, options, classes)
+    predictor, dataset = open_victim(victim, data.dataset, options, classes, ("posterior", "image"))
     if predictor.kind == "image" and stride:
         raise UserError(f"--stride has no effect on the images of {victim}; leave it out")
     if data.dataset and predictor.dataset not in (None, data.dataset):

@@ -1,6 +1,6 @@
 """Make samples from records: query the model, check its output, align the label, and apply the defense."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
@@ -165,13 +165,16 @@ def live_records(members: str, non_members: str, root: str, strip_prefix: str, d
     return sorted(records, key=lambda record: record.name)
 
 
-def open_victim(where: str, dataset: str | None, options: PredictorOptions,
-                classes: int | None = None) -> tuple[Predictor, str]:
+def open_victim(where: str, dataset: str | None, options: PredictorOptions, classes: int | None = None,
+                kinds: Collection[str] = ("posterior",)) -> tuple[Predictor, str]:
     """Open the target model. Returns it, and the data set: `dataset`, or else that of the model, or else streets.
 
-    Raises `UserError` if it has not the classes of the data set, or not `classes` classes.
+    `kinds`: what its outputs may be. Raises `UserError` for other outputs, and if it has not the classes of the data
+    set, or not `classes` classes.
     """
     predictor = open_predictor(where, options)
+    if predictor.kind not in kinds:
+        raise UserError(f"{where} gives translated images, and posteriors are needed here; give a segmentation model")
     if predictor.kind == "image":
         return predictor, IMAGES
     dataset = dataset or predictor.dataset or "streets"

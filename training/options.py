@@ -74,12 +74,14 @@ class TranslatorTraining:
     width: int = 16
     epochs: int = 200
     batch: int = 1
+    vgg: bool = False
     workers: int | None = None
     seed: int = 0
 
     def spec(self, size: int) -> dict:
         """The dict from which `models.build_translator` builds the model, for images of `size` x `size` pixels."""
-        return {"name": self.model, "arguments": {"width": self.width, "size": size}}
+        arguments = {"width": self.width, "size": size} | ({"vgg": True} if self.vgg else {})
+        return {"name": self.model, "arguments": arguments}
 
 
 @dataclass(frozen=True)

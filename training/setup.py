@@ -115,6 +115,7 @@ def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute
 
     Raises `UserError` if a shadow is given twice, or if shadows have other classes than the first.
     """
+    defense.check_kind("posterior")
     shadows = [read_shadow(folder) for folder in folders]
     known: dict[str, Path] = {}
     for shadow in shadows if len(shadows) > 1 else ():

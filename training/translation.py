@@ -19,7 +19,7 @@ from predictors.translator import ModelTranslator
 from predictors.triples import to_pixels
 from training.options import TranslatorTraining
 from training.run import TrainingRun, draw_batches
-from training.step import average_gradients, check_weights, descend
+from training.step import agree_on_buffers, average_gradients, check_weights, descend
 from utils.checkpoints import load_optimizer, rebuild
 from utils.cli import UserError
 from utils.device import Compute
@@ -61,6 +61,7 @@ def train_translator(options: TranslatorTraining, inside: Sequence[Pair], outsid
                 torch.manual_seed(int(stream(options.seed, "dropout", run.progress.epoch, run.progress.step)
                                       .integers(2**62)) + process_rank())
                 run.progress.loss += learn(model, optimizers, *batch, compute, run.progress.epoch)
+            agree_on_buffers(model)
             check_weights(model, run.progress.epoch)
             run.finish_epoch(l1=run.progress.loss / steps, lr=optimizers["generator"].param_groups[0]["lr"])
             run.save_epoch(save)

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.translation.base import Translator, initialise
+from utils.cli import UserError
 
 DEEPEST = 8  # times the first number of channels that a layer has at most
 DROPOUT = 0.5
+SMALLEST = 32  # sides of an image, of which the discriminator leaves some patches
 L1 = 100.0  # weight of the L1 loss
 
 
@@ -88,6 +90,9 @@ class Pix2Pix(Translator):
 
     def __init__(self, width: int = 64, size: int = 256, inputs: int = 3):
         super().__init__()
+        if size & (size - 1) or size < SMALLEST:
+            raise UserError(f"training images of {size} x {size} do not fit pix2pix; give it sides that are a power of "
+                            f"two, and {SMALLEST} at least")
         self.multiple = size
         self.generator = UNet(width, size.bit_length() - 1, inputs)
         self.discriminator = PatchDiscriminator(width, inputs + 3)
