@@ -1,6 +1,7 @@
 """U-Net, PraNet and Inf-Net: their loss, their two classes, and a training with an attack."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from conftest import must, results, script
 from test_folder import cars, split, write_scenes
 from test_seams import assert_refused
 
-from models import build_segmenter
+from models import MODELS, build_segmenter
 from models.reverse_attention import SideOutputs, edges_of, structure_loss
 from training import segmentation
+from training.options import SegmenterTraining
 from training.segmentation import image_losses, segmentation_loss
 from utils import VOID
 
@@ -160,6 +162,11 @@ def test_unet_from_dpsgd_to_an_attack_with_dropout(polyps, tmp_path):
 def test_per_image_gradients_of_a_model_with_its_own_loss(polyps, tmp_path):
     must(script("train_victim.py", *polyps[1], "--model", "infnet", *SMALL, "-dpsgd", "--out", tmp_path / "victim"))
     assert "dpsgd" in results(tmp_path / "victim")
+
+
+def test_settings_without_effect_are_settings():
+    settings = {field.name for field in fields(SegmenterTraining)}
+    assert all(settings >= set(entry.unused) for entry in MODELS.values())
 
 
 @pytest.mark.parametrize("name", ["hrnetv2", "unet", "infnet"])
