@@ -83,8 +83,7 @@ def check(args: argparse.Namespace) -> None:
     refuse_unused(args, parser(), [] if args.continue_ else [
         (args.train, "with --train and --test, the parts of D^S; leave it out", ["--split", "--partition"]),
         (not args.plan, "without --plan; give both, or leave it out", training.PLAN_FLAGS),
-        (args.model in models.WITHOUT_DROPOUT and not args.aux_weight,
-         f"on {args.model} with --aux-weight 0, which has no dropout layer; leave it out", ["--dropout"])])
+        *models.unused_flags(args.model, args.aux_weight)])
 
 
 def options_of(args: argparse.Namespace, folder: object = None) -> SegmenterTraining:

@@ -56,8 +56,7 @@ def check(args: argparse.Namespace) -> None:
     """Refuse flags that have no effect. With --continue all flags are compared with those of the run instead."""
     refuse_unused(args, parser(), [] if args.continue_ else [
         (not args.plan, "without --plan; give both, or leave it out", training.PLAN_FLAGS),
-        (args.model in models.WITHOUT_DROPOUT and not args.aux_weight,
-         f"on {args.model} with --aux-weight 0, which has no dropout layer; leave it out", ["--dropout"])])
+        *models.unused_flags(args.model, args.aux_weight)])
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ class Dropout(Defense):
         layers = [module for name, module in model.eval().named_modules()
                   if isinstance(module, nn.modules.dropout._DropoutNd) and not name.startswith("auxiliary.")]
         if not layers:
-            raise UserError("-test-dropout: this model has no dropout layer; train one with --dropout")
+            raise UserError("-test-dropout: this model has no dropout layer; train one that has, such as --model "
+                            "pspnet with --dropout")
         for layer in layers:
             layer.train()
             layer.p, layer.inplace = self.spec.strength, False

@@ -20,11 +20,30 @@ if TYPE_CHECKING:
     from models.attacker import InputSpec
     from models.translation.base import Translator
 
+
+@dataclass(frozen=True)
+class ModelEntry(Entry):
+    """A model in `MODELS`.
+
+    `unused`: the settings of `SegmenterTraining` that have no effect on it. `build` does not get them.
+    """
+
+    unused: tuple[str, ...] = ()
+
+
 MODELS = Table("segmentation model", {
-    "pspnet": Entry("models.pspnet:build", "pyramid pooling"),
-    "upernet": Entry("models.upernet:build", "pyramid pooling and a feature pyramid"),
-    "deeplabv3plus": Entry("models.deeplab:build", "atrous pyramid and a decoder"),
-    "dpc": Entry("models.deeplab:build", "DeepLab-v3+ with a dense prediction cell"),
+    "pspnet": ModelEntry("models.pspnet:build", "pyramid pooling"),
+    "upernet": ModelEntry("models.upernet:build", "pyramid pooling and a feature pyramid"),
+    "deeplabv3plus": ModelEntry("models.deeplab:build", "atrous pyramid and a decoder"),
+    "dpc": ModelEntry("models.deeplab:build", "DeepLab-v3+ with a dense prediction cell"),
+    "hrnetv2": ModelEntry("models.hrnet:build", "parallel branches of four resolutions",
+                          ("output_stride", "stages", "width", "dropout", "aux_weight")),
+    "unet": ModelEntry("models.unet:build", "U-Net, without a backbone",
+                       ("backbone", "output_stride", "stages", "pretrained", "aux_weight")),
+    "pranet": ModelEntry("models.pranet:build", "PraNet, for two classes",
+                         ("output_stride", "stages", "dropout", "aux_weight")),
+    "infnet": ModelEntry("models.infnet:build", "Inf-Net, for two classes",
+                         ("output_stride", "stages", "dropout", "aux_weight")),
 })
 
 TRANSLATORS = Table("translator", {
@@ -39,6 +58,13 @@ FEATURES = Table("feature extractor", {
 })
 
 WITHOUT_DROPOUT = ("upernet",)  # models that have a dropout layer only in their auxiliary head
+
+
+def unused_flags(model: str, aux_weight: float) -> list[tuple[bool, str, list[str]]]:
+    """The rules of `utils.cli.refuse_unused` about the flags that have no effect on a model."""
+    return [(True, f"on {model}; leave it out", [f"--{name.replace('_', '-')}" for name in MODELS[model].unused]),
+            (model in WITHOUT_DROPOUT and not aux_weight,
+             f"on {model} with --aux-weight 0, which has no dropout layer; leave it out", ["--dropout"])]
 
 
 def warn_if_unfinished(checkpoint: dict, where: str) -> None:
@@ -176,15 +202,16 @@ def load_attacker(path: str, arch: str = "resnet50", dilated: bool = False,
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a segmentation model. The defaults are the small PSPNet of the demo."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=MODELS, default="pspnet", help="segmentation head (default: pspnet)")
+    model.add_argument("--model", choices=MODELS, default="pspnet", help=f"{MODELS.help()} (default: pspnet)")
     model.add_argument("--backbone", default="resnet10t", help="timm backbone, e.g. resnet18, resnet101s, xception71, "
-                       "efficientnet_lite0 (default: resnet10t)")
+                       "efficientnet_lite0, for hrnetv2 hrnet_w18_small (default: resnet10t)")
     model.add_argument("--output-stride", type=number(1, 32, int), default=8,
                        help="output stride of the backbone: 8, 16 or 32 (default: 8)")
     model.add_argument("--stages", type=number(1, 8, int), default=3,
                        help="number of stages of the backbone that are used (default: 3)")
     model.add_argument("--width", type=number(1, 8192, int), default=128,
-                       help="number of channels of the head (default: 128; the paper has 512)")
+                       help="number of channels of the head (default: 128; the paper has 512); unet: of its first "
+                       "level; pranet, infnet: of their receptive field blocks (32 in their papers)")
     model.add_argument("--dropout", type=number(0, 0.99), default=0.1,
                        help="dropout ratio before the classifier (default: 0.1)")
     model.add_argument("--pretrained", action="store_true", help="start from ImageNet weights")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from utils.cli import UserError
@@ -19,12 +20,16 @@ class Backbone(nn.Module):
     """Compute the features of the first `stages` stages after the stem. The finest features come first.
 
     forward: images (N, 3, H, W) in 0..1 -> list of (N, channels[i], H / reductions[i], W / reductions[i]).
-    Images are first normalised, per channel, with the mean and standard deviation of the backbone. Raises `UserError`
-    for an unknown name, for a wrong number of stages or output stride, and if the weights cannot be downloaded.
+    Images are first normalised, per channel, with the mean and standard deviation of the backbone, and then padded with
+    zeros, below and at the right, until `multiple` divides height and width. `options`: further arguments for timm.
+    Raises `UserError` for an unknown name, for a wrong number of stages or output stride, and if the weights cannot be
+    downloaded.
     """
 
-    def __init__(self, name: str, output_stride: int = 8, stages: int = 4, pretrained: bool = False):
+    def __init__(self, name: str, output_stride: int = 8, stages: int = 4, pretrained: bool = False, multiple: int = 1,
+                 **options: object):
         super().__init__()
+        self.multiple = multiple
         timm_name = ALIASES.get(name, name)
         if not timm.is_model(timm_name):
             raise UserError(f"{name} is not a timm backbone; try resnet18, resnet50, resnet101s, xception71 or "
@@ -33,10 +38,10 @@ class Backbone(nn.Module):
         try:
             self.body = timm.create_model(timm_name, features_only=True, output_stride=output_stride,
                                           out_indices=tuple(range(1, stages + 1)),
-                                          pretrained=pretrained and offline is None)
+                                          pretrained=pretrained and offline is None, **options)
         except (AssertionError, IndexError, NotImplementedError):
             raise UserError(f"{name} cannot have {stages} stages at output stride {output_stride}; change "
-                            "--stages or --output-stride") from None
+                            "--backbone, --stages or --output-stride") from None
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise
@@ -54,7 +59,18 @@ class Backbone(nn.Module):
         self.register_buffer("_std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return self.body((images - self._mean) / self._std)
+        return self.body(pad((images - self._mean) / self._std, self.multiple))
+
+
+def padding(images: torch.Tensor, multiple: int) -> tuple[int, int]:
+    """The numbers of rows and columns after which `multiple` divides height and width of `images`."""
+    return tuple(-side % multiple for side in images.shape[-2:])
+
+
+def pad(images: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Pad images (N, C, H, W) with zeros, below and at the right, until `multiple` divides H and W."""
+    rows, columns = padding(images, multiple)
+    return F.pad(images, (0, columns, 0, rows)) if rows or columns else images
 
 
 def _dilate_first_blocks(body: nn.Module) -> None:

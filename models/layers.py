@@ -1,24 +1,44 @@
 """Layers that several segmentation models share."""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.backbones import Backbone
+from models.backbones import Backbone, padding
 
 BINS = (1, 2, 3, 6)
 GROUP = 16  # smallest number of channels per GroupNorm group: a pooled map may have only one position to normalise
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
-    """Convolution without bias that keeps the size of the map, BatchNorm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+def conv_norm(inputs: int, outputs: int, kernel: int | tuple[int, int] = 1, dilation: int = 1,
+              relu: bool = True) -> nn.Sequential:
+    """Convolution without bias that keeps the size of the map, BatchNorm, and ReLU if `relu`.
+
+    `kernel`: its side, or its height and width; odd numbers.
+    """
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    layers = [nn.Conv2d(inputs, outputs, (height, width), padding=(dilation * (height // 2), dilation * (width // 2)),
+                        dilation=dilation, bias=False), nn.BatchNorm2d(outputs)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+
+
+def resize(x: torch.Tensor, like: torch.Tensor, align_corners: bool = False) -> torch.Tensor:
+    """Resize maps (N, C, h, w) bilinearly to the height and width of `like`."""
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=align_corners)
+
+
+class OwnLoss(ABC):
+    """What a model with a loss of its own returns in training, in place of logits."""
+
+    @abstractmethod
+    def image_losses(self, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of each image, float32 (N,), for labels int64 (N, H, W). Void positions have no part in it.
+
+        The loss of a batch is the mean over its images.
+        """
 
 
 def group_norms(module: nn.Module) -> None:
@@ -61,7 +81,8 @@ class Segmenter(nn.Module):
     """A segmentation model: a backbone, a head and, optionally, an auxiliary head on the second-last stage.
 
     forward: images (N, 3, H, W) in 0..1 -> logits (N, C, H, W), bilinearly resized from those of the head. In training
-    with an auxiliary head: the pair (logits, auxiliary logits).
+    with an auxiliary head: the pair (logits, auxiliary logits). If the backbone pads the images, the logits of the
+    padding are cut off.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None, align_corners: bool):
@@ -77,7 +98,11 @@ class Segmenter(nn.Module):
         return logits
 
     def _full_size(self, logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(logits.float(), images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+        height, width = images.shape[-2:]
+        rows, columns = padding(images, self.backbone.multiple)
+        size = (height + rows, width + columns)
+        full = F.interpolate(logits.float(), size, mode="bilinear", align_corners=self.align_corners)
+        return full[..., :height, :width]
 
 
 def auxiliary_head(inputs: int, classes: int, dropout: float) -> nn.Sequential:

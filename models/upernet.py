@@ -1,11 +1,10 @@
 """UperNet (Xiao, Liu, Zhou, Jiang, Sun: Unified Perceptual Parsing for Scene Understanding, ECCV 2018)."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from models.backbones import Backbone
-from models.layers import BINS, PyramidPooling, Segmenter, auxiliary_head, conv_norm
+from models.layers import BINS, PyramidPooling, Segmenter, auxiliary_head, conv_norm, resize
 
 POOLED = 512  # channels of each pyramid level, for every width
 
@@ -26,13 +25,9 @@ class UperHead(nn.Module):
         levels = [level]
         for feature, lateral, output in zip(features[-2::-1], reversed(self.laterals), reversed(self.outputs),
                                             strict=True):
-            level = lateral(feature) + _resize(level, feature)
+            level = lateral(feature) + resize(level, feature)
             levels.append(output(level))
-        return self.classify(torch.cat([_resize(level, features[0]) for level in reversed(levels)], dim=1))
-
-
-def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+        return self.classify(torch.cat([resize(level, features[0]) for level in reversed(levels)], dim=1))
 
 
 def build(backbone: str = "resnet101s", classes: int = 19, output_stride: int = 32, stages: int = 4, width: int = 512,

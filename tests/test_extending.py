@@ -19,7 +19,7 @@ from attacks import ATTACKS, REPRESENTATIONS
 from datasets import DATASETS
 from datasets.pairs import read_split
 from defenses import DEFENSES, DefenseEntry
-from models import MODELS
+from models import MODELS, ModelEntry
 from predictors import PREDICTORS
 from utils.tables import Entry
 
@@ -62,7 +62,8 @@ def install(monkeypatch, tmp_path, table):
     file.write_text(example["code"])
     package = importlib.import_module(file.parent.name)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(file.parent)])
-    [(name, entry)] = eval("{" + example["line"] + "}", {"Entry": Entry, "DefenseEntry": DefenseEntry}).items()
+    [(name, entry)] = eval("{" + example["line"] + "}", {"Entry": Entry, "DefenseEntry": DefenseEntry,
+                                                      "ModelEntry": ModelEntry}).items()
     assert name not in TABLES[table] and example["where"] == f"{package.__name__}/__init__.py"
     monkeypatch.setitem(TABLES[table], name, entry)
     monkeypatch.delitem(sys.modules, f"{package.__name__}.{file.stem}", raising=False)

@@ -49,6 +49,11 @@ def check(name, words):
     "attack.py --threshold confidence --floor 1e-3",
     "train_shadow.py --train a.txt --test b.txt --split c.txt",
     "train_shadow.py --train a.txt --test b.txt --partition random",
+    *(f"train_victim.py --model {model} {flag}" for model in ("hrnetv2", "unet", "pranet", "infnet") for flag in (
+        "--output-stride 16", "--stages 4", "--aux-weight 0")),
+    "train_shadow.py --model hrnetv2 --width 64", "train_shadow.py --model unet --pretrained",
+    "train_shadow.py --model unet --backbone resnet18", *(
+        f"train_shadow.py --model {model} --dropout 0.5" for model in ("hrnetv2", "pranet", "infnet")),
     f"train_victim.py {UPERNET} --dropout 0.5", f"train_shadow.py {UPERNET} --dropout 0.5",
     *(f"train_{stage}.py {flag}" for stage in ("victim", "shadow", "attacker") for flag in (
         "--images 10", "--devices 8", "--tflops 60", "--gb-per-s 60", "--utilisation 0.3")),
@@ -103,6 +108,9 @@ def test_every_command_line_that_is_shown_is_accepted():
     "attack.py --attack calibrated --c 0.5 --floor 1e-3", "attack.py --threshold loss -input loss --floor 1e-3",
     "train_shadow.py --train a.txt --test b.txt --victim v.pth.tar --allow overlap --partition confidence",
     "train_shadow.py --partition random --victim v.pth.tar --allow overlap",
+    "train_victim.py --model unet --width 16 --dropout 0.5", "train_shadow.py --model hrnetv2 --backbone hrnet_w48",
+    "train_victim.py --model pranet --width 32 --backbone res2net50d --pretrained",
+    "train_victim.py --model unet --stages 3",
     "train_victim.py --model upernet --dropout 0.5", "train_victim.py --plan --images 10 --lr 0.1 --devices 8",
     "train_victim.py --dataset folder --classes 3", "train_attacker.py --plan --posteriors TREE --classes 5",
     "train_attacker.py --continue DIR --gauss-floor 0", "train_attacker.py -gauss 0 --gauss-floor 0",

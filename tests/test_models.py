@@ -13,8 +13,11 @@ from models.attacker import Attacker, halvings_for
 from models.backbones import Backbone
 from predictors.base import PredictorOptions, Query, Record
 from predictors.checkpoint import ModelPredictor
+from training.options import SegmenterTraining
+from training.segmentation import segmentation_loss
 
 ROOT = Path(__file__).resolve().parents[1]
+BINARY = ("pranet", "infnet")
 SMALL = {"backbone": "resnet10t", "stages": 3, "width": 16, "classes": 5, "output_stride": 16}
 
 
@@ -35,6 +38,11 @@ def test_number_of_parameters_of_the_papers_models():
         assert parameters(build_segmenter({"name": "upernet", "width": 256})) == 60_856_019
         assert parameters(build_segmenter({"name": "deeplabv3plus"})) == pytest.approx(43.5e6, rel=0.01)
         assert parameters(build_segmenter({"name": "dpc"})) == pytest.approx(41.6e6, rel=0.01)
+        assert parameters(build_segmenter({"name": "hrnetv2"})) == 66_519_030
+        assert parameters(build_segmenter({"name": "unet"})) == 31_037_698
+        # published: 32.55 and 33.12 million, with the classifier of the backbone for ImageNet
+        assert parameters(build_segmenter({"name": "pranet"})) + 2_049_000 == 32_547_319
+        assert parameters(build_segmenter({"name": "infnet"})) + 2_049_000 == 33_121_721
         assert [parameters(Attacker(channels=c)) for c in (1, 38)] == [23_634_754, 23_656_066]
 
 
@@ -48,13 +56,17 @@ def test_pspnet_also_dilates_the_first_blocks():
 @pytest.mark.parametrize("name", MODELS)
 def test_segmenters_have_gradients_and_logits_of_the_image_size(name):
     torch.manual_seed(0)
-    model = build_segmenter({"name": name, **SMALL, "auxiliary": True})
-    images = torch.rand(2, 3, 50, 71)
-    logits, auxiliary = model(images)
-    assert logits.shape == auxiliary.shape == (2, 5, 50, 71)
-    (logits.mean() + auxiliary.mean()).backward()
+    backbone, classes = ("hrnet_w18_small" if name == "hrnetv2" else "resnet10t"), 2 if name in BINARY else 5
+    options = SegmenterTraining(model=name, backbone=backbone, width=8, output_stride=16)
+    model = build_segmenter(options.spec(classes))
+    images, labels = torch.rand(2, 3, 50, 71), torch.randint(0, classes, (2, 50, 71))
+    outputs = model(images)
+    for logits in outputs if isinstance(outputs, tuple) else (outputs,) if torch.is_tensor(outputs) else ():
+        assert logits.shape == (2, classes, 50, 71)
+    segmentation_loss(outputs, labels, 0.4).backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert model.eval()(images).shape == (2, 5, 50, 71)
+    logits = model.eval()(images)
+    assert logits.shape == (2, classes, 50, 71) and logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8])

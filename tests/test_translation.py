@@ -293,7 +293,7 @@ def test_images_of_other_sizes_are_refused(translation, tmp_path):
 def test_pairs_of_images_train_no_segmentation_model(tmp_path):
     result = script("train_victim.py", "--dataset", "maps", "--out", tmp_path / "run")
     assert result.returncode == 2 and "no segmentation model can be trained" in result.stderr, result.stderr
-    assert ["maps"] == [name for name, entry in DATASETS.items() if entry.translation]
+    assert [name for name, entry in DATASETS.items() if entry.translation] == ["maps"]
 
 
 # Defenses
@@ -303,7 +303,7 @@ def test_defenses_of_images(name, strength):
     image = torch.rand(3, 32, 32)
     defense = DefenseSpec(name, strength).build()
     out = defense.apply_to_image(image, "a")
-    assert out.shape == image.shape and 0 <= out.min() and out.max() <= 1 and not torch.equal(out, image)
+    assert out.shape == image.shape and out.min() >= 0 and out.max() <= 1 and not torch.equal(out, image)
     assert torch.equal(out, defense.apply_to_image(image, "a"))
     if name == "rounding":
         assert len(out.unique()) == 5 and (out - image).abs().max() <= 0.125 + 1e-6

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from models import MODELS
 from utils.cli import UserError
 
 STRIDE = 4  # default of --stride in train_attacker.py
@@ -54,15 +55,23 @@ class SegmenterTraining:
         """Whether BatchNorm is frozen. It always is under DPSGD, which cannot train BatchNorm."""
         return self.freeze_norms or self.dpsgd
 
+    def describe(self) -> str:
+        """The model, with its backbone if it has one, for messages."""
+        return self.model if "backbone" in MODELS[self.model].unused else f"{self.model} ({self.backbone})"
+
     def spec(self, classes: int) -> dict:
         """The dict from which `models.build_segmenter` builds the model.
 
         With frozen norms, parts that are trained from scratch get GroupNorm: a new BatchNorm would be frozen at mean 0
         and variance 1, and would normalise nothing.
         """
-        parts = {"head": True, "auxiliary": self.aux_weight > 0, "backbone": not self.pretrained}
-        return {"name": self.model, "backbone": self.backbone, "classes": classes, "output_stride": self.output_stride,
-                "stages": self.stages, "width": self.width, "dropout": self.dropout, "auxiliary": self.aux_weight > 0,
+        unused = MODELS[self.model].unused
+        arguments = {name: getattr(self, name) for name in ("backbone", "output_stride", "stages", "width", "dropout")
+                     if name not in unused}
+        if "aux_weight" not in unused:
+            arguments["auxiliary"] = self.aux_weight > 0
+        parts = {"head": True, "auxiliary": arguments.get("auxiliary", False), "backbone": not self.pretrained}
+        return {"name": self.model, "classes": classes, **arguments,
                 "group_norms": [part for part, fresh in parts.items() if fresh and self.norms_frozen]}
 
 

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from datasets import find_dataset
 from models import build_segmenter
 from models.attacker import build_attacker
+from models.layers import OwnLoss
 from training.held_out import HELD_OUT
 from training.options import AttackerTraining, SegmenterTraining
 
@@ -130,15 +131,17 @@ class PlanOptions:
 def plan_segmenter(options: SegmenterTraining, plan: PlanOptions, images: int) -> str:
     """The predicted cost, as text, of train_victim.py or train_shadow.py with `images` training images."""
     read = options.batch * options.crop[0] * options.crop[1] * 4  # RGB and label, uint8
-    return _report(f"{options.model} ({options.backbone})", segmenter_step(options, plan), "SGD", options.epochs, plan,
-                   images, max(1, images // options.batch), read)
+    return _report(options.describe(), segmenter_step(options, plan), "SGD", options.epochs, plan, images,
+                   max(1, images // options.batch), read)
 
 
 def segmenter_step(options: SegmenterTraining, plan: PlanOptions) -> Cost:
     """Cost of a step of train_victim.py or train_shadow.py on one of the devices."""
     spec = options.spec(len(find_dataset(options.dataset).CLASSES))
 
-    def loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | OwnLoss) -> torch.Tensor:
+        if isinstance(outputs, OwnLoss):
+            return outputs.image_losses(torch.zeros(shape[0], *options.crop, dtype=torch.long)).sum()
         return sum(_cross_entropy(logits) for logits in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
     shape = (math.ceil(options.batch / plan.devices), 3, *options.crop)

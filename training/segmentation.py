@@ -14,6 +14,7 @@ from datasets.pairs import Pair
 from datasets.transforms import Augmented, start_worker
 from evaluation.metrics import confusion, mean_iou
 from models import build_segmenter, stored_spec
+from models.layers import OwnLoss
 from predictors.base import PredictorOptions, Record, predict_records
 from predictors.checkpoint import ModelPredictor
 from training.options import SegmenterTraining
@@ -29,6 +30,7 @@ from utils.log import progress
 from utils.randomness import stream
 
 warnings.filterwarnings("ignore", "This DataLoader will create")  # results do not depend on --workers
+Outputs = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | OwnLoss  # of a model in training
 POLY = 0.9  # power of the "poly" schedule of the learning rate
 
 
@@ -183,19 +185,22 @@ def learn_privately(model: torch.nn.Module, optimizer: torch.optim.Optimizer, im
 
 
 def _forward(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor,
-             compute: Compute) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+             compute: Compute) -> tuple[Outputs, torch.Tensor]:
     images = images.to(compute.device, memory_format=torch.channels_last, non_blocking=True)
     with compute.autocast():
         outputs = model(images)
     return outputs, labels.to(compute.device, non_blocking=True)
 
 
-def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
-                      aux_weight: float) -> torch.Tensor:
+def segmentation_loss(outputs: Outputs, labels: torch.Tensor, aux_weight: float) -> torch.Tensor:
     """Cross-entropy over the labelled positions of the batch, plus that of the auxiliary head.
 
-    The mean is over the positions of all processes. The function returns the part of this process's images.
+    The mean is over the positions of all processes; if the model has a loss of its own, over their images. The function
+    returns the part of this process's images.
     """
+    if isinstance(outputs, OwnLoss):
+        images = sum_over_processes(torch.tensor(len(labels), device=labels.device))
+        return outputs.image_losses(labels).sum() / images
     known = sum_over_processes((labels != VOID).sum()).clamp_min(1)
 
     def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -206,13 +211,16 @@ def segmentation_loss(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
     return cross_entropy(outputs)
 
 
-def image_losses(outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor,
-                   aux_weight: float) -> torch.Tensor:
+def image_losses(outputs: Outputs, labels: torch.Tensor, aux_weight: float) -> torch.Tensor:
     """Cross-entropy of each image (N,): the mean over its own labelled positions, plus that of the auxiliary head.
+
+    If the model has a loss of its own, that of each image.
 
     With a mean over the positions of the batch, the gradient of an image would depend on the number of void positions
     in the other images.
     """
+    if isinstance(outputs, OwnLoss):
+        return outputs.image_losses(labels)
     known = (labels != VOID).sum(dim=(1, 2)).clamp_min(1)
 
     def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -240,7 +248,7 @@ def train_and_report(options: SegmenterTraining, inside: Sequence[Pair], outside
 
     `arguments`: those of the call; they are stored in the checkpoint, where --continue reads them.
     """
-    print_once(f"training {options.model} ({options.backbone}) on {len(inside)} images -> {folder}")
+    print_once(f"training {options.describe()} on {len(inside)} images -> {folder}")
     model, minutes, private = train_segmenter(options, inside, folder, compute, arguments)
     scores = {f"miou_{side}": measure_miou(model, pairs, options.dataset, compute, side)
               for side, pairs in (("in", inside), ("out", outside))}
