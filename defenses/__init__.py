@@ -91,6 +91,6 @@ def chosen(args: argparse.Namespace) -> DefenseSpec:
         raise UserError(f"--gauss-floor {args.gauss_floor}: must be 0 or more, and less than 1")
     for name in DEFENSES:
         value = getattr(args, name.replace("-", "_"), None)
-        if value not in (None, False):
+        if value is not None and value is not False:  # 0 == False, and 0 is a strength
             return DefenseSpec(name, None if value is True else value, args.gauss_floor, args.seed)
     return DefenseSpec(None, None, args.gauss_floor, args.seed)
