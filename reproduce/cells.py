@@ -16,7 +16,7 @@ from utils.arrays import read_npz
 from utils.cli import UserError
 from utils.files import read_json, write_json
 
-KEPT = ("image", "patch", "chance", "members", "non_members", "blocks", "tau", "miou", "defense", "cam")
+KEPT = ("image", "patch", "chance", "members", "non_members", "blocks", "tau", "miou", "defense", "cam", "controls")
 
 
 def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = (), patches: bool = False,
@@ -28,15 +28,14 @@ def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = ()
     of the first member that the run has drawn.
     """
     results, arguments = read_json(folder / "results.json"), read_json(folder / "args.json")
-    if missing := [flag for flag in ("victim", "resume") if not arguments["args"].get(flag)]:
-        raise UserError(f"{folder} is no run of a cell: its attack had no {' and no '.join(missing)}; give attack.py "
-                        "--victim and -resume")
+    if not arguments["args"].get("victim"):
+        raise UserError(f"{folder} is no run of a cell: its attack had no victim; give attack.py --victim")
     (scores,), member, group = read_paired([folder])
     write_or_check_images(images, folder, member, group)
     cell = {key: results[key] for key in KEPT if key in results}
     cell |= {"commit": arguments["commit"], "scores": pack(scores)}
     cell |= {name: identity(Path(arguments["args"][flag]))
-             for name, flag in (("victim", "victim"), ("attacker", "resume"))}
+             for name, flag in (("victim", "victim"), ("attacker", "resume")) if arguments["args"].get(flag)}
     if curve or patches:
         names, patch_scores = read_patches(folder, "image", "score")
         by_image = [patch_scores[names == name] for name in np.unique(names)]

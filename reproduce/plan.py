@@ -342,10 +342,8 @@ def read_scale(path: str | Path, again: int = 0) -> Scale:
     Raises `UserError` if a key is unknown or missing, or if a setting has a number of shadows that the flags of its
     shadow do not allow.
     """
-    path = Path(path) if str(path).endswith(".yaml") else FOLDER / "scales" / f"{path}.yaml"
-    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    runs = Path(keys.pop("runs", f"runs/reproduce/{path.stem}"))
-    results = Path(keys.pop("results", f"reproduce/results/{path.stem}"))
+    path, keys = load_keys(path)
+    runs, results = keys.pop("runs"), keys.pop("results")
     keys |= {"again_folder": results / "again", "data_marks": runs / "data"}
     if again:
         runs = runs.with_name(f"{runs.name}-again{again}")
@@ -360,6 +358,22 @@ def read_scale(path: str | Path, again: int = 0) -> Scale:
         raise UserError(f"{path}: {error}; the keys are listed in reproduce/plan.py") from None
     _check_shadows(path, scale)
     return scale
+
+
+def paper_of(path: str | Path) -> int:
+    """The paper that a scale file reproduces: 1, or 2 for table 1 of Shafran et al."""
+    return load_keys(path)[1].get("paper", 1)
+
+
+def load_keys(path: str | Path) -> tuple[Path, dict]:
+    """The path of a scale file, and its keys; `runs` and `results` are folders, by default those of its name."""
+    path = Path(path) if str(path).endswith(".yaml") else FOLDER / "scales" / f"{path}.yaml"
+    if not path.is_file():
+        names = sorted(file.stem for file in (FOLDER / "scales").glob("*.yaml"))
+        raise UserError(f"there is no scale {path}; there are {', '.join(names)}")
+    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return path, keys | {"runs": Path(keys.get("runs", f"runs/reproduce/{path.stem}")),
+                         "results": Path(keys.get("results", f"reproduce/results/{path.stem}"))}
 
 
 def _check_shadows(path: Path, scale: Scale) -> None:

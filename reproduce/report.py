@@ -26,9 +26,21 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     from reproduce.measured import Measured
     from reproduce.pages import findings, report, write_again
-    from reproduce.plan import read_scale
+    from reproduce.plan import paper_of, read_scale
+    from reproduce.table_one import read_table_one
+    from reproduce.table_one_page import Errors, page
     from utils.files import atomic_open
 
+    second = [name for name in args.scales if paper_of(name) == 2]
+    if second and (args.findings or args.again or len(second) < len(args.scales)):
+        raise UserError(f"{second[0]} is a scale of the second paper, which has only a report; give it alone")
+    if second:
+        for scale in map(read_table_one, second):
+            path = scale.results / "report.md"
+            with atomic_open(path, "w") as file:
+                file.write(page(Errors(scale)))
+            print(path)
+        return
     all_measured = [Measured(read_scale(name, args.again)) for name in args.scales]
     for measured in all_measured:
         if not measured.cells:

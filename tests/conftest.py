@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from datasets import streets
-from datasets.pairs import Pair, write_split
+from datasets.copying import copy_translation
+from datasets.pairs import Pair, read_split, write_split
 from models.attacker import Attacker
 from utils.checkpoints import save_checkpoint
 from utils.distributed import WARNED
@@ -88,6 +89,17 @@ def world(tmp_path_factory):
         must(script("train_attacker.py", "--shadow", world / "shadow", "-input", kind, "--patch-size", 12,
                     "--width", 0.125, "--epochs", 2, "--out", world / kind, "--precision", "fp32"))
     return world
+
+
+@pytest.fixture(scope="session")
+def pairs(world, tmp_path_factory):
+    """A folder with 12 + 12 pairs (label in colours, image) of 64 x 64 in pairs/, and their split files in splits/."""
+    folder = tmp_path_factory.mktemp("translation")
+    scenes = read_split(world / "shadow.txt", world / "data")
+    for name, part in (("victim_in", scenes[:12]), ("victim_out", scenes[12:])):
+        write_split(folder / "splits" / f"{name}.txt",
+                    copy_translation(part, "streets", folder / "pairs", 64, name, from_label=True))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,16 @@ def test_maps_are_pairs_of_images(tmp_path):
     parts = maps.splits(tmp_path)
     assert sorted(len(pairs) for pairs in parts.values()) == [2, 2, 3, 3]
     assert all(pair.image.replace("aerial", "map") == pair.label for pairs in parts.values() for pair in pairs)
+    for folder in ("aerial", "map"):
+        for number in range(1, 11):
+            pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            Image.fromarray(pixels[:, ::-1] if folder == "map" else pixels).save(tmp_path / folder / f"{number:04d}.jpg")
+    out = must(script("datasets/__main__.py", "maps", "--root", tmp_path, "--splits", tmp_path / "splits", "--count", 2,
+                      "--short-side", 32, "--copy", tmp_path / "copy", "--translate", "label-to-image")).stdout
+    assert "victim_in.txt: 2" in out
+    [one, _] = read_split(tmp_path / "splits" / "victim_in.txt", tmp_path / "copy")
+    assert one.image.startswith("map/") and one.label == one.image.replace("map", "aerial")
+    assert load_image(tmp_path / "copy" / one.image).shape == (32, 32, 3)
     (tmp_path / "map" / "0003.jpg").unlink()
     with pytest.raises(UserError, match="images of equal names"):
         maps.splits(tmp_path)
@@ -174,13 +184,10 @@ def test_augmented_pair_is_cropped_and_mirrored_together(tmp_path):
 # Training and attack
 
 @pytest.fixture(scope="session")
-def translation(tmp_path_factory):
-    """A folder with small pairs of streets, their split files, and a translator of two epochs."""
-    folder = tmp_path_factory.mktemp("translation")
-    must(script("datasets/__main__.py", "streets", "--root", folder / "streets", "--splits", folder / "splits",
-                "--count", 12, "--short-side", 64, "--copy", folder / "pairs", "--translate", "label-to-image"))
-    must(script(*training(folder), "--out", folder / "run"))
-    return folder
+def translation(pairs):
+    """A folder with small pairs of streets, their split files, and a translator of two epochs in run/."""
+    must(script(*training(pairs), "--out", pairs / "run"))
+    return pairs
 
 
 def training(folder):
@@ -267,10 +274,10 @@ def test_flags_that_do_not_suit_a_translator(translation, flags, message):
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
 
-def test_translator_is_no_segmentation_model(translation, tmp_path):
+def test_translator_is_no_segmentation_model(world, translation, tmp_path):
     victim = translation / "run" / "last.pth.tar"
-    result = script("train_shadow.py", "--victim", victim, "--root", translation / "streets", "--split",
-                    translation / "splits" / "shadow.txt", "--out", tmp_path / "shadow")
+    result = script("train_shadow.py", "--victim", victim, "--root", world / "data", "--split", world / "shadow.txt",
+                    "--out", tmp_path / "shadow")
     assert result.returncode == 2 and "gives translated images" in result.stderr, result.stderr
     result = script("attack.py", "-resume", victim)
     assert result.returncode == 2 and "is no attacker but a pix2pix" in result.stderr

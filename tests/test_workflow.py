@@ -3,19 +3,23 @@
 import base64
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
 import time
 from functools import cache
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, SMALL
 
 from reproduce.paper import COLUMNS, TABLE
-from reproduce.plan import FOLDER, read_scale
+from reproduce.plan import FOLDER, paper_of, read_scale
+from reproduce.shafran import TABLE_ONE
+from reproduce.table_one import read_table_one
 from utils.cli import UserError
 
 SCALES = ("tiny", "camvid", "camvid-shadows", "paper", "two-shadows")
@@ -240,3 +244,66 @@ def test_another_training_stands_beside_the_first(small_scale):
     assert "Other trainings" not in (results / "report.md").read_text()
     finished(reproduce(small_scale))
     assert "*1*, 4 cells" in (results / "report.md").read_text()
+
+
+# Table 1 of the second paper
+
+TABLE_ONES = ("table1-tiny", "table1")
+
+
+@pytest.mark.parametrize("name", TABLE_ONES)
+def test_commands_of_table_one(name):
+    scale = read_table_one(name)
+    assert paper_of(name) == 2 and all(paper_of(other) == 1 for other in SCALES if other != "two-shadows")
+    for model in scale.models:
+        script, *words = scale.model_command(model)
+        target = scale.targets[scale.models[model][0]]
+        assert parse(script, words).test == target.sides[1]
+    for cell in scale.cells.values():
+        script, *words = scale.cell_command(cell)
+        args = parse(script, words)
+        assert Path(args.victim).parent.name in scale.models and args.attack == cell.attack
+    for data in scale.data:
+        words = scale.data_command(data)
+        parse(" ".join(words[:2]), words[2:])
+    rows = {target.row for target in scale.targets.values()} - {None}
+    assert rows | set(scale.missing) == set(TABLE_ONE) and not rows & set(scale.missing)
+    budget = scale.budget(lambda path: False)
+    assert budget["models"][0] == len(scale.models) and budget["attacks"][0] == len(scale.cells)
+    assert not any(count for count, _ in scale.budget(lambda path: True).values())
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda keys: keys["missing"].pop("SPADE, ADE20K"), "'SPADE, ADE20K' is no row"),
+    (lambda keys: keys["targets"]["pix2pix"].update(row="pix2pix, Horses"), "'pix2pix, Horses' is no row"),
+    (lambda keys: keys["minutes"].pop("upernet"), "no entry for upernet"), (lambda keys: keys.pop("note"), "note"),
+    (lambda keys: keys["targets"]["pix2pix"].update(color="red"), "color")])
+def test_scale_of_table_one_that_is_wrong(tmp_path, change, message):
+    keys = yaml.safe_load((FOLDER / "scales" / "table1-tiny.yaml").read_text())
+    change(keys)
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(keys))
+    with pytest.raises(UserError, match=message):
+        read_table_one(tmp_path / "wrong.yaml")
+
+
+def test_table_one_from_models_to_report(pairs, tmp_path):
+    keys = yaml.safe_load((FOLDER / "scales" / "table1-tiny.yaml").read_text())
+    target = {"row": "pix2pix, Cityscapes", "about": "streets", "root": str(pairs / "pairs"), "sides": [
+        str(pairs / "splits" / f"victim_{side}.txt") for side in ("in", "out")],
+        "train": "train_translator.py --width 4 --epochs 1 --workers 0"}
+    keys |= {"data": {}, "targets": {"one": target}, "minutes": {"one": 0.1, "attack": 0.1},
+             "runs": str(tmp_path / "runs"), "results": str(tmp_path / "results")}
+    keys["missing"] |= {row: "not here" for row in TABLE_ONE if row != target["row"]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(keys))
+    assert "1 models: about" in finished(reproduce(tmp_path / "small.yaml"))
+    text = (tmp_path / "results" / "report.md").read_text()
+    [row] = [line.split(" | ") for line in text.splitlines() if "| streets |" in line]
+    cells = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results" / "one").glob("*_0.json")}
+    assert cells.keys() == {"reconstruction_0", "membership-error_0", "membership-error-released_0"}
+    assert row[1] == "77.74 → 83.23" and row[3] == "1"
+    aucs = {name: 100 * cell["image"]["auc"] for name, cell in cells.items()}
+    assert row[4].startswith(f"{aucs['reconstruction_0']:.1f} [")
+    for column, name in ((5, "membership-error-released_0"), (6, "membership-error_0")):
+        change = re.escape(f"{aucs[name] - aucs['reconstruction_0']:+.1f}")
+        assert row[column].startswith(f"{aucs[name]:.1f} [") and re.search(rf"<br>\**{change}\** \[", row[column])
+    assert "SPADE, ADE20K | 85.31 → 89.79 | not here" in text and "| one_0 | L1 in 0..1 |" in text

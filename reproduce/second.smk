@@ -1,0 +1,44 @@
+# The rules of table 1 of the second paper. Snakefile defines what they share with first.smk.
+wildcard_constraints:
+    model="[^/]+",
+
+
+rule model:
+    input:
+        ancient(expand(f"{scale.data_marks}/{{name}}.done", name=scale.data))
+    output:
+        f"{RUNS}/{{model}}/results.json"
+    params:
+        command=lambda w: start_or_resume(scale.model_command(w.model), LAUNCH)
+    threads: scale.threads
+    shell:
+        "{params.command}"
+
+
+rule cell:
+    input:
+        lambda w: inputs_if_missing(f"{RESULTS}/{w.cell}.json", f"{scale.victim_of(scale.cells[w.cell])}/results.json")
+    output:
+        f"{RESULTS}/{{cell}}.json"
+    wildcard_constraints:
+        cell="(?!models/)[^/]+/.+_[0-9]+"
+    params:
+        attack=lambda w: command(scale.cell_command(scale.cells[w.cell])),
+        collect=lambda w: command(["-m", "reproduce.collect", str(scale.run_of(scale.cells[w.cell])), "--into",
+                                   f"{RESULTS}/{w.cell}.json", "--images",
+                                   f"{RESULTS}/{scale.cells[w.cell].target}/images.json"])
+    threads: scale.threads
+    shell:
+        "{params.attack} && {params.collect}"
+
+
+rule report:
+    input:
+        MEASURED,
+        sorted(str(path) for path in Path(workflow.basedir).glob("*.py"))
+    output:
+        REPORT
+    params:
+        command=command(["-m", "reproduce.report", str(NAME)])
+    shell:
+        "{params.command}"

@@ -1,0 +1,154 @@
+"""The report of a scale of table 1 of the second paper, from its committed cells."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.intervals import paired_difference
+from reproduce.cells import unpack
+from reproduce.shafran import TABLE_ONE
+from reproduce.table_one import ATTACKS, DEFENDED, ErrorCell, TableOne
+from reproduce.tables import DASH, markdown
+from utils.cli import UserError
+from utils.files import read_json
+
+TITLES = {"reconstruction": "reconstruction error", "membership-error-released": "membership error, released",
+          "membership-error": "membership error, sound", "confidence": "confidence threshold"}
+
+
+class Errors:
+    """The committed cells of a scale of table 1. Each file is read once."""
+
+    def __init__(self, scale: TableOne):
+        self.scale, self._read = scale, cache(read_json)
+        self.cells = {name: cell for name, cell in scale.cells.items() if self._path(cell).exists()}
+
+    def _path(self, cell: ErrorCell) -> Path:
+        return self.scale.results / f"{cell.name}.json"
+
+    def results(self, cell: ErrorCell) -> dict:
+        """The JSON file of a cell."""
+        return self._read(self._path(cell))
+
+    def model(self, name: str) -> dict | None:
+        """results.json of a training."""
+        path = self.scale.results / "models" / f"{name}.json"
+        return self._read(path) if path.exists() else None
+
+    def seeds(self, target: str, attack: str, defense: str = "") -> list[ErrorCell]:
+        """The cells of an attack on a target, one for each training."""
+        return [cell for cell in self.cells.values()
+                if (cell.target, cell.attack, cell.defense) == (target, attack, defense)]
+
+    def difference(self, first: list[ErrorCell], second: list[ErrorCell]) -> dict:
+        """Mean AUC of `first` minus that of `second` over the trainings that have both, paired by image.
+
+        With an empty `second`, AUC of `first` minus 0.5. Returns {"difference", "interval": [low, high]} in 0..1.
+        """
+        images = self._read(self.scale.results / first[0].target / "images.json")
+        member = np.array([mark == "1" for mark in images["member"]])
+        columns = [[unpack(self.results(cell)["scores"]) for cell in cells] for cells in (first, second)]
+        return paired_difference(columns[0], columns[1] or [np.zeros(len(member))], member, images["group"])
+
+    def commits(self) -> list[str]:
+        """The commits of all attacks and models."""
+        return sorted({commit for cell in map(self.results, self.cells.values())
+                       for commit in (cell["commit"], cell["victim"]["commit"])})
+
+
+def page(errors: Errors) -> str:
+    """The report: table 1 with ours beside the paper's, the trainings, and the defenses.
+
+    Raises `UserError` if the scale has no cells.
+    """
+    scale = errors.scale
+    if not errors.cells:
+        raise UserError(f"{scale.results} has no cells; run make reproduce SCALE={scale.name}")
+    missing = len(scale.cells) - len(errors.cells)
+    return "\n".join([
+        f"# Scale {scale.name}: table 1 of Shafran et al.", "",
+        f"{scale.note.strip()} The commands are those of `make reproduce SCALE={scale.name}`. They ran at commits "
+        f"{', '.join(errors.commits())} (`+`: with uncommitted changes)."
+        + (f" {missing} of {len(scale.cells)} cells are missing." if missing else ""), "",
+        "## Table 1", "",
+        "AUC in %, mean over the trainings with a 95 % interval over the groups of images. In the columns of the "
+        "membership error the second line is the paired difference to the reconstruction error; bold: the interval "
+        "excludes 0. *Blind*: AUC of a classifier that sees no model.", "", table(errors),
+        "## Beside the table", "", table(errors, beside=True),
+        "## Trainings", "", trainings(errors), "## Defenses", "",
+        "AUC under a defense, and the paired difference to the same attack without it.", "", defenses(errors)])
+
+
+def table(errors: Errors, beside: bool = False) -> str:
+    """Table 1, or the targets that are none of its rows."""
+    rows = []
+    for row, printed in ({None: None} if beside else TABLE_ONE).items():
+        paper = [row, f"{printed[0]:.2f} → {printed[1]:.2f}"] if printed else []
+        targets = [name for name, target in errors.scale.targets.items() if target.row == row]
+        for name in targets:
+            rows.append([*paper, errors.scale.targets[name].about, *measured(errors, name)])
+        if not targets and printed:
+            rows.append([*paper, errors.scale.missing[row], *[DASH] * (len(TITLES) + 2)])
+    heads = [] if beside else ["model and data of the paper", "paper: reconstruction → membership error"]
+    return markdown([*heads, "here", "trainings", *TITLES.values(), "blind"], rows)
+
+
+def measured(errors: Errors, target: str) -> list[str]:
+    """The last columns of the table for one target: number of trainings, AUC of each attack, and the control."""
+    plain = errors.seeds(target, "reconstruction")
+    if not plain:
+        return [DASH] * (len(TITLES) + 2)
+    row = [str(len(plain))]
+    for attack in TITLES:
+        cells = errors.seeds(target, attack)
+        row.append("<br>".join([auc(errors, cells), *([change(errors, cells, plain)] if attack in ATTACKS[1:] else [])])
+                   if cells else DASH)
+    blind = errors.results(plain[0])["controls"].get("blind")
+    return [*row, f"{100 * blind['auc']:.1f}" if blind else DASH]
+
+
+def auc(errors: Errors, cells: list[ErrorCell]) -> str:
+    """Mean AUC in % with its interval."""
+    found = errors.difference(cells, [])
+    return f"{50 + 100 * found['difference']:.1f}{_interval(found['interval'], 50)}"
+
+
+def change(errors: Errors, cells: list[ErrorCell], others: list[ErrorCell]) -> str:
+    """Paired difference in AUC in %, bold if its interval excludes 0."""
+    found = errors.difference(cells, others)
+    low, high = found["interval"] or (0, 0)
+    mark = "**" if low > 0 or high < 0 else ""
+    return f"{mark}{100 * found['difference']:+.1f}{mark}{_interval(found['interval'], 0, '+')}"
+
+
+def _interval(interval: list[float] | None, center: float, sign: str = "") -> str:
+    if interval is None:
+        return ""
+    return " [{}]".format(", ".join(f"{center + 100 * end:{sign}.1f}" for end in interval))
+
+
+def trainings(errors: Errors) -> str:
+    """What each model reaches on its training images and on others."""
+    rows = []
+    for name in errors.scale.models:
+        if found := errors.model(name):
+            errors_of = [f"{found[f'l1_{side}']:.4f}" if "l1_in" in found else f"{100 * found[f'miou_{side}']:.1f}"
+                         for side in ("in", "out")]
+            rows.append([name, "L1 in 0..1" if "l1_in" in found else "mIoU in %", *errors_of, str(found["in"]),
+                         str(found["out"]), str(found["epochs"]), str(found["minutes"])])
+    return markdown(["training", "measure", "training images", "other images", "number of training images", "of others",
+                     "epochs", "minutes"], rows)
+
+
+def defenses(errors: Errors) -> str:
+    """AUC under each defense, and its change."""
+    rows = []
+    for name, target in errors.scale.targets.items():
+        for defense in target.defenses:
+            row = [name, f"`{defense}`"]
+            for attack in DEFENDED:
+                cells, plain = errors.seeds(name, attack, defense), errors.seeds(name, attack)
+                row.append(f"{auc(errors, cells)}<br>{change(errors, cells, plain)}" if cells and plain else DASH)
+            rows.append(row)
+    return markdown(["target", "defense", *(TITLES[attack] for attack in DEFENDED)], rows)
