@@ -153,7 +153,8 @@ def test_maps_are_pairs_of_images(tmp_path):
     for folder in ("aerial", "map"):
         for number in range(1, 11):
             pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-            Image.fromarray(pixels[:, ::-1] if folder == "map" else pixels).save(tmp_path / folder / f"{number:04d}.jpg")
+            pixels = pixels[:, ::-1] if folder == "map" else pixels
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number:04d}.jpg")
     out = must(script("datasets/__main__.py", "maps", "--root", tmp_path, "--splits", tmp_path / "splits", "--count", 2,
                       "--short-side", 32, "--copy", tmp_path / "copy", "--translate", "label-to-image")).stdout
     assert "victim_in.txt: 2" in out
