@@ -11,7 +11,7 @@ from conftest import must, results, scores, script, small_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from slow_predictability import absolute_error, columns, ridge_cross_entropy
+from slow_predictability import columns, released_error, sound_error_of_image, sound_error_of_label
 from test_seams import assert_refused
 
 from attacks.membership_error import MembershipError, ReconstructionError
@@ -38,18 +38,31 @@ def test_released_error_of_images_is_that_of_least_squares(channels):
     maps, image = random_maps(0, channels), np.random.default_rng(1).random((3, SIDE, SIDE))
     error = predictability_error([torch.from_numpy(one) for one in maps], torch.from_numpy(image).float(), RELEASED,
                                  np.random.default_rng(2))
-    assert error == pytest.approx(absolute_error(maps, image, order_of(np.arange(SIDE**2), 2)), rel=1e-3)
+    assert error == pytest.approx(released_error(maps, image, order_of(np.arange(SIDE**2), 2)), rel=1e-3)
 
 
-def test_sound_error_of_labels_is_that_of_ridge_regression():
+@pytest.mark.parametrize("channels", [(6, 10, 20, 60), (8, 8, 8, 8)])
+def test_sound_error_of_images_is_that_of_ridge_regression_in_each_fold(channels):
+    maps, image = random_maps(0, channels), np.random.default_rng(1).random((3, SIDE, SIDE)).astype(np.float32)
+    error = predictability_error([torch.from_numpy(one) for one in maps], torch.from_numpy(image), SOUND,
+                                 np.random.default_rng(2))
+    order = order_of(np.arange(SIDE**2), 2)
+    assert error == pytest.approx(sound_error_of_image(maps, image, order, SOUND.ridge, SOUND.folds), rel=1e-6)
+
+
+@pytest.mark.parametrize("known", [SIDE**2, 1803, 100, 4])
+def test_sound_error_of_labels_is_that_of_ridge_regression_in_each_fold(known):
+    """Also with fewer positions than features, with folds of unequal size, and with fewer positions than folds."""
     maps = random_maps(3)
-    label = np.random.default_rng(4).integers(0, 4, (SIDE, SIDE)).astype(np.uint8)
-    label[:20] = 1
-    label[40:44] = 255
+    label = np.random.default_rng(4).integers(0, 4, SIDE**2).astype(np.uint8)
+    label[:20 * SIDE] = 1
+    label[np.random.default_rng(6).permutation(SIDE**2)[known:]] = 255
+    label = label.reshape(SIDE, SIDE)
     error = predictability_error([torch.from_numpy(one) for one in maps], torch.from_numpy(label), SOUND,
                                  np.random.default_rng(5))
     order = order_of(np.flatnonzero(label.ravel() != 255), 5)
-    assert error == pytest.approx(ridge_cross_entropy(maps, label, order, SOUND.ridge, FLOOR), rel=1e-6)
+    folds = min(SOUND.folds, known)
+    assert error == pytest.approx(sound_error_of_label(maps, label, order, SOUND.ridge, folds, FLOOR), rel=1e-6)
 
 
 @pytest.mark.slow
@@ -64,7 +77,7 @@ def test_released_error_with_the_released_features():
         maps = [one[0] for one in net(prepare_image(image, RELEASED)[None])]
     small = torch.rand(3, SIDE, SIDE)
     error = predictability_error(maps, small, RELEASED, np.random.default_rng(1))
-    expected = absolute_error([one.numpy() for one in maps], small.double().numpy(), order_of(np.arange(SIDE**2), 1))
+    expected = released_error([one.numpy() for one in maps], small.double().numpy(), order_of(np.arange(SIDE**2), 1))
     assert error == pytest.approx(expected, rel=1e-3)
 
 
