@@ -2,8 +2,8 @@
 
     python -m tools.predictability_draws --scores reproduce/results/streets/reconstruction.csv
 
-The scores of `--attack reconstruction` are corrected by the predictability errors of several random divisions: once with
-a single fit on 70 % of the positions, once with the folds of the sound version. Prints the AUC of each division.
+The scores of `--attack reconstruction` are corrected by the predictability errors of several random divisions, once with
+a single fit on 70 % of the positions, and once with the folds of the sound version.
 """
 
 import argparse
@@ -54,9 +54,9 @@ def main(args: argparse.Namespace) -> None:
                                                                  rng)
     member, plain = [record.member for record in records], np.array([scores[record.name] for record in records])
     for name, found in errors.items():
-        aucs = [roc_auc_score(member, plain + row) for row in found]
+        aucs, spread = [roc_auc_score(member, plain + row) for row in found], found.std(0, ddof=1).mean()
         print(f"{name}: AUC {np.mean(aucs):.4f} on average, {min(aucs):.4f} to {max(aucs):.4f}, standard deviation "
-              f"{np.std(aucs, ddof=1):.4f}; standard deviation of the error of an image {found.std(0, ddof=1).mean():.4f}")
+              f"{np.std(aucs, ddof=1):.4f}; standard deviation of the error of an image {spread:.4f}")
 
 
 if __name__ == "__main__":
