@@ -2,8 +2,8 @@
 
     python -m tools.predictability_draws --scores reproduce/results/streets/reconstruction.csv
 
-The scores of `--attack reconstruction` are corrected by the predictability errors of several random divisions, once with
-a single fit on 70 % of the positions, and once with the folds of the sound version.
+The scores of `--attack reconstruction` are corrected by the predictability errors of several random divisions: with a
+single fit on 70 % of the positions, and with the folds of the sound version.
 """
 
 import argparse
