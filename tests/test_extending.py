@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -210,9 +211,11 @@ def test_an_attack_that_scores_wrongly_is_one_line(monkeypatch, tmp_path, place,
 
 
 def test_references_need_the_images_of_a_tree(tmp_path, place):
-    result = script("attack.py", "--attack", "calibrated", "--references", "runs/shadow", "--out", tmp_path / "out",
-                    cwd=place)
+    flags = ["attack.py", "--attack", "calibrated", "--references", "runs/shadow", "--out", tmp_path / "out"]
+    tree = shutil.copytree(ROOT / "examples", tmp_path / "tree", ignore=shutil.ignore_patterns("img", "pred_dpsgd"))
+    result = script(*flags, "--examples", tree, cwd=place)
     assert result.returncode == 2 and "give --victim" in result.stderr and result.stderr.count("\n") == 1
+    must(script(*flags, cwd=place))  # examples/ has images
 
 
 def test_logits_instead_of_posteriors_are_an_error(place):

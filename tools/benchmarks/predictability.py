@@ -7,7 +7,7 @@ Seconds of the first table are processor time of all threads together, which oth
 time: run it with OMP_NUM_THREADS=1. The features are computed for eight drawn scenes together. The regression is
 measured on one of them, from its feature maps to its error; scikit-learn gets all channels of the same maps, and does
 the same work in the same round. Each count of the second table runs in a separate process, on random images of 64 x 64,
-with the default extractor.
+with the default extractor or, with --pooled, with mean pooling in its place, which is faster.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from utils.cli import new_parser, positive, run
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from attacks.predictability import Method
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--rounds", type=positive, default=3, help="rounds of the first table (default: 3)")
     flags.add_argument("--counts", nargs="*", type=positive, default=[100, 1000],
                        help="numbers of images of the second table (default: 100 1000)")
+    flags.add_argument("--pooled", action="store_true", help="second table: mean pooling in place of the extractor")
     flags.add_argument("--out", default="runs/predictability-cost.json",
                        help="JSON file for the measurements (default: runs/predictability-cost.json)")
     return flags
@@ -48,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
         net, weights = load(features)
         for name, method in METHODS.items():
             rows.append({"features": features, "weights": weights, "method": name} | measure(net, method, args.rounds))
-    memory = [in_new_process(measure_memory, count) for count in args.counts]
+    memory = [in_new_process(measure_memory, count, args.pooled) for count in args.counts]
     write_json(args.out, {"machine": describe_machine(), "cost": rows, "memory": memory})
     print("| extractor (weights) | version | features, s | regression, s | scikit-learn, s | ratio, median (range) | "
           "difference |\n|---|---|---|---|---|---|---|")
@@ -113,18 +115,25 @@ def measure(net: "nn.Module", method: "Method", rounds: int) -> dict:
     return found | {"difference": abs(own - other) / other}
 
 
-def measure_memory(count: int) -> dict:
+def measure_memory(count: int, pooled: bool = False) -> dict:
     """Describe `count` random images on disk: seconds, and the peak memory of this process in MiB."""
     import tempfile
 
     import numpy as np
     from PIL import Image
+    from torch import nn
 
+    from predictors import predictability
     from predictors.base import Record
-    from predictors.predictability import predictability_errors
     from tools.benchmarks.limits import peak_mib
     from utils.device import CPU_FP32
 
+    class Pooled(nn.Module):
+        def forward(self, images: "torch.Tensor") -> "list[torch.Tensor]":
+            return [nn.functional.adaptive_avg_pool2d(images, side) for side in (56, 28, 14, 7)]
+
+    if pooled:
+        predictability.feature_extractor = lambda name: Pooled()
     with tempfile.TemporaryDirectory() as folder:
         rng, records = np.random.default_rng(0), []
         for index in range(count):
@@ -133,7 +142,7 @@ def measure_memory(count: int) -> dict:
             Image.fromarray(rng.integers(0, 19, (SIDE, SIDE), np.uint8)).save(label)
             records.append(Record(f"{index}", f"{index}", None, image, label))
         started = time.perf_counter()
-        predictability_errors(records, "efficientnet_lite0", "sound", CPU_FP32, Path(folder))
+        predictability.predictability_errors(records, "efficientnet_lite0", "sound", CPU_FP32, Path(folder))
         return {"images": count, "seconds": time.perf_counter() - started, "mib_peak": peak_mib()}
 
 
