@@ -8,7 +8,7 @@ SCALE ?= tiny
 
 .PHONY: demo test weights lint help reproduce
 help:
-	@echo "make demo     attack the shipped examples in three ways (15 seconds)"
+	@echo "make demo     attack the shipped examples in four ways (half a minute)"
 	@echo "make test     run the tests"
 	@echo "make reproduce SCALE=tiny|camvid|camvid-shadows|paper   make the tables and figures of the paper at this scale"
 	@echo "make weights  draw the streets, train all models of the demo, write weights/ and examples/"
@@ -23,13 +23,15 @@ $(STAMP): requirements.txt requirements-dev.txt reproduce/requirements.txt
 	@touch $@
 
 demo: $(STAMP)
-	@echo "== attack 1 of 3: learned, on structured loss maps"
+	@echo "== attack 1 of 4: learned, on structured loss maps"
 	@$(RUN) attack.py --out runs/demo-loss
-	@echo "== attack 2 of 3: learned, on posterior and label concatenated (C+GT)"
+	@echo "== attack 2 of 4: learned, on posterior and label concatenated (C+GT)"
 	@$(RUN) attack.py -resume weights/concate.pth.tar -input concate --out runs/demo-concate
-	@echo "== attack 3 of 3: a threshold on the loss, which learns nothing"
+	@echo "== attack 3 of 4: a threshold on the loss, which learns nothing"
 	@$(RUN) attack.py --attack loss --out runs/demo-threshold
-	@echo "== curves: roc.png, roc-log.png and precision-recall.png in runs/demo-loss, runs/demo-concate and runs/demo-threshold"
+	@echo "== attack 4 of 4: membership error, which corrects the loss by how hard the image is to predict"
+	@$(RUN) attack.py --attack membership-error --out runs/demo-error
+	@echo "== curves: roc.png, roc-log.png and precision-recall.png in runs/demo-{loss,concate,threshold,error}"
 
 test: $(STAMP)
 	@$(RUN) -m pytest

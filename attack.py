@@ -68,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
                        f"count in the results: {'; '.join(f'{name}: {text}' for name, text in ALLOWED.items())}")
     flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="reference models that were not "
                        "trained on the attacked images: runs of train_shadow.py, or [KIND:]WHERE as for --victim")
-    flags.add_argument("--population", metavar="TREE", help="posteriors of images whose membership is known, "
-                       "for attacks that learn from them")
+    flags.add_argument("--population", metavar="WHERE", help="images whose membership is known, for attacks that "
+                       "learn from them: a run of train_shadow.py, or a folder as for --examples")
     datasets.add_flags(flags, of_victim=True)
     defenses.add_flags(flags, training=True)
     maps = flags.add_argument_group("activation maps")
@@ -101,11 +101,11 @@ def main(args: argparse.Namespace) -> None:
         source = setup.live_source(args.victim, data, attack, args.stride, defense, compute, args.references)
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
-    population = setup.stored_source(args.population, attack, defense, compute) if args.population else None
+    known = args.population and setup.population_source(args.population, source, attack, defense, compute)
     call = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume}, compute=compute,
-                files=setup.existing_files([resume, args.victim, args.control, *args.references]),
+                files=setup.existing_files([resume, args.victim, args.control, args.population, *args.references]),
                 started=started)
-    setup.run_attack(attack, source, call, population)
+    setup.run_attack(attack, source, call, known)
 
 
 def attacker_path(args: argparse.Namespace) -> str | None:

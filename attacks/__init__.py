@@ -24,7 +24,10 @@ ATTACKS = Table("attack", {
     "reconstruction": Entry("attacks.membership_error:ReconstructionError", "minus the error of the output"),
     "membership-error": Entry("attacks.membership_error:MembershipError", "reconstruction error, corrected by how "
                               "predictable an image is (Shafran et al.)"),
-    "membership-error-released": Entry("attacks.membership_error:ReleasedMembershipError", "the same as in their code"),
+    "membership-error-weighted": Entry("attacks.membership_error:WeightedMembershipError", "the same, with a weight "
+                                       "that is chosen on --population"),
+    "membership-error-released": Entry("attacks.membership_error:ReleasedMembershipError", "the membership error as "
+                                       "in their code"),
 })
 
 SETTINGS = ("floor", "score", "c", "weight", "features")  # flags that some attacks read

@@ -1,10 +1,17 @@
 """Reconstruction error and membership error (Shafran, Peleg and Hoshen, ICCV 2021, sections 3.1 to 3.3)."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
 from attacks.representation import loss_map
 from attacks.sample import Sample
-from attacks.thresholds import MapAttack
+from attacks.thresholds import MapAttack, mean_known
+
+WEIGHTS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4)  # of the predictability error, among which `fit` chooses
 
 
 class ReconstructionError(MapAttack):
@@ -40,3 +47,22 @@ class ReleasedMembershipError(MembershipError):
     """The membership error with the predictability error of the released code."""
 
     method = "released"
+
+
+class WeightedMembershipError(MembershipError):
+    """The membership error with a weight that is chosen on the population, such as a shadow's members and non-members.
+
+    It is the one of `WEIGHTS` with the highest AUC there and, of several, the one closest to 1. The paper has none.
+    """
+
+    needs = MembershipError.needs | {"population"}
+    reads = MembershipError.reads - {"weight"}
+
+    def fit(self, population: Iterable[Sample]) -> None:
+        rows = [(sample.member, mean_known(ReconstructionError.evidence(self, sample), sample.known),
+                 sample.predictability) for sample in population]
+        member, score, error = map(np.array, zip(*rows, strict=True))
+        aucs = {weight: round(float(roc_auc_score(member, score + weight * error)), 9) for weight in WEIGHTS}
+        best = max(WEIGHTS, key=lambda weight: (aucs[weight], -abs(weight - 1)))
+        self.settings = replace(self.settings, weight=best)
+        self.chosen = {"weight": best, "auc": aucs[best]}

@@ -98,6 +98,8 @@ class Attack:
     `kinds` lists the kinds of outputs that it can score, of "posterior" and "image" (a translated image).
 
     `reads` lists which of the flags in `attacks.SETTINGS` it reads; attack.py refuses the others.
+
+    `chosen`: the settings that `fit` has chosen, and "auc", that of the population with them; for the report.
     """
 
     needs: frozenset[str] = frozenset({"truth"})
@@ -107,6 +109,7 @@ class Attack:
 
     def __init__(self, settings: AttackSettings):
         self.settings = settings
+        self.chosen: dict[str, float] = {}
 
     @property
     def images_per_batch(self) -> int:

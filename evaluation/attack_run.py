@@ -93,8 +93,8 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
         source = replace(source, predictor=kept)
     timings.lap("starting and comparing images")
     if "predictability" in attack.needs:
-        errors = predictability_errors(source.records, run.features, attack.method, run.compute)
-        source = replace(source, predictability=errors)
+        source, population = (one and replace(one, predictability=predictability_errors(
+            one.records, run.features, attack.method, run.compute)) for one in (source, population))
         timings.lap("predictability errors")
     if population:
         attack.fit(population.samples(attack.needs))
@@ -190,7 +190,8 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
     if "references" not in attack.needs and source.references:
         raise UserError(f"--attack {run.name} reads no reference models; leave --references out")
     if "population" in attack.needs and population is None:
-        raise UserError(f"--attack {run.name} is fitted on samples of known membership: give --population TREE")
+        raise UserError(f"--attack {run.name} is fitted on samples of known membership: give --population, a run of "
+                        "train_shadow.py or a tree of posteriors")
     if "population" not in attack.needs and population:
         raise UserError(f"--attack {run.name} learns nothing from samples of known membership; leave --population out")
     if source.predictor.kind not in attack.kinds:
@@ -259,7 +260,8 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
     kind = attack.spec.input if isinstance(attack, LearnedAttack) else run.name
     about = {"attack": run.name, "input": kind, "select": selection.scheme, "num_patch": selection.count,
              "tau": selection.tau if selection.scheme == "rejection" else None, "score": attack.settings.score,
-             "miou": utility, "defense": source.defense.spec.describe(), "roles": known.summary}
+             "miou": utility, "defense": source.defense.spec.describe(), "roles": known.summary,
+             "chosen": attack.chosen}
     scored = [one for part in parts for one in part.scored]
     about["controls"] = write_controls(folder, source, scored, [one.score for part in parts for one in part.control],
                                        run.seed, write_name)
@@ -270,6 +272,8 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
     title = f"attack {run.name}" + (f" on {kind}" if isinstance(attack, LearnedAttack) else "")
     print(f"{title}, {selection.scheme} patches: {results['members']} members, {results['non_members']} "
           f"non-members, {results['patches']} patches")
+    if attack.chosen:
+        print("chosen on --population: " + ", ".join(f"{name} {value:.3g}" for name, value in attack.chosen.items()))
     print(table(results))
     for name, judged in about["controls"].items():
         print(controls.verdict(name, judged))

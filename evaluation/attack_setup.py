@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from attacks import build_attack
 from attacks.patches import Selection
@@ -13,8 +14,9 @@ from defenses.base import NO_DEFENSE, Defense
 from evaluation.attack_run import AttackRun, existing_files, run_attack
 from models import LoadedAttacker, load_attacker
 from models.pixelwise import Pixelwise
+from predictors import open_predictor
 from predictors.base import PredictorOptions
-from predictors.reference import open_references
+from predictors.reference import open_references, read_shadow
 from predictors.samples import Source, check_class_names, live_records, open_victim, tree_source
 from predictors.stored import TINY, describe_tree, warn_of_folders
 from predictors.triples import TriplePredictor, list_triples
@@ -23,7 +25,7 @@ from utils.device import Compute, choose_compute
 from utils.distributed import print_once, warn_once
 
 __all__ = ["AttackChoices", "AttackRun", "LiveData", "choose_compute", "existing_files", "live_source", "load_attacker",
-           "make_attack", "run_attack", "stored_source", "triples_source"]
+           "make_attack", "population_source", "run_attack", "stored_source", "triples_source"]
 
 PATCH_SIZE = 24  # side of a patch in positions, if there is no attacker
 
@@ -100,6 +102,21 @@ def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
         raise UserError(f"{source.records[0].image} is missing, so references cannot be queried about it: give "
                         "--victim with split files, or references that are posteriors on disk (stored:TREE)")
     return replace(source, references=models)
+
+
+def population_source(where: str, target: Source, attack: Attack, defense: Defense, compute: Compute) -> Source:
+    """The source of samples of known membership: a run of train_shadow.py, whose model is queried, or a tree.
+
+    A shadow is queried at the stride of `target`, under the same defense.
+    """
+    if not (Path(where) / "in.txt").is_file():
+        return stored_source(where, attack, defense, compute)
+    shadow, (classes, _) = read_shadow(where), _expected(attack)
+    options = PredictorOptions(compute, target.predictor.stride or target.form()[1], defense)
+    predictor = open_predictor(f"checkpoint:{shadow.checkpoint}", options)
+    check_class_names(f"--population {where}", predictor.class_names, target.predictor.where,
+                      target.predictor.class_names)
+    return Source(shadow.records(), predictor, defense, (), classes)
 
 
 def triples_source(root: str, defense: Defense, compute: Compute) -> Source:

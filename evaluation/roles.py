@@ -158,7 +158,7 @@ def compare_with_attacker(roles: Roles, checkpoint: Path) -> None:
 
 def compare_with_population(roles: Roles, population: Sequence[Record]) -> None:
     """Check the labels of --population, and compare its images as `compare_with_attacker` does."""
-    check_labels([inspect(*record.files) for record in population], "--population", None)
+    check_labels([inspect(*record.files) for record in population], "--population", population[0].dataset)
     _compare(roles, Images(identify(population)), "--population", "attack")
 
 

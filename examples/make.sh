@@ -2,8 +2,8 @@
 # Make weights/ and examples/. Usage: sh examples/make.sh [PYTHON]
 #
 # Draws the streets; trains the victim, the DPSGD victim, the shadow and both attackers in runs/demo, where finished runs
-# are kept; then writes victim and attackers to weights/, and to examples/ the posteriors of the victim on the first 60
-# members and 60 non-members, and those of the DPSGD victim on the first 30 of each.
+# are kept; then writes victim and attackers to weights/, and to examples/ the images, the labels and the posteriors of
+# the victim for the first 60 members and 60 non-members, and the posteriors of the DPSGD victim for the first 30 of each.
 set -e
 cd "$(dirname "$0")/.."
 python=${1:-python3}

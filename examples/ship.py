@@ -1,13 +1,20 @@
-"""Make the shipped files from runs: weights/*.pth.tar in float16, and the posteriors of examples/.
+"""Make the shipped files from runs: weights/*.pth.tar in float16, and the images, labels and posteriors of examples/.
 
     python -m examples.ship --runs runs/demo --count 60
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.cli import new_parser, positive, run
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datasets.pairs import Pair
+
+QUALITY = 85  # of the JPEG images, at full resolution of the colours; they differ from the streets by 4 of 255 levels
 DPSGD_SHARE = 2  # one of so many images has posteriors of the DPSGD victim, which limits the size of a checkout
 
 
@@ -33,15 +40,32 @@ def main(args: argparse.Namespace) -> None:
         trained = load_checkpoint(runs / name / f"{file}.pth.tar")
         rest = {key: trained[key] for key in ("epoch", "view", "classes", "dataset") if key in trained}
         save_checkpoint(weights / f"{name}.pth.tar", trained["model"], to_half(trained["state_dict"]), **rest)
+    sides = {side: read_split(f"splits/streets/{split}.txt", args.root)[: args.count]
+             for side, split in (("train", "victim_in"), ("val", "victim_out"))}
     options = PredictorOptions(stride=load_checkpoint(weights / "loss.pth.tar")["view"]["stride"])
     for folder, victim, count in (("pred_sgd", weights / "victim.pth.tar", args.count),
                                   ("pred_dpsgd", runs / "victim-dpsgd/last.pth.tar", args.count // DPSGD_SHARE)):
         predictor = CheckpointPredictor(str(victim), options)
-        for side, split in (("train", "victim_in"), ("val", "victim_out")):
-            pairs = read_split(f"splits/streets/{split}.txt", args.root)[:count]
-            for answer in predict_records(predictor, [Record.of_pair(pair, "streets") for pair in pairs], folder):
+        for side, pairs in sides.items():
+            records = [Record.of_pair(pair, "streets") for pair in pairs[:count]]
+            for answer in predict_records(predictor, records, folder):
                 write_posterior(Path("examples"), side, answer.record.image.stem, answer.output.numpy(),
                                 answer.load_label(), folder)
+    for side, pairs in sides.items():
+        write_images(Path("examples") / side / "img", pairs)
+
+
+def write_images(folder: Path, pairs: "Sequence[Pair]") -> None:
+    """Write the images of pairs to `folder` as JPEG."""
+    from PIL import Image
+
+    from datasets.images import load_image
+    from utils.files import atomic_open
+
+    for pair in pairs:
+        with atomic_open(folder / f"{Path(pair.image).stem}.jpg") as file:
+            Image.fromarray(load_image(pair.root / pair.image)).save(file, "JPEG", quality=QUALITY, subsampling=0,
+                                                                     optimize=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from utils.log import progress
 from utils.randomness import stream
 
 CACHE = Path("runs/predictability")
-VERSION = 1  # to be raised when the errors of an image change
+VERSION = 2  # to be raised when the errors of an image change
 SAVE_EVERY = 500  # images between two saves
 
 

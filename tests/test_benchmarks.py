@@ -6,6 +6,10 @@ The comparisons are in float32, since `--precision auto` means bf16 on some proc
 import pytest
 from conftest import must, script
 
+from attacks.predictability import SOUND
+from models.features import feature_extractor
+from tools.benchmarks.predictability import measure as measure_predictability
+from tools.benchmarks.predictability import measure_memory
 from tools.benchmarks.stages import attack, dpsgd_training, prepare_stage, querying
 from tools.benchmarks.steps import measure
 from utils.device import CPU_FP32
@@ -39,6 +43,12 @@ def test_dpsgd_steps_agree():
 def test_growth_prints_a_row_per_count(tmp_path):
     out = must(script("tools/benchmarks/growth.py", "--counts", 3, 130, "--out", tmp_path / "growth.json")).stdout
     assert "| 130 |" in out and "ms per image" in out
+
+
+def test_cost_of_the_predictability_error():
+    row = measure_predictability(feature_extractor("efficientnet_lite0"), SOUND, 1)
+    assert row["difference"] < 1e-6 and min(row["seconds"] + row["seconds_features"] + row["seconds_sklearn"]) > 0
+    assert measure_memory(3)["mib_peak"] > 100
 
 
 @pytest.mark.parametrize("line", [

@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -211,9 +212,11 @@ def test_an_attack_that_scores_wrongly_is_one_line(monkeypatch, tmp_path, place,
 
 
 def test_references_need_the_images_of_a_tree(tmp_path, place):
-    result = script("attack.py", "--attack", "calibrated", "--references", "runs/shadow", "--out", tmp_path / "out",
-                    cwd=place)
+    flags = ["attack.py", "--attack", "calibrated", "--references", "runs/shadow", "--out", tmp_path / "out"]
+    tree = shutil.copytree(ROOT / "examples", tmp_path / "tree", ignore=shutil.ignore_patterns("img", "pred_dpsgd"))
+    result = script(*flags, "--examples", tree, cwd=place)
     assert result.returncode == 2 and "give --victim" in result.stderr and result.stderr.count("\n") == 1
+    must(script(*flags, cwd=place))  # examples/ has images
 
 
 def test_logits_instead_of_posteriors_are_an_error(place):
@@ -299,11 +302,11 @@ def test_usage_names_every_flag_of_attack_py_and_every_data_set():
 
 def test_the_readme_prints_what_the_demo_prints(tmp_path):
     """Within 0.005: the kernels of another processor round differently."""
-    demo = PAGES["README.md"].split("== attack 1 of 3")[1].split("\n\n")[0]
+    demo = PAGES["README.md"].split("== attack 1 of 4")[1].split("\n\n")[0]
     printed = [re.findall(r"\d\.\d{3}", line) for line in demo.splitlines() if line.strip().startswith("image")]
     makefile = (ROOT / "Makefile").read_text().replace("$(RUN)", "python").replace("\t@", "")
     calls = [words for name, *words in commands(makefile) if name == "attack.py"]
-    assert len(printed) == len(calls) == 3
+    assert len(printed) == len(calls) == 4
     for values, words in zip(printed, calls, strict=True):
         must(script("attack.py", *words[:-1], tmp_path / words[-1], "--precision", "fp32"))
         found = results(tmp_path / words[-1])

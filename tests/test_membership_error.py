@@ -11,10 +11,10 @@ from conftest import must, results, scores, script, small_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from slow_predictability import absolute_error, columns, ridge_cross_entropy
+from slow_predictability import columns, released_error, sound_error_of_image, sound_error_of_label
 from test_seams import assert_refused
 
-from attacks.membership_error import MembershipError, ReconstructionError
+from attacks.membership_error import WEIGHTS, MembershipError, ReconstructionError, WeightedMembershipError
 from attacks.predictability import FLOOR, RELEASED, SIDE, SOUND, describe_positions, predictability_error, prepare_image
 from attacks.sample import AttackSettings, Sample
 from models import FEATURES
@@ -38,18 +38,31 @@ def test_released_error_of_images_is_that_of_least_squares(channels):
     maps, image = random_maps(0, channels), np.random.default_rng(1).random((3, SIDE, SIDE))
     error = predictability_error([torch.from_numpy(one) for one in maps], torch.from_numpy(image).float(), RELEASED,
                                  np.random.default_rng(2))
-    assert error == pytest.approx(absolute_error(maps, image, order_of(np.arange(SIDE**2), 2)), rel=1e-3)
+    assert error == pytest.approx(released_error(maps, image, order_of(np.arange(SIDE**2), 2)), rel=1e-3)
 
 
-def test_sound_error_of_labels_is_that_of_ridge_regression():
+@pytest.mark.parametrize("channels", [(6, 10, 20, 60), (8, 8, 8, 8)])
+def test_sound_error_of_images_is_that_of_ridge_regression_in_each_fold(channels):
+    maps, image = random_maps(0, channels), np.random.default_rng(1).random((3, SIDE, SIDE)).astype(np.float32)
+    error = predictability_error([torch.from_numpy(one) for one in maps], torch.from_numpy(image), SOUND,
+                                 np.random.default_rng(2))
+    order = order_of(np.arange(SIDE**2), 2)
+    assert error == pytest.approx(sound_error_of_image(maps, image, order, SOUND.ridge, SOUND.folds), rel=1e-6)
+
+
+@pytest.mark.parametrize("known", [SIDE**2, 1803, 100, 4])
+def test_sound_error_of_labels_is_that_of_ridge_regression_in_each_fold(known):
+    """Also with fewer positions than features, with folds of unequal size, and with fewer positions than folds."""
     maps = random_maps(3)
-    label = np.random.default_rng(4).integers(0, 4, (SIDE, SIDE)).astype(np.uint8)
-    label[:20] = 1
-    label[40:44] = 255
+    label = np.random.default_rng(4).integers(0, 4, SIDE**2).astype(np.uint8)
+    label[:20 * SIDE] = 1
+    label[np.random.default_rng(6).permutation(SIDE**2)[known:]] = 255
+    label = label.reshape(SIDE, SIDE)
     error = predictability_error([torch.from_numpy(one) for one in maps], torch.from_numpy(label), SOUND,
                                  np.random.default_rng(5))
     order = order_of(np.flatnonzero(label.ravel() != 255), 5)
-    assert error == pytest.approx(ridge_cross_entropy(maps, label, order, SOUND.ridge, FLOOR), rel=1e-6)
+    folds = min(SOUND.folds, known)
+    assert error == pytest.approx(sound_error_of_label(maps, label, order, SOUND.ridge, folds, FLOOR), rel=1e-6)
 
 
 @pytest.mark.slow
@@ -64,7 +77,7 @@ def test_released_error_with_the_released_features():
         maps = [one[0] for one in net(prepare_image(image, RELEASED)[None])]
     small = torch.rand(3, SIDE, SIDE)
     error = predictability_error(maps, small, RELEASED, np.random.default_rng(1))
-    expected = absolute_error([one.numpy() for one in maps], small.double().numpy(), order_of(np.arange(SIDE**2), 1))
+    expected = released_error([one.numpy() for one in maps], small.double().numpy(), order_of(np.arange(SIDE**2), 1))
     assert error == pytest.approx(expected, rel=1e-3)
 
 
@@ -111,6 +124,31 @@ def test_scores_of_an_image_and_of_posteriors():
     assert scored.score == pytest.approx(float(true[known].log().mean()) + 2, abs=1e-6)
 
 
+def population(scores, errors):
+    """Three members and three non-members with these reconstruction scores and predictability errors."""
+    return [Sample(f"{index}", f"{index}", f"{index}", index < 3, torch.full((3, 2, 2), -score), torch.zeros(3, 2, 2),
+                   predictability=error) for index, (score, error) in enumerate(zip(scores, errors, strict=True))]
+
+
+def slow_auc(values):
+    """The share of pairs of a member and a non-member in which the member has the higher value."""
+    return np.mean([(one > other) + 0.5 * (one == other) for one in values[:3] for other in values[3:]])
+
+
+@pytest.mark.parametrize("scores, errors, weight", [
+    ([-0.8, -0.6, -0.4, 0.0, 0.0, -0.2], [0.6, 0.5, 0.4, 0.0, 0.0, 0.0], 1.5),  # 1.5, 2, 3 and 4 tell all apart
+    ([0.0, 0.0, 0.0, -0.4, -0.4, -0.8], [0.0, 0.0, 0.0, 0.6, 0.6, 0.6], 0.5),  # so do 0, 0.25 and 0.5
+    ([-0.2, -0.2, -0.2, -0.4, -0.4, -0.4], [0.2] * 6, 1)])  # all do
+def test_weight_is_chosen_on_the_population(scores, errors, weight):
+    attack, known = WeightedMembershipError(AttackSettings()), population(scores, errors)
+    attack.fit(known)
+    aucs = {one: slow_auc(np.array(scores) + one * np.array(errors)) for one in WEIGHTS}
+    assert attack.chosen == {"weight": weight, "auc": max(aucs.values())}
+    assert all(aucs[one] < aucs[weight] for one in WEIGHTS if abs(one - 1) < abs(weight - 1))
+    expected = MembershipError(AttackSettings(weight=weight))
+    assert [one.score for one in attack.score(known)] == [one.score for one in expected.score(known)]
+
+
 @pytest.fixture
 def attack(world, live, tmp_path):
     def run(name, *flags):
@@ -137,6 +175,37 @@ def test_attack_on_a_model(attack, tmp_path, monkeypatch, name):
     must(attack(name, "--weight", 0))
     assert all(value == pytest.approx(plain[image], abs=1e-9) for image, value in scores(tmp_path / name).items())
     assert results(tmp_path / name)["attack"] == name
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_weight_is_chosen_on_a_shadow(world, attack, tmp_path, tree):
+    """The shadow itself, or a tree of its posteriors and images."""
+    known = world / "shadow"
+    if tree:
+        known = shutil.copytree(known / "posteriors-s4", tmp_path / "tree")
+        for label in known.glob("*/label/**/*.png"):
+            image = label.parents[2] / "img" / "img" / label.name
+            image.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(world / "data" / "img" / label.name, image)
+    out = must(attack("membership-error-weighted", "--population", known)).stdout
+    chosen = results(tmp_path / "membership-error-weighted")["chosen"]
+    assert f"chosen on --population: weight {chosen['weight']:.3g}, auc {chosen['auc']:.3g}" in out
+    [file] = (tmp_path / "runs" / "predictability").iterdir()
+    assert chosen["weight"] in WEIGHTS and len(json.loads(file.read_text())) == 16 + 24
+    must(attack("membership-error", "--weight", chosen["weight"]))
+    assert scores(tmp_path / "membership-error-weighted") == scores(tmp_path / "membership-error")
+
+
+def test_weight_that_is_given_or_cannot_be_chosen(world, attack, tmp_path):
+    assert_refused(attack("membership-error-weighted"), "give --population")
+    known = ["--population", world / "shadow"]
+    assert_refused(attack("membership-error-weighted", *known, "--weight", 2), "--weight has no effect")
+    assert_refused(attack("membership-error", *known), "leave --population out")
+    assert_refused(attack("membership-error-weighted", "--population", world / "shadow" / "posteriors-s4"),
+                   "is missing; the predictability error reads the image")
+    shutil.copytree(world / "shadow", tmp_path / "shadow")
+    (tmp_path / "shadow" / "results.json").unlink()
+    assert_refused(attack("membership-error-weighted", "--population", tmp_path / "shadow"), "is not finished")
 
 
 def test_images_are_described_in_batches_of_any_size(attack, tmp_path, monkeypatch):
