@@ -20,20 +20,21 @@ from attacks import ATTACKS, REPRESENTATIONS
 from datasets import DATASETS
 from datasets.pairs import read_split
 from defenses import DEFENSES, DefenseEntry
-from models import MODELS, ModelEntry
+from models import MODELS, TRANSLATORS, ModelEntry
 from predictors import PREDICTORS
 from utils.tables import Entry
 
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/usage.md", "docs/extending.md")}
 TABLES = {"ATTACKS": ATTACKS, "REPRESENTATIONS": REPRESENTATIONS, "PREDICTORS": PREDICTORS, "DEFENSES": DEFENSES,
-          "MODELS": MODELS, "DATASETS": DATASETS}
+          "MODELS": MODELS, "TRANSLATORS": TRANSLATORS, "DATASETS": DATASETS}
 SECTION = re.compile(r"\nFile `(?P<file>[\w/]+\.py)`:\n\n```python\n(?P<code>.*?)```\n\n"
                      r"Line in `(?P<table>\w+)` of `(?P<where>[\w/]+\.py)`:\n\n```python\n(?P<line>.*?)```\n\n"
                      r"Use it[^\n]*:\n\n```sh\n(?P<commands>.*?)```", re.DOTALL)
 EXAMPLES = {match["table"]: match for match in SECTION.finditer(PAGES["docs/extending.md"])}
 SMALL_ATTACKER = ["--patch-size", "12", "--width", "0.125", "--epochs", "2", "--precision", "fp32"]
 EXTRA = {"attack.py": ["--precision", "fp32"], "train_victim.py": SMALL, "train_shadow.py": SMALL,
-         "train_attacker.py": SMALL_ATTACKER, "datasets/__main__.py": []}
+         "train_attacker.py": SMALL_ATTACKER, "datasets/__main__.py": [],
+         "train_translator.py": ["--width", "4", "--epochs", "2", "--workers", "0", "--precision", "fp32"]}
 
 
 def commands(text):
@@ -61,11 +62,11 @@ def install(monkeypatch, tmp_path, table):
     file = tmp_path / "added" / example["file"]
     file.parent.mkdir(parents=True)
     file.write_text(example["code"])
-    package = importlib.import_module(file.parent.name)
+    package = importlib.import_module(example["file"].rpartition("/")[0].replace("/", "."))
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(file.parent)])
     [(name, entry)] = eval("{" + example["line"] + "}", {"Entry": Entry, "DefenseEntry": DefenseEntry,
                                                       "ModelEntry": ModelEntry}).items()
-    assert name not in TABLES[table] and example["where"] == f"{package.__name__}/__init__.py"
+    assert name not in TABLES[table] and example["where"] == f"{package.__name__.partition('.')[0]}/__init__.py"
     monkeypatch.setitem(TABLES[table], name, entry)
     monkeypatch.delitem(sys.modules, f"{package.__name__}.{file.stem}", raising=False)
     return TABLES[table].load(name)
@@ -165,6 +166,17 @@ def test_new_model(monkeypatch, tmp_path, place):
     name, *words = commands(EXAMPLES["MODELS"]["commands"])[1]
     refused = script(name, *words, cwd=place)
     assert refused.returncode == 2 and "holds no segmentation model" in refused.stderr
+
+
+def test_new_translator(monkeypatch, tmp_path, place, pairs):
+    (place / "data" / "streets-translation").symlink_to(pairs / "pairs")
+    (place / "splits" / "streets-translation").symlink_to(pairs / "splits")
+    install(monkeypatch, tmp_path, "TRANSLATORS")
+    trained, _ = run_example(place, "TRANSLATORS")
+    assert "training plain (width 4) on 12 pairs" in trained
+    assert len(set(scores(place / "runs" / "attack-1").values())) == 24
+    checkpoint = torch.load(place / "runs" / "plain" / "last.pth.tar", weights_only=True)
+    assert checkpoint["model"] == {"name": "plain", "arguments": {"width": 4, "size": 64}}
 
 
 def test_new_data_set(monkeypatch, tmp_path, place):
