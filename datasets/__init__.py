@@ -36,6 +36,7 @@ DATASETS = Table("data set", {
     "maps": DataSetEntry("datasets.maps", "aerial images and maps, for image translation only", translation=True),
     "folder": DataSetEntry("datasets.folder:parse", "your own data, in images/ and masks/"),
 })
+DIRECTIONS = ("label-to-image", "image-to-label", "image-to-image")  # of pairs for image translation
 IMAGES = "images"  # in the place of a data set: the ground truth is an image, and no label
 
 

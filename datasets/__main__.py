@@ -14,11 +14,9 @@ another.
 import argparse
 from pathlib import Path
 
-from datasets import DATASETS, IMAGES, add_class_flags, chosen, find_dataset
+from datasets import DATASETS, DIRECTIONS, IMAGES, add_class_flags, chosen, find_dataset
 from utils.cli import UserError, natural, new_parser, positive, refuse_unused, run, thousands
 from utils.distributed import warn_once
-
-DIRECTIONS = ("label-to-image", "image-to-label")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--copy", metavar="DIR",
                        help="output folder of the copy; the split files then list the images of the copy")
     flags.add_argument("--translate", choices=DIRECTIONS, help="the copy holds pairs of images of N x N pixels for "
-                       "train_translator.py: split files list input and ground truth; labels become images in colours")
+                       "train_translator.py: split files list input and ground truth; labels become images in colours; "
+                       "image-to-image: the image is its own ground truth, a control")
     flags.add_argument("--count", type=positive, metavar="N",
                        help="at most N images of each part, in whole groups that are drawn at random (default: all)")
     return flags
@@ -63,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
             fields_of(pair, out / f"{part}.txt")
     copy = (Path(args.copy), args.short_side) if args.copy else ()
     if args.translate:
-        parts = {part: copy_translation(pairs, dataset, *copy, part, args.translate == DIRECTIONS[0])
+        parts = {part: copy_translation(pairs, dataset, *copy, part, args.translate)
                  for part, pairs in parts.items()}
     elif copy:
         parts = {part: copy_pairs(pairs, *copy, part) for part, pairs in parts.items()}

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from datasets import IMAGES
 from datasets.images import PIXELS, load_ids, load_image
 from datasets.pairs import Pair, load_label
 from utils import VOID
@@ -47,15 +48,13 @@ def scaled(shape: tuple[int, int], side: int, path: Path) -> tuple[int, int]:
 
 
 def copy_translation(pairs: Sequence[Pair], dataset: str, copy: Path, side: int, part: str,
-                     from_label: bool) -> list[Pair]:
+                     direction: str) -> list[Pair]:
     """Write pairs of images for image translation below `copy`, and return pairs (input, ground truth).
 
-    `from_label`: the label is the input, and the image the ground truth; else the other way round. Labels become images
-    with the colours of `palette`; where the data set has images in their place, they are kept. All are squashed to
-    `side` x `side` pixels, as pix2pix does. Raises `UserError` if a file that exists has other pixels.
+    `direction`: of `DIRECTIONS`, for example `label-to-image`. Labels become images with the colours of `palette`;
+    where the data set has images in their place, they are kept. All are squashed to `side` x `side` pixels, as pix2pix
+    does. Raises `UserError` if a file that exists has other pixels.
     """
-    from datasets import IMAGES
-
     out = []
     for pair in progress(pairs, f"resizing {part}"):
         files = []
@@ -68,8 +67,9 @@ def copy_translation(pairs: Sequence[Pair], dataset: str, copy: Path, side: int,
                 array = palette()[cv2.resize(label, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)]
             write(copy / target, array, load_image, pair.root / source)
             files.append(target)
-        group = files[0] if pair.group == pair.image else pair.group
-        one, other = reversed(files) if from_label else files
+        named = dict(zip(("image", "label"), files, strict=True))
+        one, other = (named[name] for name in direction.split("-to-"))
+        group = one if pair.group == pair.image else pair.group
         out.append(replace(pair, image=one, label=other, group=group, root=copy))
     return out
 

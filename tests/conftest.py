@@ -98,7 +98,7 @@ def pairs(world, tmp_path_factory):
     scenes = read_split(world / "shadow.txt", world / "data")
     for name, part in (("victim_in", scenes[:12]), ("victim_out", scenes[12:])):
         write_split(folder / "splits" / f"{name}.txt",
-                    copy_translation(part, "streets", folder / "pairs", 64, name, from_label=True))
+                    copy_translation(part, "streets", folder / "pairs", 64, name, "label-to-image"))
     return folder
 
 

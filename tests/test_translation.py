@@ -113,15 +113,17 @@ def pair_on_disk(folder, size=(40, 80)):
 
 def test_copy_for_translation(tmp_path):
     pair, image, label = pair_on_disk(tmp_path / "data")
-    [one] = copy_translation([pair], "streets", tmp_path / "copy", 20, "train", from_label=True)
+    [one] = copy_translation([pair], "streets", tmp_path / "copy", 20, "train", "label-to-image")
     assert (one.image, one.label, one.group, one.root) == ("label/a.png", "img/a.png", "series", tmp_path / "copy")
     assert np.array_equal(load_image(tmp_path / "copy" / one.image), palette()[label[1::2, 2::4]])
     wanted = cv2.resize(image, (20, 20), interpolation=cv2.INTER_AREA)
     assert np.array_equal(load_image(tmp_path / "copy" / one.label), wanted)
-    [other] = copy_translation([pair], "streets", tmp_path / "copy", 20, "train", from_label=False)
+    [other] = copy_translation([pair], "streets", tmp_path / "copy", 20, "train", "image-to-label")
     assert (other.image, other.label) == (one.label, one.image)
+    [same] = copy_translation([pair], "streets", tmp_path / "copy", 20, "train", "image-to-image")
+    assert same.image == same.label == one.label
     with pytest.raises(UserError, match="at this size"):
-        copy_translation([pair], "streets", tmp_path / "copy", 10, "train", from_label=True)
+        copy_translation([pair], "streets", tmp_path / "copy", 10, "train", "label-to-image")
 
 
 def write_numbered(folder, count, suffix=".jpg"):

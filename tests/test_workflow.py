@@ -1,7 +1,9 @@
 """The reproduction as a workflow: its command lines, and a small scale from data to report."""
 
 import base64
+import itertools
 import json
+import math
 import os
 import re
 import runpy
@@ -12,10 +14,13 @@ import time
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, must, script
+from PIL import Image
 
+from reproduce.dimension import measure, open_tree
 from reproduce.paper import COLUMNS, TABLE
 from reproduce.plan import FOLDER, paper_of, read_scale
 from reproduce.shafran import TABLE_ONE
@@ -307,3 +312,41 @@ def test_table_one_from_models_to_report(pairs, tmp_path):
         change = re.escape(f"{aucs[name] - aucs['reconstruction_0']:+.1f}")
         assert row[column].startswith(f"{aucs[name]:.1f} [") and re.search(rf"<br>\**{change}\** \[", row[column])
     assert "SPADE, ADE20K | 85.31 → 89.79 | not here" in text and "| one_0 | L1 in 0..1 |" in text
+
+
+# The claims of the second paper
+
+def test_outputs_of_each_size(tmp_path):
+    """The posteriors of the examples at fewer positions and with fewer classes, beside a slow computation."""
+    must(script("reproduce/dimension.py", ROOT / "examples", "--into", tmp_path / "sizes.json"))
+    sizes = json.loads((tmp_path / "sizes.json").read_text())["sizes"]
+    assert sizes.keys() == {"full", "1/2", "1/4", "1/8", "1/16", "1/32", "8 classes", "4 classes", "2 classes"}
+    assert [sizes[name]["values"] for name in ("full", "1/2", "2 classes")] == [19 * 32 * 64, 19 * 16 * 32, 2 * 32 * 64]
+    posterior = np.load(ROOT / "examples/train/pred_sgd/00000.npy").astype(float)
+    label = np.asarray(Image.open(ROOT / "examples/train/label/00000.png"))[::4, ::4]
+    losses = {"1/4": [], "4 classes": []}
+    for y, x in np.ndindex(label.shape):
+        p, true = posterior[:, y, x] / posterior[:, y, x].sum(), label[y, x]
+        if true == 255:
+            continue
+        losses["4 classes"].append(math.log(sum(p[i] for i in range(19) if i * 4 // 19 == true * 4 // 19)))
+        if y % 4 == x % 4 == 0:
+            losses["1/4"].append(math.log(max(p[true], 6e-8)))
+    for name, found in losses.items():
+        assert float(sizes[name]["scores"].split()[0]) == pytest.approx(np.mean(found), rel=1e-3)
+    assert sizes["full"]["minus_full"] == 0 and sizes["full"]["minus_full_interval"] == [0, 0]
+
+
+def test_translated_images_of_each_size(tmp_path):
+    rng = np.random.default_rng(0)
+    for side, count in (("train", 3), ("val", 2)):
+        for name, part in itertools.product(range(count), ("input", "output", "truth")):
+            (tmp_path / side / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / side / part / f"{name}.png")
+    sizes = measure(open_tree(tmp_path))
+    assert list(sizes) == ["full", "1/2", "1/4", "1/8", "grey"]
+    one, two = (np.asarray(Image.open(tmp_path / "train" / part / "0.png")).astype(float) / 255
+                for part in ("output", "truth"))
+    halved = [image.reshape(4, 2, 4, 2, 3).mean((1, 3)) for image in (one, two)]
+    wanted = {"grey": -np.abs(one.mean(2) - two.mean(2)).mean(), "1/2": -np.abs(halved[0] - halved[1]).mean()}
+    assert {name: float(sizes[name]["scores"].split()[0]) for name in wanted} == pytest.approx(wanted, abs=3e-3)
