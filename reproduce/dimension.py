@@ -3,8 +3,8 @@
     python -m reproduce.dimension TREE --into JSON
 
 TREE: outputs that `attack.py --keep` stored, posteriors or translated images. Prints the AUC for each size of the
-output and its paired difference to the full output, and writes them with the scores of every image. Shafran et al. claim
-that models with large outputs leak most.
+output and its paired difference to the full output, and writes them with the scores of every image. Shafran et al.
+claim that models with large outputs leak most.
 """
 
 import argparse

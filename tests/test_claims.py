@@ -247,5 +247,5 @@ def test_a_run_without_a_victim_is_no_cell(measured, tmp_path):
     run = shutil.copytree(measured.scale.run_of(next(iter(measured.scale.cells.values()))), tmp_path / "run")
     (run / "args.json").write_text('{"commit": "abc", "args": {"victim": null, "resume": null}}')
     result = script("reproduce/collect.py", run, "--into", tmp_path / "cell.json", "--images", tmp_path / "images.json")
-    assert result.returncode == 2 and "had no victim and no resume" in result.stderr, result.stderr
+    assert result.returncode == 2 and "its attack had no victim" in result.stderr, result.stderr
     assert not (tmp_path / "cell.json").exists()
