@@ -61,7 +61,7 @@ def find_dataset(name: object) -> DataSet:
     Raises `UserError` if `DATASETS` has no such name, or if the data set has images in the place of labels.
     """
     kind, _, settings = name.partition(":") if isinstance(name, str) else (name, "", "")
-    if kind == IMAGES or (kind in DATASETS and DATASETS[kind].translation):
+    if kind == IMAGES or (isinstance(kind, str) and kind in DATASETS and DATASETS[kind].translation):
         raise UserError("pairs of images have no classes, so no segmentation model can be trained on them; "
                         "train_translator.py reads them")
     found = DATASETS.load(kind)
