@@ -60,19 +60,53 @@ def prepare_image(image: torch.Tensor, method: Method) -> torch.Tensor:
     return out[:, top : top + INPUT, left : left + INPUT]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What the linear predictor of an image predicts at the positions where its error is measured.
+
+    `positions` int64 (S,): of the 56 * 56; `predicted`, `targets` float64 (S, K): channels of an image, or one-hot
+    labels of the K classes that occur; `of_label`: whether they are classes.
+    """
+
+    positions: torch.Tensor
+    predicted: torch.Tensor
+    targets: torch.Tensor
+    of_label: bool
+
+    def errors(self) -> torch.Tensor:
+        """The error at each position, float64 (S,).
+
+        For an image it is the mean absolute error. For labels, where the paper and the released code define none, it is
+        the cross-entropy of the predicted classes: predictions of the one-hot label are limited to `FLOOR`..1 and
+        divided by their sum.
+        """
+        if not self.of_label:
+            return (self.predicted - self.targets).abs().mean(1)
+        predicted = self.predicted.clamp(FLOOR, 1)
+        predicted = predicted / predicted.sum(1, keepdim=True)
+        return -(predicted * self.targets).sum(1).log()
+
+
 def predictability_error(features: Sequence[torch.Tensor], truth: torch.Tensor, method: Method,
                          rng: np.random.Generator) -> float:
-    """The predictability error of one image; NaN if less than two positions have a label.
+    """The predictability error of one image, the mean of its `Predictions.errors`; arguments as `predict_positions`.
 
-    `features`: maps (C, h, w) of one image, which describe its positions. `truth`: label uint8 (H, W), train ids with
-    255 = void, or image float (C, H, W) in 0..1. The error of an image is the mean absolute error. For labels, where
-    the paper and the released code define none, it is the cross-entropy of the predicted classes: predictions of the
-    one-hot label are limited to `FLOOR`..1 and divided by their sum.
+    NaN if less than two positions have a label.
+    """
+    return float(predict_positions(features, truth, method, rng).errors().mean())
+
+
+def predict_positions(features: Sequence[torch.Tensor], truth: torch.Tensor, method: Method,
+                      rng: np.random.Generator) -> Predictions:
+    """Fit the linear predictor of one image, and predict its ground truth; nothing with less than two known positions.
+
+    `features`: maps (C, h, w) of the image, which describe its positions. `truth`: label uint8 (H, W), train ids with
+    255 = void, or image float (C, H, W) in 0..1. `rng` divides the positions.
     """
     targets, known = _targets(truth)
     order = torch.from_numpy(rng.permutation(np.flatnonzero(known.numpy())))
     if len(order) < 2:
-        return float("nan")
+        return Predictions(order[:0], targets[:0], targets[:0], truth.ndim == 2)
     inputs = describe_positions(features, method.scaled)
     if method.folds == 1:
         fitted, scored = order.split([round(FITTED * len(order)), len(order) - round(FITTED * len(order))])
@@ -80,11 +114,7 @@ def predictability_error(features: Sequence[torch.Tensor], truth: torch.Tensor, 
     else:
         scored = order
         predicted = cross_predictions(inputs[order], targets[order], min(method.folds, len(order)), method.ridge)
-    if truth.ndim == 3:
-        return float((predicted - targets[scored]).abs().mean())
-    predicted = predicted.clamp(FLOOR, 1)
-    predicted /= predicted.sum(1, keepdim=True)
-    return float(-(predicted * targets[scored]).sum(1).log().mean())
+    return Predictions(scored, predicted, targets[scored], truth.ndim == 2)
 
 
 def _targets(truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

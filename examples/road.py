@@ -9,6 +9,7 @@ drawn again from its number, and the other steps are computed from the stored po
 import argparse
 from typing import TYPE_CHECKING
 
+from examples.colours import GROUPS, class_colours
 from utils.cli import new_parser, run
 
 if TYPE_CHECKING:
@@ -19,18 +20,6 @@ if TYPE_CHECKING:
     from attacks.learned import LearnedAttack
     from attacks.sample import Sample, Scored
 
-# Groups of classes, in colours that colour-blind readers can tell apart (Okabe and Ito, with grey).
-GROUPS = {
-    "road": ("#4a4a4a", ("road",)),
-    "sidewalk": ("#cc79a7", ("sidewalk",)),
-    "building": ("#c4c4c4", ("building", "wall", "fence")),
-    "sign, pole": ("#f0e442", ("pole", "traffic light", "traffic sign")),
-    "plants": ("#009e73", ("vegetation", "terrain")),
-    "sky": ("#a6dcf7", ("sky",)),
-    "person": ("#d55e00", ("person", "rider")),
-    "vehicle": ("#0072b2", ("car", "truck", "bus", "train", "motorcycle", "bicycle")),
-    "void": ("#ffffff", ()),
-}
 TITLES = ("image", "posterior of V:\nmost probable class", "label", "structured loss map\n$-$log p(label)",
           "class activation map:\nevidence for $A_P$", "membership score\n(grey: other images)")
 SIGNS = ("V\n→", "+", "→", "$A_P$\n→", "→")  # before the second column, the third, ...
@@ -72,17 +61,11 @@ def main(args: argparse.Namespace) -> None:
 
 def maps(attack: "LearnedAttack", sample: "Sample") -> "list[np.ndarray]":
     """The five steps as images for `imshow`: three of RGB (H, W, 3), then loss in nats and evidence in logits."""
-    import numpy as np
-    from matplotlib.colors import to_rgb
-
     from attacks.activation import compute_maps
     from datasets import streets
-    from utils import VOID
     from utils.device import CPU_FP32
 
-    palette = np.ones((VOID + 1, 3))
-    for colour, classes in GROUPS.values():
-        palette[[streets.ID[name] for name in classes]] = to_rgb(colour)
+    palette = class_colours()
     image, label = streets.draw(int(sample.name.rpartition('/')[2]))
     computed = compute_maps(attack.model, sample.output, sample.truth, attack.spec, CPU_FP32)
     bias = attack.model.fc.bias.detach()

@@ -334,6 +334,13 @@ def test_figure_of_the_steps_is_drawn(tmp_path):
     assert (ROOT / "docs" / "road.png").stat().st_size < 250_000
 
 
+def test_figure_of_the_membership_error_is_drawn(tmp_path):
+    must(script("examples/errors.py", "--out", tmp_path / "errors.png"))
+    with Image.open(tmp_path / "errors.png") as drawn, Image.open(ROOT / "docs/membership-error.png") as shipped:
+        assert drawn.size == shipped.size and np.unique(np.asarray(drawn.convert("L"))).size > 100
+    assert (ROOT / "docs" / "membership-error.png").stat().st_size < 250_000
+
+
 def test_our_folders_hide_no_installed_package(tmp_path):
     """`datasets`, `models` and `utils` are names of packages that others install; Hugging Face's datasets is one."""
     for name in ("datasets", "models", "utils"):
