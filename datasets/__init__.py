@@ -6,7 +6,6 @@ A new data set is one module with `CLASSES`, `decode(raw, path)` (label file -> 
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,24 +17,18 @@ if TYPE_CHECKING:
 
     from datasets.pairs import Pair
 
-@dataclass(frozen=True)
-class DataSetEntry(Entry):
-    """A data set in `DATASETS`. `translation`: whether it has images in the place of labels."""
-
-    translation: bool = False
-
-
 DATASETS = Table("data set", {
-    "streets": DataSetEntry("datasets.streets", "street scenes that the project draws"),
-    "camvid": DataSetEntry("datasets.camvid", "CamVid, 11 classes"),
-    "labelmefacade": DataSetEntry("datasets.labelmefacade", "LabelMeFacade, in CamVid's classes"),
-    "cityscapes": DataSetEntry("datasets.cityscapes", "Cityscapes, 19 classes"),
-    "cityscapes256": DataSetEntry("datasets.cityscapes256", "Cityscapes at 256 x 256, with numbered files"),
-    "bdd100k": DataSetEntry("datasets.bdd100k", "BDD100K, in Cityscapes' classes"),
-    "mapillary": DataSetEntry("datasets.mapillary", "Mapillary Vistas, in Cityscapes' classes"),
-    "maps": DataSetEntry("datasets.maps", "aerial images and maps, for image translation only", translation=True),
-    "folder": DataSetEntry("datasets.folder:parse", "your own data, in images/ and masks/"),
+    "streets": Entry("datasets.streets", "street scenes that the project draws"),
+    "camvid": Entry("datasets.camvid", "CamVid, 11 classes"),
+    "labelmefacade": Entry("datasets.labelmefacade", "LabelMeFacade, in CamVid's classes"),
+    "cityscapes": Entry("datasets.cityscapes", "Cityscapes, 19 classes"),
+    "cityscapes256": Entry("datasets.cityscapes256", "Cityscapes at 256 x 256, with numbered files"),
+    "bdd100k": Entry("datasets.bdd100k", "BDD100K, in Cityscapes' classes"),
+    "mapillary": Entry("datasets.mapillary", "Mapillary Vistas, in Cityscapes' classes"),
+    "maps": Entry("datasets.maps", "aerial images and maps, for image translation only"),
+    "folder": Entry("datasets.folder:parse", "your own data, in images/ and masks/"),
 })
+WITHOUT_LABELS = ("maps",)  # data sets that have images in the place of labels
 DIRECTIONS = ("label-to-image", "image-to-label", "image-to-image")  # of pairs for image translation
 IMAGES = "images"  # in the place of a data set: the ground truth is an image, and no label
 
@@ -61,9 +54,9 @@ def find_dataset(name: object) -> DataSet:
     Raises `UserError` if `DATASETS` has no such name, or if the data set has images in the place of labels.
     """
     kind, _, settings = name.partition(":") if isinstance(name, str) else (name, "", "")
-    if kind == IMAGES or (isinstance(kind, str) and kind in DATASETS and DATASETS[kind].translation):
-        raise UserError("pairs of images have no classes, so no segmentation model can be trained on them; "
-                        "train_translator.py reads them")
+    if kind in (IMAGES, *WITHOUT_LABELS):
+        raise UserError(f"{kind} has no labels, so no segmentation model can be trained on it or attacked with it; "
+                        "train_translator.py trains models of image translation")
     found = DATASETS.load(kind)
     return found(settings) if callable(found) else found
 
@@ -79,7 +72,9 @@ def chosen(args: argparse.Namespace) -> str | None:
     if args.dataset != "folder":
         if any(given):
             raise UserError("--classes, --class-names and --label-map go with --dataset folder")
-        return IMAGES if args.dataset and DATASETS[args.dataset].translation else args.dataset
+        if args.dataset in WITHOUT_LABELS:
+            find_dataset(args.dataset)
+        return args.dataset
     from datasets.folder import settings
 
     return f"folder:{settings(*given)}"

@@ -14,7 +14,7 @@ another.
 import argparse
 from pathlib import Path
 
-from datasets import DATASETS, DIRECTIONS, IMAGES, add_class_flags, chosen, find_dataset
+from datasets import DATASETS, DIRECTIONS, IMAGES, WITHOUT_LABELS, add_class_flags, chosen, find_dataset
 from utils.cli import UserError, natural, new_parser, positive, refuse_unused, run, thousands
 from utils.distributed import warn_once
 
@@ -46,8 +46,9 @@ def main(args: argparse.Namespace) -> None:
     from datasets.survey import survey, without_copies
 
     name = args.dataset
-    root, out, dataset = Path(args.root or f"data/{name}"), Path(args.splits or f"splits/{name}"), chosen(args)
-    found = DATASETS.load(name) if dataset == IMAGES else find_dataset(dataset)
+    root, out = Path(args.root or f"data/{name}"), Path(args.splits or f"splits/{name}")
+    dataset = IMAGES if name in WITHOUT_LABELS else chosen(args)
+    found = DATASETS.load(name) if name in WITHOUT_LABELS else find_dataset(dataset)
     parts = found.splits(root, args.seed)
     if args.count:
         parts = {part: at_most(args.count, pairs, args.seed) for part, pairs in parts.items()}

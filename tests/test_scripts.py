@@ -217,7 +217,8 @@ def test_cache_in_a_folder_with_other_files_is_refused(world, live, tmp_path):
     (tmp_path / "mine" / "holiday.png").touch()
     result = script("attack.py", "-resume", world / "loss" / "best.pth.tar", *live, "--keep", tmp_path / "mine",
                     "--out", tmp_path / "run")
-    assert result.returncode == 2 and "is no cache" in result.stderr and (tmp_path / "mine/holiday.png").exists()
+    assert result.returncode == 2 and "is no folder of stored outputs" in result.stderr, result.stderr
+    assert (tmp_path / "mine" / "holiday.png").exists()
 
 
 def test_finished_shadow_resumes_to_the_same_results(world, tmp_path):
