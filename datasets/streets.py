@@ -43,6 +43,7 @@ class Domain:
     blur: float = 0.4  # standard deviation of the Gaussian blur, in pixels
     rain: int = 0  # number of rain streaks
     barrel: float = 0.0  # strength of the lens distortion
+    careless: float = 1.0  # factor of the errors of the annotator; 0: labels have the exact outlines
 
 
 DOMAINS = {
@@ -50,6 +51,8 @@ DOMAINS = {
     "rain": Domain(light=(0.3, 0.5), tint=(0.85, 0.95, 1.2), noise=7.0, blur=1.0, rain=140),
     "wide": Domain(sizes=((128, 256), (144, 208), (112, 288)), focal=0.4, height=2.1, light=(0.95, 1.25),
                    tint=(1.15, 1.0, 0.8), noise=3.0, blur=0.6, barrel=0.25),
+    "exact": Domain(careless=0.0),
+    "careless": Domain(careless=2.0),
 }
 
 
@@ -102,9 +105,9 @@ class _Scene:
     def annotate(self, outlines: list[np.ndarray], name: str, careless: float = 1.0) -> None:
         """Fill outlines in the label with the errors of a human annotator: shifts, uneven edges, misses, wrong classes.
 
-        `careless` scales these errors; 0 draws the exact outlines.
+        `careless` scales these errors, as that of the domain does; 0 draws the exact outlines.
         """
-        rng = self.rng
+        rng, careless = self.rng, careless * self.domain.careless
         area = sum(cv2.contourArea(o.astype(np.float32)) for o in outlines)
         if rng.random() < careless * (0.5 if area < 12 else 0.08 if area < 60 else 0.01):
             return
@@ -408,7 +411,9 @@ def decode(raw: np.ndarray, path: Path) -> np.ndarray:
 # Domain, first index and number of images of each part. The indices are consecutive: no image was selected.
 PARTS = {"victim_in": ("clear", 0, 160), "victim_out": ("clear", 1000, 120), "shadow": ("clear", 2000, 320),
          "rain_in": ("rain", 0, 160), "rain_out": ("rain", 1000, 160),
-         "wide_in": ("wide", 0, 160), "wide_out": ("wide", 1000, 160)}
+         "wide_in": ("wide", 0, 160), "wide_out": ("wide", 1000, 160),
+         "exact_in": ("exact", 0, 160), "exact_out": ("exact", 1000, 120),
+         "careless_in": ("careless", 0, 160), "careless_out": ("careless", 1000, 120)}
 
 
 def splits(root: Path, seed: int = 0) -> dict[str, list[Pair]]:
