@@ -36,7 +36,8 @@ IMAGES = "images"  # in the place of a data set: the ground truth is an image, a
 class DataSet(Protocol):
     """A data set: a module or an object with these names.
 
-    It may also have `FIXED = True`: its parts are those of its authors, whatever the seed.
+    It may also have `FIXED = True`: its parts are those of its authors, whatever the seed; and `ASPECT`, width / height
+    of images that were squashed, which a resized copy restores.
     """
 
     CLASSES: Sequence[str]

@@ -66,7 +66,8 @@ def main(args: argparse.Namespace) -> None:
         parts = {part: copy_translation(pairs, dataset, *copy, part, args.translate)
                  for part, pairs in parts.items()}
     elif copy:
-        parts = {part: copy_pairs(pairs, *copy, part) for part, pairs in parts.items()}
+        aspect = getattr(found, "ASPECT", None)
+        parts = {part: copy_pairs(pairs, *copy, part, aspect) for part, pairs in parts.items()}
     for part, pairs in parts.items():
         path = out / f"{part}.txt"
         write_split(path, pairs, f"{name}, seed {args.seed}: {len(pairs)} images")

@@ -14,8 +14,9 @@ from datasets.cityscapes import CLASSES, VICTIM_IN, VICTIM_OUT
 from datasets.pairs import Pair, deal, describe_folder
 from utils.cli import UserError
 
-__all__ = ["CLASSES", "decode", "splits"]
+__all__ = ["ASPECT", "CLASSES", "decode", "splits"]
 
+ASPECT = 2.0  # width / height of the original images, which were squashed
 BLOCK = 25  # images
 PARTS = ("victim_in", "victim_out", "shadow_in", "shadow_out")
 

@@ -19,10 +19,10 @@ from utils.log import progress
 Load = Callable[[Path], np.ndarray]
 
 
-def copy_pairs(pairs: Sequence[Pair], copy: Path, side: int, part: str) -> list[Pair]:
+def copy_pairs(pairs: Sequence[Pair], copy: Path, side: int, part: str, aspect: float | None = None) -> list[Pair]:
     """Write resized copies of images and labels below `copy`, and return the new pairs. What exists is not rewritten.
 
-    The shorter side gets `side` pixels. Images are resized by area averaging, labels by nearest neighbour. Raises
+    The shorter side gets `side` pixels; `aspect`: width / height (default: that of the image). Images are resized by area averaging, labels by nearest neighbour. Raises
     `UserError` if a file that exists has other pixels.
     """
     out = []
@@ -31,19 +31,19 @@ def copy_pairs(pairs: Sequence[Pair], copy: Path, side: int, part: str) -> list[
         for source, load, target, method in ((pair.image, load_image, image, cv2.INTER_AREA),
                                              (pair.label, load_ids, pair.label, cv2.INTER_NEAREST_EXACT)):
             array = load(pair.root / source)
-            size = scaled(array.shape[:2], side, pair.root / source)
+            size = scaled(array.shape[:2], side, pair.root / source, aspect)
             write(copy / target, cv2.resize(array, size, interpolation=method), load, pair.root / source)
         out.append(replace(pair, image=image, group=image if pair.group == pair.image else pair.group, root=copy))
     return out
 
 
-def scaled(shape: tuple[int, int], side: int, path: Path) -> tuple[int, int]:
+def scaled(shape: tuple[int, int], side: int, path: Path, aspect: float | None = None) -> tuple[int, int]:
     """Width and height after a resize to a shorter side of `side`. Raises `UserError` if they are too large."""
-    height, width = shape
+    height, width = (1, aspect) if aspect else shape
     factor = side / min(height, width)
     if height * width * factor**2 > PIXELS:
-        raise UserError(f"{path} is {width} x {height}; --short-side {side} would give it more than {PIXELS:,} pixels; "
-                        "lower it")
+        raise UserError(f"{path} is {shape[1]} x {shape[0]}; --short-side {side} would give it more than {PIXELS:,} "
+                        "pixels; lower it")
     return round(width * factor), round(height * factor)
 
 

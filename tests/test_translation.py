@@ -12,7 +12,7 @@ from test_distributed import torchrun
 from test_stopping import equal, interrupt
 
 from datasets import cityscapes256, maps
-from datasets.copying import copy_translation, palette
+from datasets.copying import copy_pairs, copy_translation, palette
 from datasets.images import load_image
 from datasets.pairs import Pair, at_most, read_split
 from datasets.transforms import TranslationPairs
@@ -124,6 +124,13 @@ def test_copy_for_translation(tmp_path):
     assert same.image == same.label == one.label
     with pytest.raises(UserError, match="at this size"):
         copy_translation([pair], "streets", tmp_path / "copy", 10, "train", "label-to-image")
+
+
+def test_copy_restores_the_aspect(tmp_path):
+    pair, image, label = pair_on_disk(tmp_path / "data", (40, 40))
+    [one] = copy_pairs([pair], tmp_path / "copy", 20, "train", cityscapes256.ASPECT)
+    assert load_image(tmp_path / "copy" / one.image).shape == (20, 40, 3)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "copy" / one.label)), label[1::2])
 
 
 def write_numbered(folder, count, suffix=".jpg"):
