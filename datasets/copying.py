@@ -22,8 +22,8 @@ Load = Callable[[Path], np.ndarray]
 def copy_pairs(pairs: Sequence[Pair], copy: Path, side: int, part: str, aspect: float | None = None) -> list[Pair]:
     """Write resized copies of images and labels below `copy`, and return the new pairs. What exists is not rewritten.
 
-    The shorter side gets `side` pixels; `aspect`: width / height (default: that of the image). Images are resized by area averaging, labels by nearest neighbour. Raises
-    `UserError` if a file that exists has other pixels.
+    The shorter side gets `side` pixels; `aspect`: width / height (default: that of the image). Images are resized by
+    area averaging, labels by nearest neighbour. Raises `UserError` if a file that exists has other pixels.
     """
     out = []
     for pair in progress(pairs, f"resizing {part}"):

@@ -127,7 +127,7 @@ def test_copy_for_translation(tmp_path):
 
 
 def test_copy_restores_the_aspect(tmp_path):
-    pair, image, label = pair_on_disk(tmp_path / "data", (40, 40))
+    pair, _, label = pair_on_disk(tmp_path / "data", (40, 40))
     [one] = copy_pairs([pair], tmp_path / "copy", 20, "train", cityscapes256.ASPECT)
     assert load_image(tmp_path / "copy" / one.image).shape == (20, 40, 3)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "copy" / one.label)), label[1::2])
