@@ -8,7 +8,7 @@ claim that models with large outputs leak most.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from utils.cli import new_parser, run
 
 if TYPE_CHECKING:
+    import torch
+
     from attacks.sample import Sample
     from predictors.samples import Source
 
@@ -35,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
 
     sizes = measure(open_tree(Path(args.tree)))
     for name, found in sizes.items():
-        print("{:10} {values:7} values: AUC {auc:.3f}, minus full {minus_full:+.3f} {minus_full_interval}".format(
+        print("{:18} {values:7} values: AUC {auc:.3f}, minus full {minus_full:+.3f} {minus_full_interval}".format(
             name, **found))
     write_json(args.into, {"commit": commit(), "sizes": sizes})
 
@@ -86,21 +88,22 @@ def measure(source: "Source") -> dict[str, dict]:
 def reductions(sample: "Sample") -> "Iterator[tuple[str, Sample]]":
     """Yield the sample with its full output, and with smaller ones, each with its name.
 
-    Posteriors are read at fewer positions, or the classes i with equal floor(i K / C) become one of K classes. Images
-    and their ground truth become smaller by averaging, or grey.
+    "1/k": every k-th row and column. "averages of k x k" and "grey", of images: means of pixels, or of channels. "K
+    classes", of posteriors: the classes i with equal floor(i K / C) become one.
     """
     import torch.nn.functional as F
 
-    translated = sample.truth.ndim == sample.output.ndim
+    def change(function: "Callable[[torch.Tensor], torch.Tensor]") -> "Sample":
+        return replace(sample, output=function(sample.output), truth=function(sample.truth))
+
+    factors = [factor for factor in FACTORS if factor <= min(sample.output.shape[-2:])]
     yield "full", sample
-    for factor in (factor for factor in FACTORS if factor <= min(sample.output.shape[-2:])):
-        pairs = (sample.output, sample.truth)
-        one, other = ((F.avg_pool2d(image[None], factor)[0] for image in pairs) if translated else
-                      (values[..., ::factor, ::factor] for values in pairs))
-        yield f"1/{factor}", replace(sample, output=one, truth=other)
-    if translated:
-        yield "grey", replace(sample, output=sample.output.mean(0, True), truth=sample.truth.mean(0, True))
-    for count in CLASSES if not translated else ():
+    yield from ((f"1/{k}", change(lambda values, k=k: values[..., ::k, ::k])) for k in factors)
+    if sample.truth.ndim == sample.output.ndim:
+        yield from ((f"averages of {k} x {k}", change(lambda image, k=k: F.avg_pool2d(image, k))) for k in factors)
+        yield "grey", change(lambda image: image.mean(0, keepdim=True))
+        return
+    for count in CLASSES:
         if count < sample.output.shape[0]:
             yield f"{count} classes", merge_classes(sample, count)
 

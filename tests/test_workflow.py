@@ -344,9 +344,12 @@ def test_translated_images_of_each_size(tmp_path):
             (tmp_path / side / part).mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / side / part / f"{name}.png")
     sizes = measure(open_tree(tmp_path))
-    assert list(sizes) == ["full", "1/2", "1/4", "1/8", "grey"]
+    averages = [f"averages of {k} x {k}" for k in (2, 4, 8)]
+    assert list(sizes) == ["full", "1/2", "1/4", "1/8", *averages, "grey"]
     one, two = (np.asarray(Image.open(tmp_path / "train" / part / "0.png")).astype(float) / 255
                 for part in ("output", "truth"))
     halved = [image.reshape(4, 2, 4, 2, 3).mean((1, 3)) for image in (one, two)]
-    wanted = {"grey": -np.abs(one.mean(2) - two.mean(2)).mean(), "1/2": -np.abs(halved[0] - halved[1]).mean()}
+    wanted = {"grey": -np.abs(one.mean(2) - two.mean(2)).mean(),
+              "averages of 2 x 2": -np.abs(halved[0] - halved[1]).mean(),
+              "1/4": -np.abs(one[::4, ::4] - two[::4, ::4]).mean()}
     assert {name: float(sizes[name]["scores"].split()[0]) for name in wanted} == pytest.approx(wanted, abs=3e-3)
