@@ -1,5 +1,6 @@
 """The report of a scale of table 1 of the second paper, from its committed cells."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from reproduce.tables import DASH, markdown
 from utils.cli import UserError
 from utils.files import read_json
 
+ALONE = "predictability"
 TITLES = {"reconstruction": "reconstruction error", "membership-error-released": "membership error, released",
           "membership-error": "membership error, sound", "confidence": "confidence threshold"}
+COLUMNS = len(TITLES) + 3  # of a target in the table
 
 
 class Errors:
@@ -48,8 +51,15 @@ class Errors:
         """
         images = self._read(self.scale.results / first[0].target / "images.json")
         member = np.array([mark == "1" for mark in images["member"]])
-        columns = [[unpack(self.results(cell)["scores"]) for cell in cells] for cells in (first, second)]
+        columns = [[self.scores(cell) for cell in cells] for cells in (first, second)]
         return paired_difference(columns[0], columns[1] or [np.zeros(len(member))], member, images["group"])
+
+    def scores(self, cell: ErrorCell) -> np.ndarray:
+        """Scores (n,) of the images; of `ALONE`, the predictability error, by which two committed scores differ."""
+        if cell.attack != ALONE:
+            return unpack(self.results(cell)["scores"])
+        sound, plain = (replace(cell, attack=attack) for attack in ("membership-error", "reconstruction"))
+        return self.scores(sound) - self.scores(plain)
 
     def commits(self) -> list[str]:
         """The commits of all attacks and models."""
@@ -74,7 +84,8 @@ def page(errors: Errors) -> str:
         "## Table 1", "",
         "AUC in %, mean over the trainings with a 95 % interval over the groups of images. In the columns of the "
         "membership error the second line is the paired difference to the reconstruction error; bold: the interval "
-        "excludes 0. *Blind*: AUC of a classifier that sees no model.", "", table(errors),
+        "excludes 0. The last two columns see no model, and are controls: the predictability error alone, where a "
+        "higher error counts as a member, and a classifier of images and ground truths.", "", table(errors),
         "## Beside the table", "", table(errors, beside=True),
         "## Trainings", "", trainings(errors), "## Defenses", "",
         "AUC under a defense, and the paired difference to the same attack without it.", "", defenses(errors)])
@@ -89,23 +100,24 @@ def table(errors: Errors, beside: bool = False) -> str:
         for name in targets:
             rows.append([*paper, errors.scale.targets[name].about, *measured(errors, name)])
         if not targets and printed:
-            rows.append([*paper, errors.scale.missing[row], *[DASH] * (len(TITLES) + 2)])
+            rows.append([*paper, errors.scale.missing[row], *[DASH] * COLUMNS])
     heads = [] if beside else ["model and data of the paper", "paper: reconstruction → membership error"]
-    return markdown([*heads, "here", "trainings", *TITLES.values(), "blind"], rows)
+    return markdown([*heads, "here", "trainings", *TITLES.values(), "predictability error alone", "blind"], rows)
 
 
 def measured(errors: Errors, target: str) -> list[str]:
     """The last columns of the table for one target: number of trainings, AUC of each attack, and the control."""
     plain = errors.seeds(target, "reconstruction")
     if not plain:
-        return [DASH] * (len(TITLES) + 2)
+        return [DASH] * COLUMNS
     row = [str(len(plain))]
     for attack in TITLES:
         cells = errors.seeds(target, attack)
         row.append("<br>".join([auc(errors, cells), *([change(errors, cells, plain)] if attack in ATTACKS[1:] else [])])
                    if cells else DASH)
+    alone = [replace(cell, attack=ALONE) for cell in errors.seeds(target, "membership-error")[:1]]
     blind = errors.results(plain[0])["controls"].get("blind")
-    return [*row, f"{100 * blind['auc']:.1f}" if blind else DASH]
+    return [*row, auc(errors, alone) if alone else DASH, f"{100 * blind['auc']:.1f}" if blind else DASH]
 
 
 def auc(errors: Errors, cells: list[ErrorCell]) -> str:
