@@ -21,7 +21,7 @@ rule cell:
     output:
         f"{RESULTS}/{{cell}}.json"
     wildcard_constraints:
-        cell="(?!models/)[^/]+/.+_[0-9]+"
+        cell="(?!models/|dimension/)[^/]+/.+_[0-9]+"
     params:
         attack=lambda w: command(scale.cell_command(scale.cells[w.cell])),
         collect=lambda w: command(["-m", "reproduce.collect", str(scale.run_of(scale.cells[w.cell])), "--into",
@@ -30,6 +30,17 @@ rule cell:
     threads: scale.threads
     shell:
         "{params.attack} && {params.collect}"
+
+
+rule dimension:  # the attack has stored the outputs
+    input:
+        lambda w: inputs_if_missing(f"{RESULTS}/dimension/{w.model}.json", scale.reconstruction_of(w.model))
+    output:
+        f"{RESULTS}/dimension/{{model}}.json"
+    params:
+        command=lambda w: command(scale.dimension_command(w.model))
+    shell:
+        "{params.command}"
 
 
 rule report:

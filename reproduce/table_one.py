@@ -113,6 +113,15 @@ class TableOne:
                 str(victim / "last.pth.tar"), "--keep", str(victim / "outputs"), "--root", target.root, "--members",
                 inside, "--non-members", outside, *self.attack.split(), *target.attack.split(), *cell.defense.split()]
 
+    def reconstruction_of(self, model: str) -> str:
+        """The file of the cell of the reconstruction error, whose run stores the outputs of a model."""
+        name, seed = self.models[model]
+        return f"{self.results}/{ErrorCell(name, 'reconstruction', seed).name}.json"
+
+    def dimension_command(self, model: str) -> list[str]:
+        return ["-m", "reproduce.dimension", str(self.runs / model / "outputs"), "--into",
+                str(self.results / "dimension" / f"{model}.json")]
+
     def victim_of(self, cell: ErrorCell) -> Path:
         """The folder of the training that a cell attacks."""
         return self.runs / f"{cell.target}_{cell.seed}"

@@ -12,7 +12,7 @@ from reproduce.shafran import TABLE_ONE
 from reproduce.table_one import ATTACKS, DEFENDED, ErrorCell, TableOne
 from reproduce.tables import DASH, markdown
 from utils.cli import UserError
-from utils.files import read_json
+from utils.files import atomic_open, read_json
 
 ALONE = "predictability"
 TITLES = {"reconstruction": "reconstruction error", "membership-error-released": "membership error, released",
@@ -61,6 +61,11 @@ class Errors:
         sound, plain = (replace(cell, attack=attack) for attack in ("membership-error", "reconstruction"))
         return self.scores(sound) - self.scores(plain)
 
+    def dimension(self, name: str) -> dict[str, dict] | None:
+        """The metrics for each size of the output of a training: name of the size -> metrics."""
+        path = self.scale.results / "dimension" / f"{name}.json"
+        return self._read(path)["sizes"] if path.exists() else None
+
     def commits(self) -> list[str]:
         """The commits of all attacks and models."""
         return sorted({commit for cell in map(self.results, self.cells.values())
@@ -88,7 +93,12 @@ def page(errors: Errors) -> str:
         "higher error counts as a member, and a classifier of images and ground truths.", "", table(errors),
         "## Beside the table", "", table(errors, beside=True),
         "## Trainings", "", trainings(errors), "## Defenses", "",
-        "AUC under a defense, and the paired difference to the same attack without it.", "", defenses(errors)])
+        "AUC under a defense, and the paired difference to the same attack without it.", "", defenses(errors),
+        "## Smaller outputs", "",
+        "AUC in % of the reconstruction error when the same model answers with less (`python -m reproduce.dimension`): "
+        "every k-th row and column, averages of k x k pixels or grey values of images, or merged classes. Bold: the "
+        "paired difference to the full output has an interval that excludes 0.", "", dimensions(errors),
+        *(["![AUC against the number of values of an output](dimension.png)", ""] if draw_dimensions(errors) else [])])
 
 
 def table(errors: Errors, beside: bool = False) -> str:
@@ -151,6 +161,46 @@ def trainings(errors: Errors) -> str:
                          str(found["out"]), str(found["epochs"]), str(found["minutes"])])
     return markdown(["training", "measure", "training images", "other images", "number of training images", "of others",
                      "epochs", "minutes"], rows)
+
+
+def dimensions(errors: Errors) -> str:
+    """AUC for each size of the output of each training."""
+    found = {name: sizes for name in errors.scale.models if (sizes := errors.dimension(name))}
+    names = list(dict.fromkeys(size for sizes in found.values() for size in sizes))
+    rows = []
+    for name, sizes in found.items():
+        row = [name]
+        for size in names:
+            low, high = sizes.get(size, {}).get("minus_full_interval") or (0, 0)
+            mark = "**" if low > 0 or high < 0 else ""
+            row.append(f"{mark}{100 * sizes[size]['auc']:.1f}{mark}" if size in sizes else DASH)
+        rows.append(row)
+    return markdown(["training", *names], rows)
+
+
+def draw_dimensions(errors: Errors) -> bool:
+    """Draw dimension.png: AUC against the number of values of an output. Returns whether there is anything to draw."""
+    found = {name: sizes for name in errors.scale.models if (sizes := errors.dimension(name))}
+    if not found:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, sizes) in enumerate(found.items()):
+        for start, style in (("1/", "-o"), ("averages", "--s")):
+            points = [(one["values"], 100 * one["auc"]) for size, one in sizes.items()
+                      if size.startswith((start, "full"))]
+            if len(points) > 1:
+                axes.plot(*zip(*points, strict=True), style, color=f"C{number % 10}", markersize=3,
+                          label=f"{name}, {'positions' if start == '1/' else 'averages'}")
+    axes.set(xscale="log", xlabel="values of an output", ylabel="AUC, %")
+    axes.axhline(50, color="grey", linestyle=":", linewidth=1)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=7)
+    with atomic_open(errors.scale.results / "dimension.png") as file:
+        figure.savefig(file, dpi=130, format="png")
+    return True
 
 
 def defenses(errors: Errors) -> str:

@@ -312,6 +312,9 @@ def test_table_one_from_models_to_report(pairs, tmp_path):
         change = re.escape(f"{aucs[name] - aucs['reconstruction_0']:+.1f}")
         assert row[column].startswith(f"{aucs[name]:.1f} [") and re.search(rf"<br>\**{change}\** \[", row[column])
     assert "SPADE, ADE20K | 85.31 → 89.79 | not here" in text and "| one_0 | L1 in 0..1 |" in text
+    sizes = json.loads((tmp_path / "results" / "dimension" / "one_0.json").read_text())["sizes"]
+    assert sizes["full"]["auc"] == pytest.approx(aucs["reconstruction_0"] / 100) and "averages of 8 x 8" in text
+    assert (tmp_path / "results" / "dimension.png").stat().st_size > 10_000
 
 
 # The claims of the second paper
