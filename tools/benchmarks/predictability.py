@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from utils.cli import new_parser, positive, run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import nn
 
@@ -33,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--counts", nargs="*", type=positive, default=[100, 1000],
                        help="numbers of images of the second table (default: 100 1000)")
     flags.add_argument("--pooled", action="store_true", help="second table: mean pooling in place of the extractor")
+    flags.add_argument("--elapsed", action="store_true", help="first table: the elapsed time, on a machine that runs "
+                       "nothing else")
     flags.add_argument("--out", default="runs/predictability-cost.json",
                        help="JSON file for the measurements (default: runs/predictability-cost.json)")
     return flags
@@ -45,11 +49,12 @@ def main(args: argparse.Namespace) -> None:
     from tools.benchmarks.measure import describe_machine
     from utils.files import write_json
 
-    rows = []
+    clock, rows = time.perf_counter if args.elapsed else time.process_time, []
     for features in FEATURES:
         net, weights = load(features)
         for name, method in METHODS.items():
-            rows.append({"features": features, "weights": weights, "method": name} | measure(net, method, args.rounds))
+            about = {"features": features, "weights": weights, "method": name}
+            rows.append(about | measure(net, method, args.rounds, clock))
     memory = [in_new_process(measure_memory, count, args.pooled) for count in args.counts]
     write_json(args.out, {"machine": describe_machine(), "cost": rows, "memory": memory})
     print("| extractor (weights) | version | features, s | regression, s | scikit-learn, s | ratio, median (range) | "
@@ -85,7 +90,7 @@ def load(features: str) -> "tuple[nn.Module, str]":
         return ResNetFeatures(wide_resnet50_2()).eval(), "random"
 
 
-def measure(net: "nn.Module", method: "Method", rounds: int) -> dict:
+def measure(net: "nn.Module", method: "Method", rounds: int, clock: "Callable[[], float]" = time.process_time) -> dict:
     """Seconds of one image: features, regression, and that of scikit-learn; the relative difference of the errors."""
     import numpy as np
     import torch
@@ -109,9 +114,9 @@ def measure(net: "nn.Module", method: "Method", rounds: int) -> dict:
     own, other = works["seconds"](), works["seconds_sklearn"]()
     for _ in range(rounds):
         for name, work in works.items():
-            started = time.process_time()
+            started = clock()
             work()
-            found[name].append((time.process_time() - started) / (SCENES if name == "seconds_features" else 1))
+            found[name].append((clock() - started) / (SCENES if name == "seconds_features" else 1))
     return found | {"difference": abs(own - other) / other}
 
 
