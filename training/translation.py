@@ -65,6 +65,10 @@ def train_translator(options: TranslatorTraining, inside: Sequence[Pair], outsid
             check_weights(model, run.progress.epoch)
             run.finish_epoch(l1=run.progress.loss / steps, lr=optimizers["generator"].param_groups[0]["lr"])
             run.save_epoch(save)
+            if run.progress.epoch == 1:
+                minutes = run.progress.minutes
+                print_once(f"the first epoch took {60 * minutes:.0f} seconds; {options.epochs} epochs need about "
+                           f"{options.epochs * minutes:.0f} minutes")
             if run.progress.epoch % max(1, options.epochs // SHEETS) == 0 and is_main():
                 write_sheet(folder / "samples" / f"epoch-{run.progress.epoch:04d}.png", model,
                             [*inside[:SHOWN], *outside[:SHOWN]], compute)
