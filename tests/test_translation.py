@@ -20,6 +20,7 @@ from defenses import DefenseSpec
 from models import load_translator
 from models.translation.pix2pix import PatchDiscriminator, Pix2Pix, UNet
 from predictors.triples import list_triples
+from training import step
 from training.options import TranslatorTraining
 from training.translation import set_rates
 from utils.cli import UserError
@@ -243,6 +244,17 @@ def test_two_processes_train_one_translator(translation, tmp_path):
     must(torchrun(*flags, "--out", tmp_path / "two"))
     one, two = (results(tmp_path / run)["l1_in"] for run in ("one", "two"))
     assert one == pytest.approx(two, rel=0.01)
+
+
+def test_gradients_are_averaged_over_processes(monkeypatch):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    monkeypatch.setattr(step, "world_size", lambda: 2)
+    monkeypatch.setattr(step.dist, "all_reduce", lambda gradient: gradient.add_(torch.tensor([3.0, 5.0])))
+    step.average_gradients(optimizer)
+    weight.grad = torch.tensor([1.0, -1.0])  # that of this process; the other has 3 and 5
+    optimizer.step()
+    assert weight.tolist() == [-2.0, -2.0]
 
 
 def test_live_and_stored_attack_agree(translation, tmp_path):
