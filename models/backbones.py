@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.depthwise import replace_depthwise
 from utils.cli import UserError
 
 ALIASES = {"efficientnet_lite0": "tf_efficientnet_lite0"}
@@ -51,6 +52,7 @@ class Backbone(nn.Module):
             _load_in_order(self.body, offline)
         if timm_name.startswith("resnet"):
             _dilate_first_blocks(self.body)
+        replace_depthwise(self.body)
         self.channels: list[int] = self.body.feature_info.channels()
         self.reductions: list[int] = self.body.feature_info.reduction()
         settings = timm.get_pretrained_cfg(timm_name)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.backbones import Backbone
+from models.depthwise import Depthwise
 from models.layers import Segmenter, auxiliary_head, conv_norm
 
 RATES = (6, 12, 18)  # dilation rates of atrous pooling at output stride 16; doubled at 8
@@ -16,7 +17,7 @@ LOW = 48  # channels of the features at stride 4 in the decoder
 def separable(inputs: int, outputs: int, rate: tuple[int, int] = (1, 1)) -> nn.Sequential:
     """Depthwise 3x3 convolution with dilation `rate` (height, width), norm, ReLU, then 1x1 convolution, norm, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, inputs, 3, padding=rate, dilation=rate, groups=inputs, bias=False),
+        Depthwise(nn.Conv2d(inputs, inputs, 3, padding=rate, dilation=rate, groups=inputs, bias=False)),
         nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), conv_norm(inputs, outputs))
 
 

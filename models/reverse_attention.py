@@ -164,12 +164,21 @@ def structure_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     as the padding beyond the image does.
     """
     known, region = labels != VOID, (labels == 1).to(logits.dtype)
-    around = F.avg_pool2d(region.unsqueeze(1), WINDOW, stride=1, padding=WINDOW // 2).squeeze(1)
-    weight = (1 + NEAR * (around - region).abs()) * known
+    weight = (1 + NEAR * (mean_around(region) - region).abs()) * known
     member = logits.sigmoid()
     common = (member * region * weight).sum(dim=(1, 2))
     union = ((member + region) * weight).sum(dim=(1, 2)) - common
     return mean_entropy(logits, region, known) + 1 - (common + 1) / (union + 1)
+
+
+def mean_around(maps: torch.Tensor) -> torch.Tensor:
+    """The mean of maps (N, H, W) over the window of each position; beyond the map they are 0.
+
+    First over columns, then over rows, which takes 62 additions a position in place of 961.
+    """
+    half = WINDOW // 2
+    columns = F.avg_pool2d(maps.unsqueeze(1), (1, WINDOW), stride=1, padding=(0, half))
+    return F.avg_pool2d(columns, (WINDOW, 1), stride=1, padding=(half, 0)).squeeze(1)
 
 
 def mean_entropy(logits: torch.Tensor, targets: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

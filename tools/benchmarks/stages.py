@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +27,7 @@ from datasets.transforms import Augmented
 from evaluation.metrics import compute_metrics
 from models import LoadedAttacker, build_segmenter, load_attacker
 from models.attacker import Attacker, InputSpec
+from models.depthwise import Depthwise
 from predictors.base import PredictorOptions, Query, Record
 from predictors.checkpoint import ModelPredictor
 from predictors.samples import tree_source
@@ -181,6 +184,23 @@ def victim_training(folder: Path, count: int = 16, batch: int = 8, precision: st
     return Stage("images", count, slow, fast, flops=flops / 2 * count)
 
 
+def depthwise_training(count: int = 8, precision: str = "auto") -> Stage:
+    """Train PSPNet on EfficientNet-Lite0, compared with the same step by PyTorch's own depthwise convolutions."""
+    spec = SEGMENTER | {"backbone": "efficientnet_lite0", "stages": 4, "output_stride": 16}
+    compared = [build_segmenter(spec).to(memory_format=torch.channels_last).train() for _ in range(2)]
+    for module in compared[0].modules():
+        if isinstance(module, Depthwise):
+            module.forward = partial(plain_depthwise, module)
+    images, labels = torch.rand(count, 3, *CROP), torch.randint(0, 19, (count, *CROP))
+    steps = [partial(segmentation.learn, model, torch.optim.SGD(model.parameters(), lr=0.01), images, labels, 0.4,
+                     on_cpu(precision)) for model in compared]
+    return Stage("images", count, *steps)
+
+
+def plain_depthwise(layer: Depthwise, inputs: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(layer.padded(inputs), layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
 def dpsgd_training(compared_with: str, count: int = 8, precision: str = "auto") -> Stage:
     """A DPSGD step without noise, compared with simple code for it or with a step of plain SGD ("SGD")."""
     from defenses.dpsgd import privatise
@@ -241,6 +261,7 @@ STAGES = {
     "querying the victim": lambda folder: querying(),
     "loading images": loading,
     "training the victim": victim_training,
+    "training EfficientNet": lambda folder: depthwise_training(),
     "training with DPSGD": lambda folder: dpsgd_training("one image at a time"),
     "DPSGD compared with SGD": lambda folder: dpsgd_training("SGD"),
     "training the attacker": lambda folder: attacker_training(),
