@@ -36,6 +36,9 @@ def test_number_of_parameters_of_the_papers_models():
         assert (parameters(psp), parameters(psp) - parameters(psp.auxiliary)) == (68_072_166, 65_707_475)
         assert parameters(build_segmenter({"name": "upernet"})) == 83_147_219
         assert parameters(build_segmenter({"name": "upernet", "width": 256})) == 60_856_019
+        # the models for ADE20K whose weights are published
+        for backbone, count in (("resnet50s", 64_222_294), ("resnet101s", 83_214_422)):
+            assert parameters(build_segmenter({"name": "upernet", "backbone": backbone, "classes": 150})) == count
         assert parameters(build_segmenter({"name": "deeplabv3plus"})) == pytest.approx(43.5e6, rel=0.01)
         assert parameters(build_segmenter({"name": "dpc"})) == pytest.approx(41.6e6, rel=0.01)
         assert parameters(build_segmenter({"name": "hrnetv2"})) == 66_519_030
