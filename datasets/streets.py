@@ -44,6 +44,7 @@ class Domain:
     rain: int = 0  # number of rain streaks
     barrel: float = 0.0  # strength of the lens distortion
     careless: float = 1.0  # factor of the errors of the annotator; 0: labels have the exact outlines
+    scenes: str | None = None  # the domain whose images these are; only the labels differ
 
 
 DOMAINS = {
@@ -51,14 +52,14 @@ DOMAINS = {
     "rain": Domain(light=(0.3, 0.5), tint=(0.85, 0.95, 1.2), noise=7.0, blur=1.0, rain=140),
     "wide": Domain(sizes=((128, 256), (144, 208), (112, 288)), focal=0.4, height=2.1, light=(0.95, 1.25),
                    tint=(1.15, 1.0, 0.8), noise=3.0, blur=0.6, barrel=0.25),
-    "exact": Domain(careless=0.0),
-    "careless": Domain(careless=2.0),
+    "exact": Domain(careless=0.0, scenes="clear"),
+    "careless": Domain(careless=2.0, scenes="clear"),
 }
 
 
 def draw(index: int, domain: str = "clear", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw scene `index` of `domain`: image uint8 RGB (H, W, 3) and label uint8 (H, W), 255 = void."""
-    rng, sizes = stream(seed, "streets", domain, index), DOMAINS[domain].sizes
+    rng, sizes = stream(seed, "streets", DOMAINS[domain].scenes or domain, index), DOMAINS[domain].sizes
     scene = _Scene(rng, DOMAINS[domain], sizes[rng.integers(len(sizes))])
     _ground(scene)
     for depth, _, paint in sorted(_facades(scene) + _objects(scene), key=lambda item: (-item[0], item[1])):
@@ -105,18 +106,22 @@ class _Scene:
     def annotate(self, outlines: list[np.ndarray], name: str, careless: float = 1.0) -> None:
         """Fill outlines in the label with the errors of a human annotator: shifts, uneven edges, misses, wrong classes.
 
-        `careless` scales these errors, as that of the domain does; 0 draws the exact outlines.
+        `careless` scales these errors, as that of the domain does; 0 draws the exact outlines. The random numbers that
+        are drawn do not depend on the domain, so that its scenes stay the same.
         """
-        rng, careless = self.rng, careless * self.domain.careless
+        rng, factor = self.rng, self.domain.careless
         area = sum(cv2.contourArea(o.astype(np.float32)) for o in outlines)
-        if rng.random() < careless * (0.5 if area < 12 else 0.08 if area < 60 else 0.01):
+        miss = careless * (0.5 if area < 12 else 0.08 if area < 60 else 0.01)
+        luck, confusion, shift, wobbles = rng.random(), 1.0, 0.0, [0.0] * len(outlines)
+        if luck >= miss:
+            confusion, shift = rng.random(), rng.normal(0, 0.7, 2)
+            wobbles = [rng.normal(0, 0.7, outline.shape) for outline in outlines]
+        if luck < factor * miss:
             return
-        if rng.random() < 0.04 * careless:
+        if confusion < 0.04 * careless * factor:
             name = CONFUSED.get(name, name)
-        shift = rng.normal(0, 0.7, 2) * careless
-        for outline in outlines:
-            wobble = rng.normal(0, 0.7, outline.shape) * careless
-            points = np.round((outline + shift + wobble) * 16).astype(np.int32)
+        for outline, wobble in zip(outlines, wobbles, strict=True):
+            points = np.round((outline + shift * careless * factor + wobble * careless * factor) * 16).astype(np.int32)
             cv2.fillPoly(self.label, [points], ID[name], cv2.LINE_8, 4)
 
     def draw_object(self, name: str, parts: list[tuple[np.ndarray, np.ndarray]], marks: tuple = ()) -> None:

@@ -62,7 +62,8 @@ class ErrorCell:
 class TableOne:
     """The keys of a scale file of table 1, and the runs and cells that follow from them. `read_table_one` makes one.
 
-    `missing`: row of table 1 -> why it has no target.
+    `missing`: row of table 1 -> why it has no target. `compared`: pairs of targets on the same images, the more certain
+    task first.
     """
 
     name: str
@@ -77,6 +78,7 @@ class TableOne:
     attack: str
     minutes: dict[str, float]
     launch: str = ""
+    compared: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def models(self) -> dict[str, tuple[str, int]]:
@@ -148,6 +150,7 @@ def read_table_one(path: str | Path) -> TableOne:
     try:
         targets = {name: Target(**target | {key: tuple(target[key]) for key in ("sides", "defenses") if key in target})
                    for name, target in keys.pop("targets").items()}
+        keys["compared"] = tuple(map(tuple, keys.get("compared", ())))
         scale = TableOne(name=path.stem, data_marks=keys["runs"] / "data", targets=targets, **keys)
     except KeyError as error:
         raise UserError(f"{path} has no key {error}") from None
@@ -156,6 +159,8 @@ def read_table_one(path: str | Path) -> TableOne:
     rows = {target.row for target in targets.values()} - {None}
     if wrong := [*sorted((rows | set(scale.missing)) - set(TABLE_ONE)), *(set(TABLE_ONE) - rows - set(scale.missing))]:
         raise UserError(f"{path}: {wrong[0]!r} is no row of table 1, or has neither a target nor an entry in `missing`")
+    if unknown := sorted({name for pair in scale.compared for name in pair} - set(targets)):
+        raise UserError(f"{path}: `compared` names {unknown[0]}, which is no target")
     if untimed := [name for name in (*targets, "attack") if name not in scale.minutes]:
         raise UserError(f"{path}: `minutes` has no entry for {untimed[0]}")
     return scale

@@ -49,10 +49,22 @@ class Errors:
 
         With an empty `second`, AUC of `first` minus 0.5. Returns {"difference", "interval": [low, high]} in 0..1.
         """
-        images = self._read(self.scale.results / first[0].target / "images.json")
+        images = self._images(first[0].target)
         member = np.array([mark == "1" for mark in images["member"]])
         columns = [[self.scores(cell) for cell in cells] for cells in (first, second)]
         return paired_difference(columns[0], columns[1] or [np.zeros(len(member))], member, images["group"])
+
+    def _images(self, target: str) -> dict:
+        """images.json of a target, whose images are in the order of the scores of its cells."""
+        return self._read(self.scale.results / target / "images.json")
+
+    def check_paired(self, *targets: str) -> None:
+        """Raise `UserError` if the images of two targets are not the same; only their folders may differ."""
+        one, other = ((images["member"], [Path(name).name for name in images["images"]])
+                      for images in map(self._images, targets))
+        if one != other:
+            raise UserError(f"{' and '.join(targets)} do not have the same images, so they cannot be compared; change "
+                            "`compared` in the scale file")
 
     def scores(self, cell: ErrorCell) -> np.ndarray:
         """Scores (n,) of the images; of `ALONE`, the predictability error, by which two committed scores differ."""
@@ -92,6 +104,9 @@ def page(errors: Errors) -> str:
         "excludes 0. The last two columns see no model, and are controls: the predictability error alone, where a "
         "higher error counts as a member, and a classifier of images and ground truths.", "", table(errors),
         "## Beside the table", "", table(errors, beside=True),
+        *(["## Certain and uncertain tasks", "",
+           "AUC in % of two models on the same images, and the difference of the second to the first, paired by image. "
+           "Bold: the interval excludes 0.", "", comparisons(errors)] if scale.compared else []),
         "## Trainings", "", trainings(errors), "## Defenses", "",
         "AUC under a defense, and the paired difference to the same attack without it.", "", defenses(errors),
         "## Smaller outputs", "",
@@ -128,6 +143,20 @@ def measured(errors: Errors, target: str) -> list[str]:
     alone = [replace(cell, attack=ALONE) for cell in errors.seeds(target, "membership-error")[:1]]
     blind = errors.results(plain[0])["controls"].get("blind")
     return [*row, auc(errors, alone) if alone else DASH, f"{100 * blind['auc']:.1f}" if blind else DASH]
+
+
+def comparisons(errors: Errors) -> str:
+    """The pairs of targets that the scale compares: AUC of each attack on both, and the paired difference."""
+    rows = []
+    for pair in errors.scale.compared:
+        for attack in ATTACKS:
+            certain, uncertain = (errors.seeds(target, attack) for target in pair)
+            if certain and uncertain:
+                errors.check_paired(*pair)
+                rows.append([*(errors.scale.targets[target].about for target in pair), TITLES[attack],
+                             auc(errors, certain), auc(errors, uncertain), change(errors, uncertain, certain)])
+    return markdown(["more certain", "less certain", "score", "AUC, more certain", "AUC, less certain", "difference"],
+                    rows)
 
 
 def auc(errors: Errors, cells: list[ErrorCell]) -> str:

@@ -185,6 +185,17 @@ def test_streets_depend_on_domain_index_and_seed():
     assert not np.array_equal(image, streets.draw(3, seed=1)[0]) and not np.array_equal(image, streets.draw(4)[0])
 
 
+def test_streets_with_exact_and_careless_labels_have_the_same_images():
+    shares = []
+    for index in range(8):
+        (image, label), *others = (streets.draw(index, domain) for domain in ("exact", "clear", "careless"))
+        for other, _ in others:
+            np.testing.assert_array_equal(image, other)
+        shares.append([(label != other).mean() for _, other in others])
+    usual, careless = np.mean(shares, axis=0)
+    assert 0 < 1.5 * usual < careless
+
+
 def test_streets_have_all_classes_and_three_domains():
     drawn = {domain: [streets.draw(i, domain) for i in range(60)] for domain in streets.DOMAINS}
     for scenes in drawn.values():

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from reproduce.paper import COLUMNS, TABLE
 from reproduce.plan import FOLDER, paper_of, read_scale
 from reproduce.shafran import TABLE_ONE
 from reproduce.table_one import read_table_one
+from reproduce.table_one_page import Errors, comparisons
 from utils.cli import UserError
 
 SCALES = ("tiny", "camvid", "camvid-shadows", "paper", "two-shadows")
@@ -282,6 +284,7 @@ def test_commands_of_table_one(name):
     (lambda keys: keys["missing"].pop("SPADE, ADE20K"), "'SPADE, ADE20K' is no row"),
     (lambda keys: keys["targets"]["pix2pix"].update(row="pix2pix, Horses"), "'pix2pix, Horses' is no row"),
     (lambda keys: keys["minutes"].pop("upernet"), "no entry for upernet"), (lambda keys: keys.pop("note"), "note"),
+    (lambda keys: keys.update(compared=[["pix2pix", "horses"]]), "horses, which is no target"),
     (lambda keys: keys["targets"]["pix2pix"].update(color="red"), "color")])
 def test_scale_of_table_one_that_is_wrong(tmp_path, change, message):
     keys = yaml.safe_load((FOLDER / "scales" / "table1-tiny.yaml").read_text())
@@ -318,6 +321,33 @@ def test_table_one_from_models_to_report(pairs, tmp_path):
 
 
 # The claims of the second paper
+
+def test_compared_targets(tmp_path):
+    """Two trainings of the committed results as two targets, whose images have other folders but the same names."""
+    keys = yaml.safe_load((FOLDER / "scales" / "table1.yaml").read_text())
+    keys["targets"] = {name: keys["targets"]["pix2pix-maps"] | {"seeds": 1, "about": name} for name in ("one", "two")}
+    keys["missing"] |= {row: "not here" for row in TABLE_ONE if row != "pix2pix, Maps2sat"}
+    keys |= {"results": str(tmp_path), "compared": [["one", "two"]], "minutes": {"one": 1, "two": 1, "attack": 1}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(keys))
+    committed = FOLDER / "results" / "table1" / "pix2pix-maps"
+    for seed, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        shutil.copy(committed / f"reconstruction_{seed}.json", tmp_path / name / "reconstruction_0.json")
+    images = json.loads((committed / "images.json").read_text())
+    other = images | {"images": [name.replace("map/", "aerial/") for name in images["images"]]}
+    for name, listed in (("one", images), ("two", other)):
+        (tmp_path / name / "images.json").write_text(json.dumps(listed))
+    errors = Errors(read_table_one(tmp_path / "two.yaml"))
+    row = comparisons(errors).splitlines()[-1].split(" | ")
+    first, second = (json.loads((committed / f"reconstruction_{seed}.json").read_text())["image"]["auc"]
+                     for seed in (0, 1))
+    assert float(row[-1].strip("*").split("[")[0].strip(" *")) == pytest.approx(100 * (second - first), abs=0.06)
+    assert float(row[-3].split(" [")[0]) == pytest.approx(100 * first, abs=0.06)
+    (tmp_path / "two" / "images.json").write_text(json.dumps(other | {"images": other["images"][::-1]}))
+    with pytest.raises(UserError, match="do not have the same images"):
+        comparisons(Errors(errors.scale))
+
+
 
 def test_outputs_of_each_size(tmp_path):
     """The posteriors of the examples at fewer positions and with fewer classes, beside a slow computation."""
