@@ -3,6 +3,8 @@
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -145,3 +147,13 @@ def test_attacker_of_stored_posteriors_keeps_their_stride(world, tmp_path):
     assert stored["args"]["stride"] is None and stored["view"]["stride"] == 4
     must(script("train_attacker.py", "--continue", tmp_path / "run"))
     assert torch.load(world / "loss" / "last.pth.tar", weights_only=True)["args"]["stride"] == 4
+
+
+def test_output_that_nobody_reads():
+    """As with `| true`: one line says why the script stopped, and no traceback follows."""
+    process = subprocess.Popen([sys.executable, str(ROOT / "train_victim.py"), "--plan", "--images", "10"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process.stdout.close()
+    assert process.wait() == 2
+    assert process.stderr.read().splitlines() == [
+        "train_victim.py: error: stopped, because the program that read the output has ended"]

@@ -4,6 +4,7 @@ import argparse
 import io
 import math
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -119,12 +120,16 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         main(args)
         for call in AFTER_SUCCESS:
             call()
+        sys.stdout.flush()
     except UserError as error:
         # An error in a DataLoader worker arrives with its traceback; the last line is the message.
         lines = str(error).strip().splitlines()
         text = lines[-1].removeprefix("utils.cli.UserError: ") if "Traceback" in str(error) else " ".join(lines)
         sys.exit(_print_error(parser.prog, text, 2))
-    except ConnectionError:  # a killed worker may close its pipe before the DataLoader notices
+    except ConnectionError:
+        if _reader_has_ended():
+            sys.exit(_print_error(parser.prog, "stopped, because the program that read the output has ended", 2))
+        # a killed worker may close its pipe before the DataLoader notices
         sys.exit(_print_error(parser.prog, MACHINE_ERRORS["DataLoader worker"], 2))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
@@ -138,6 +143,16 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except KeyboardInterrupt as error:
         stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
         sys.exit(_print_error(parser.prog, f"stopped; {stop.hint}", 128 + stop.number))
+
+
+def _reader_has_ended() -> bool:
+    """Whether stdout is a pipe that nobody reads, as after `| head`. If so, Python does not write to it at its end."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are always reported
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _use_utf8() -> None:
