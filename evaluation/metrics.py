@@ -1,7 +1,6 @@
 """Membership metrics (section 2.3) and segmentation utility."""
 
 import numpy as np
-from scipy.stats import rankdata
 
 from utils import VOID
 
@@ -44,6 +43,8 @@ def placements(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray
 
     Equal scores count one half. The mean of each is the AUC.
     """
+    from scipy.stats import rankdata  # takes a second to import, which --help of a script should not need
+
     first = len(members)
     ranks = rankdata(np.concatenate([members, non_members]))
     below = (ranks[:first] - rankdata(members)) / len(non_members)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.intervals import paired_difference
 from reproduce.cells import unpack
 from reproduce.paper import SETTINGS
 from reproduce.plan import Cell, Scale
@@ -96,6 +95,8 @@ class Measured:
 
         `counts`: numbers of patches for `scores`. Returns {"difference", "interval": [low, high]}, in 0..1.
         """
+        from evaluation.intervals import paired_difference  # imports scipy.stats, which takes a second
+
         columns = [[self.scores(cell, count) for cell in cells]
                    for cells, count in zip((first, second), counts, strict=True)]
         return paired_difference(*columns, *self.images(first[0].setting))
