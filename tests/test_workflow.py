@@ -348,7 +348,6 @@ def test_compared_targets(tmp_path):
         comparisons(Errors(errors.scale))
 
 
-
 def test_outputs_of_each_size(tmp_path):
     """The posteriors of the examples at fewer positions and with fewer classes, beside a slow computation."""
     must(script("reproduce/dimension.py", ROOT / "examples", "--into", tmp_path / "sizes.json"))
