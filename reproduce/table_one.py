@@ -6,7 +6,7 @@ trainings. Reconstruction error and membership error need no shadow and no attac
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class TableOne:
     """The keys of a scale file of table 1, and the runs and cells that follow from them. `read_table_one` makes one.
 
     `missing`: row of table 1 -> why it has no target. `compared`: pairs of targets on the same images, the more certain
-    task first.
+    task first. `pooled`: name -> targets, or pairs as in `compared`, over which one verdict is given.
     """
 
     name: str
@@ -79,6 +79,7 @@ class TableOne:
     minutes: dict[str, float]
     launch: str = ""
     compared: tuple[tuple[str, str], ...] = ()
+    pooled: dict[str, list[str | list[str]]] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> dict[str, tuple[str, int]]:
@@ -159,8 +160,10 @@ def read_table_one(path: str | Path) -> TableOne:
     rows = {target.row for target in targets.values()} - {None}
     if wrong := [*sorted((rows | set(scale.missing)) - set(TABLE_ONE)), *(set(TABLE_ONE) - rows - set(scale.missing))]:
         raise UserError(f"{path}: {wrong[0]!r} is no row of table 1, or has neither a target nor an entry in `missing`")
-    if unknown := sorted({name for pair in scale.compared for name in pair} - set(targets)):
-        raise UserError(f"{path}: `compared` names {unknown[0]}, which is no target")
+    for key, entries in (("compared", scale.compared), ("pooled", itertools.chain(*scale.pooled.values()))):
+        names = {name for one in entries for name in ([one] if isinstance(one, str) else one)}
+        if unknown := sorted(names - set(targets)):
+            raise UserError(f"{path}: `{key}` names {unknown[0]}, which is no target")
     if untimed := [name for name in (*targets, "attack") if name not in scale.minutes]:
         raise UserError(f"{path}: `minutes` has no entry for {untimed[0]}")
     return scale

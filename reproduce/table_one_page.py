@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.intervals import paired_difference
+from evaluation.pooled import Contrast, Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
+from reproduce.claims import ABOVE, UNKNOWN
 from reproduce.shafran import TABLE_ONE
 from reproduce.table_one import ATTACKS, DEFENDED, ErrorCell, TableOne
 from reproduce.tables import DASH, markdown
@@ -53,6 +55,18 @@ class Errors:
         member = np.array([mark == "1" for mark in images["member"]])
         columns = [[self.scores(cell) for cell in cells] for cells in (first, second)]
         return paired_difference(columns[0], columns[1] or [np.zeros(len(member))], member, images["group"])
+
+    def stratum(self, first: list[ErrorCell], second: list[ErrorCell]) -> Stratum:
+        """All trainings of `first` and `second`. Attacks on one target are compared within each training."""
+        images = self._images(first[0].target)
+        if first[0].target == second[0].target:
+            seeds = {cell.seed: self.scores(cell) for cell in second}
+            arms = [[contrast([self.scores(cell)], [seeds[cell.seed]]) for cell in first if cell.seed in seeds]]
+        else:
+            arms = [[Contrast([self.scores(cell)], [sign]) for cell in cells]
+                    for sign, cells in ((1.0, first), (-1.0, second))]
+        member = np.array([mark == "1" for mark in images["member"]])
+        return Stratum(self.scale.targets[first[0].target].root, arms, member, images["group"])
 
     def _images(self, target: str) -> dict:
         """images.json of a target, whose images are in the order of the scores of its cells."""
@@ -107,6 +121,13 @@ def page(errors: Errors) -> str:
         *(["## Certain and uncertain tasks", "",
            "AUC in % of two models on the same images, and the difference of the second to the first, paired by image. "
            "Bold: the interval excludes 0.", "", comparisons(errors)] if scale.compared else []),
+        *(["## Pooled over data sets", "",
+           "Mean difference in AUC in % over targets, each with the mean of its trainings. The interval covers the "
+           "groups of images (those of all targets with the same images at once) and, if any target has a second "
+           "training, the variance between trainings. A claim *holds* if the interval is above 0, and *does not "
+           "hold* if it is below. *Detectable*: the smallest difference that would have been found with a probability "
+           "of 80 %.", "",
+           pooled(errors)] if scale.pooled else []),
         "## Trainings", "", trainings(errors), "## Defenses", "",
         "AUC under a defense, and the paired difference to the same attack without it.", "", defenses(errors),
         "## Smaller outputs", "",
@@ -157,6 +178,27 @@ def comparisons(errors: Errors) -> str:
                              auc(errors, certain), auc(errors, uncertain), change(errors, uncertain, certain)])
     return markdown(["more certain", "less certain", "score", "AUC, more certain", "AUC, less certain", "difference"],
                     rows)
+
+
+def pooled(errors: Errors) -> str:
+    """One verdict on each claim over all targets, or pairs of targets, that the scale pools."""
+    rows = []
+    for name, entries in errors.scale.pooled.items():
+        pairs = isinstance(entries[0], list)
+        for attack in ATTACKS if pairs else ATTACKS[1:]:
+            cells = [[errors.seeds(target, attack) for target in reversed(one)] if pairs
+                     else [errors.seeds(one, attack), errors.seeds(one, "reconstruction")] for one in entries]
+            cells = [(first, second) for first, second in cells if first and second]
+            if cells:
+                found = pooled_difference([errors.stratum(*one) for one in cells])
+                low, high = found["interval"] or UNKNOWN
+                detectable = DASH if found["detectable"] is None else f"{100 * found['detectable']:.1f}"
+                claim = "the less certain task leaks more" if pairs else "above the reconstruction error"
+                rows.append([claim, name, TITLES[attack], f"{len(cells)} of {len(entries)}", str(found["trainings"]),
+                             f"{100 * found['difference']:+.1f}{_interval(found['interval'], 0, '+')}", detectable,
+                             f"**{ABOVE(low, high)}**"])
+    return markdown(["claim", "over", "score", "targets or pairs measured", "degrees of freedom between trainings",
+                     "difference", "detectable", "verdict"], rows)
 
 
 def auc(errors: Errors, cells: list[ErrorCell]) -> str:

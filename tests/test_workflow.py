@@ -26,7 +26,7 @@ from reproduce.paper import COLUMNS, TABLE
 from reproduce.plan import FOLDER, paper_of, read_scale
 from reproduce.shafran import TABLE_ONE
 from reproduce.table_one import read_table_one
-from reproduce.table_one_page import Errors, comparisons
+from reproduce.table_one_page import Errors, comparisons, pooled
 from utils.cli import UserError
 
 SCALES = ("tiny", "camvid", "camvid-shadows", "paper", "two-shadows")
@@ -285,6 +285,7 @@ def test_commands_of_table_one(name):
     (lambda keys: keys["targets"]["pix2pix"].update(row="pix2pix, Horses"), "'pix2pix, Horses' is no row"),
     (lambda keys: keys["minutes"].pop("upernet"), "no entry for upernet"), (lambda keys: keys.pop("note"), "note"),
     (lambda keys: keys.update(compared=[["pix2pix", "horses"]]), "horses, which is no target"),
+    (lambda keys: keys.update(pooled={"streets": ["pix2pix", "cows"]}), "`pooled` names cows, which is no target"),
     (lambda keys: keys["targets"]["pix2pix"].update(color="red"), "color")])
 def test_scale_of_table_one_that_is_wrong(tmp_path, change, message):
     keys = yaml.safe_load((FOLDER / "scales" / "table1-tiny.yaml").read_text())
@@ -327,7 +328,8 @@ def test_compared_targets(tmp_path):
     keys = yaml.safe_load((FOLDER / "scales" / "table1.yaml").read_text())
     keys["targets"] = {name: keys["targets"]["pix2pix-maps"] | {"seeds": 1, "about": name} for name in ("one", "two")}
     keys["missing"] |= {row: "not here" for row in TABLE_ONE if row != "pix2pix, Maps2sat"}
-    keys |= {"results": str(tmp_path), "compared": [["one", "two"]], "minutes": {"one": 1, "two": 1, "attack": 1}}
+    keys |= {"results": str(tmp_path), "compared": [["one", "two"]], "pooled": {},
+             "minutes": {"one": 1, "two": 1, "attack": 1}}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(keys))
     committed = FOLDER / "results" / "table1" / "pix2pix-maps"
     for seed, name in enumerate(("one", "two")):
@@ -343,6 +345,10 @@ def test_compared_targets(tmp_path):
                      for seed in (0, 1))
     assert float(row[-1].strip("*").split("[")[0].strip(" *")) == pytest.approx(100 * (second - first), abs=0.06)
     assert float(row[-3].split(" [")[0]) == pytest.approx(100 * first, abs=0.06)
+    errors.scale.pooled["maps"] = [["one", "two"]]  # the first is the more certain task
+    row = pooled(errors).splitlines()[-1].split(" | ")
+    assert row[1:5] == ["maps", "reconstruction error", "1 of 1", "0"] and row[-1].startswith("**")
+    assert float(row[5].split(" [")[0]) == pytest.approx(100 * (second - first), abs=0.06)
     (tmp_path / "two" / "images.json").write_text(json.dumps(other | {"images": other["images"][::-1]}))
     with pytest.raises(UserError, match="do not have the same images"):
         comparisons(Errors(errors.scale))
