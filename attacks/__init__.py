@@ -37,6 +37,7 @@ SCHEMES = ("random", "sliding", "rejection", "full")  # how the patches of an im
 REPRESENTATIONS = Table("representation", {
     "loss": Entry("attacks.representation:LOSS_MAP", "structured loss map"),
     "concate": Entry("attacks.representation:CONCATENATION", "posterior and one-hot label concatenated"),
+    "log-concate": Entry("attacks.representation:LOG_CONCATENATION", "log-posterior and one-hot label concatenated"),
 })
 
 

@@ -12,6 +12,8 @@ from utils import VOID
 
 ARGMAX_LOSS = -math.log(FLOOR) / 50  # loss of a wrong position in the release, which divides loss maps of Argmax by 50
 
+LOG_RANGE = 24 * math.log(2)  # minus the logarithm of the smallest positive float16, as which posteriors are stored
+
 
 @dataclass(frozen=True)
 class Representation:
@@ -60,8 +62,21 @@ def concatenation(posterior: torch.Tensor, label: torch.Tensor, floor: float = F
     return out
 
 
+def log_concatenation(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
+    """Log-posterior and one-hot label (void = all zero): (..., C, H, W) and (..., H, W) -> (..., 2C, H, W).
+
+    Posteriors below `floor` are replaced by `floor`, and the logarithm is divided by 16.6: it is between -1 and 0 if
+    `floor` is 2**-24, that of the attackers which are trained here. Void positions keep their log-posterior. Not in the
+    paper, whose C+GT has posteriors.
+    """
+    out = concatenation(posterior, label)
+    out[..., : posterior.shape[-3], :, :].clamp_min_(floor).log_().div_(LOG_RANGE)
+    return out
+
+
 LOSS_MAP = Representation(loss_map, lambda classes: 1, lambda floor: ARGMAX_LOSS / -math.log(floor))
 CONCATENATION = Representation(concatenation, lambda classes: 2 * classes)
+LOG_CONCATENATION = Representation(log_concatenation, lambda classes: 2 * classes)
 
 
 def channels(kind: str, classes: int, void: str = "zero") -> int:

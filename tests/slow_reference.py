@@ -33,6 +33,18 @@ def concatenation(posterior, label):
     return out
 
 
+def log_concatenation(posterior, label, floor):
+    """C+GT with log-posteriors, which are divided by minus the logarithm of the smallest positive float16."""
+    classes, height, width = posterior.shape
+    out = np.zeros((2 * classes, height, width))
+    for i in range(height):
+        for j in range(width):
+            for c in range(classes):
+                out[c, i, j] = math.log(max(posterior[c, i, j], floor)) / -math.log(float(np.float16(2.0**-24)))
+                out[classes + c, i, j] = label[i, j] == c
+    return out
+
+
 def argmax(posterior):
     """One-hot map of the predicted class; the first class wins a tie."""
     out = np.zeros_like(posterior)

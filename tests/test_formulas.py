@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from attacks.learned import member_probability
 from attacks.patches import patch_means, random_corners, rejection_corners, sliding_corners
-from attacks.representation import concatenation, loss_map, represent, true_class
+from attacks.representation import concatenation, log_concatenation, loss_map, represent, true_class
 from attacks.sample import AttackSettings, Sample
 from attacks.thresholds import ConfidenceThreshold, LossThreshold, mean_known
 from defenses.argmax import argmax
@@ -47,6 +47,15 @@ def test_loss_map(pair, floor):
 @given(posterior_and_label())
 def test_concatenation(pair):
     np.testing.assert_array_equal(concatenation(*tensors(pair)).numpy(), slow.concatenation(*pair))
+
+
+@given(posterior_and_label(), st.sampled_from([1e-30, 2.0**-24]))
+def test_log_concatenation(pair, floor):
+    """Void positions keep their log-posterior, and have no label."""
+    found, given_posterior = log_concatenation(*tensors(pair), floor).numpy(), pair[0].copy()
+    np.testing.assert_allclose(found, slow.log_concatenation(*pair, floor), rtol=1e-5, atol=1e-6)
+    assert floor < 1e-8 or (found[: len(pair[0])].min() >= -1 and found.max() <= 1)
+    assert not found[len(pair[0]) :, pair[1] == 255].any() and np.array_equal(pair[0], given_posterior)
 
 
 @given(posterior_and_label())
