@@ -5,7 +5,7 @@ corners, and a random selection takes the first corners of this stream. Rejectio
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,9 +64,13 @@ class Selection:
 RANDOM = Selection()
 
 
-def random_corners(shape: tuple[int, int], size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The first `count` corners of the stream `rng`, uniform over the map (H, W). A larger `count` adds corners."""
-    room = np.array([shape[0] - size + 1, shape[1] - size + 1])
+def random_corners(shape: tuple[int, int], size: int | Sequence[int], count: int,
+                   rng: np.random.Generator) -> np.ndarray:
+    """The first `count` corners of the stream `rng`, uniform over the map (H, W). A larger `count` adds corners.
+
+    `size`: side of a patch, or its height and width.
+    """
+    room = np.array(shape) - size + 1
     return np.floor(rng.random((count, 2)) * room).astype(np.int64)
 
 

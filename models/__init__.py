@@ -68,11 +68,12 @@ def unused_flags(model: str, aux_weight: float) -> list[tuple[bool, str, list[st
 
 
 def warn_if_unfinished(checkpoint: dict, where: str) -> None:
-    """Print a line on stderr if the training of a checkpoint stopped before its last epoch."""
-    arguments = checkpoint.get("args")
-    epochs, done = arguments.get("epochs") if isinstance(arguments, dict) else None, checkpoint.get("epoch")
-    if isinstance(epochs, int) and isinstance(done, int) and done < epochs:
-        warn_once(f"the training of {where} stopped after {done} of {epochs} epochs; resume it with --continue, or say "
+    """Print a line on stderr if the training of a checkpoint stopped before its last epoch or, with --steps, step."""
+    arguments = checkpoint.get("args") if isinstance(checkpoint.get("args"), dict) else {}
+    unit, count = ("epochs", "epoch") if arguments.get("steps") is None else ("steps", "averaged")
+    total, done = arguments.get(unit), checkpoint.get(count)
+    if isinstance(total, int) and isinstance(done, int) and done < total:
+        warn_once(f"the training of {where} stopped after {done} of {total} {unit}; resume it with --continue, or say "
                   "so beside the results")
 
 

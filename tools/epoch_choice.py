@@ -62,9 +62,10 @@ def train(tree: str, test: set[str], kind: str, epochs: int, seed: int) -> list[
     from models.attacker import InputSpec
     from predictors.samples import tree_source
     from predictors.stored import TINY
-    from training.attacker import Learner, Patches, prepare, train_epoch
+    from training.attacker import Learner, prepare, train_epoch
     from training.held_out import VALIDATION_PATCHES, auc_of, score_held_out
     from training.options import AttackerTraining
+    from training.patches import Patches
     from training.run import TrainingRun
     from utils.device import Compute, choose_device, resolve_precision
 

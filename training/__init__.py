@@ -89,9 +89,17 @@ def add_attacker_flags(parser: argparse.ArgumentParser) -> None:
                         help="multiplier of the numbers of channels (default: 0.25; the paper has 1)")
     parser.add_argument("--dropout", type=number(0, 0.99), default=of.dropout,
                         help="dropout ratio before the last layer (default: 0)")
-    parser.add_argument("--epochs", type=positive, default=of.epochs, help=f"number of epochs (default: {of.epochs})")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=positive, default=of.epochs, help=f"number of epochs (default: {of.epochs})")
+    length.add_argument("--steps", type=positive, metavar="N", help="number of steps, in the place of --epochs; the "
+                        "training ends after exactly N, perhaps within an epoch")
     parser.add_argument("--patches-per-epoch", type=thousands, default=of.patches_per_epoch, metavar="N",
                         help=f"patches of each image per epoch (default: {of.patches_per_epoch})")
+    parser.add_argument("--mixed-sizes", type=number(0, 1), default=of.mixed_sizes, metavar="SHARE",
+                        help="share of the steps that read fewer and larger crops, up to the full map (default: 0)")
+    parser.add_argument("--augment", choices=("mirror", "strong"), default=of.augment,
+                        help="mirror: half of the patches are mirrored; strong: patches are also zoomed, get noise on "
+                        "the log-posteriors, and lose the labels of a rectangle (default: mirror)")
     parser.add_argument("--batch", type=positive, default=of.batch, help=f"patches per step (default: {of.batch})")
     parser.add_argument("--lr", type=number(1e-12), default=of.lr, help="first learning rate of AdamW; it falls by a "
                         "cosine schedule (default: 1e-3)")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from attacks.patches import Selection, random_corners
+from attacks.patches import Selection
 from attacks.representation import represent
 from attacks.sample import Sample
 from defenses.base import Defense
@@ -27,6 +27,7 @@ from training.held_out import (
     score_held_out,
 )
 from training.options import AttackerTraining
+from training.patches import Patches, draw_batches
 from training.run import Progress, TrainingRun
 from training.step import agree_on_buffers, check_weights, descend, parallel
 from utils.checkpoints import load_optimizer, load_weights, rebuild, require
@@ -37,31 +38,6 @@ from utils.log import progress
 from utils.randomness import stream
 
 DECAY = 0.99  # of the average of the weights, per step
-
-
-class Patches(Dataset):
-    """The patches of an epoch: `repeat` random patches of each image.
-
-    Item: posterior float32 (C, s, s), label uint8 (s, s), member 0 or 1. A patch depends only on the seed, the epoch,
-    the image and its number (0 to `repeat` - 1). About half of the patches are mirrored, together with their labels.
-    """
-
-    def __init__(self, samples: Sequence[Sample], size: int, seed: int, repeat: int):
-        self.size, self.seed, self.repeat, self.epoch = size, seed, repeat, 0
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples) * self.repeat
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        turn, which = divmod(index, len(self.samples))
-        sample = self.samples[which]
-        rng = stream(self.seed, "attacker", self.epoch, turn, sample.name)
-        (y, x), size = random_corners(tuple(sample.truth.shape), self.size, 1, rng)[0], self.size
-        posterior, label = (array[..., y : y + size, x : x + size] for array in (sample.output, sample.truth))
-        if rng.random() < 0.5:
-            posterior, label = posterior.flip(-1), label.flip(-1)
-        return posterior.float(), label, int(sample.member)
 
 
 @dataclass(frozen=True)
@@ -149,7 +125,8 @@ def train_attacker(options: AttackerTraining, data: AttackerData, spec: InputSpe
     signal asks to stop. Raises `UserError` if a batch has fewer patches than there are processes, and if the loss or a
     weight is not finite.
     """
-    patches = Patches(data.training, options.patch_size, options.seed, options.patches_per_epoch)
+    patches = Patches(data.training, options.patch_size, options.seed, options.patches_per_epoch,
+                      options.augment == "strong")
     if min(options.batch, len(patches)) < world_size():
         raise UserError(f"--batch {options.batch} and the training part must give each of the {world_size()} processes "
                         "at least one patch")
@@ -167,9 +144,11 @@ def train_attacker(options: AttackerTraining, data: AttackerData, spec: InputSpe
         return score_held_out(data.held_out, average, spec, selection, compute)
 
     random = Selection("random", VALIDATION_PATCHES, seed=options.seed)
+    per_epoch, total = options.schedule(len(patches))
+    epochs = math.ceil(total / per_epoch)
     with run:
-        for _ in progress(range(run.progress.epoch, options.epochs), f"training A_P ({spec.input})",
-                          initial=run.progress.epoch, total=options.epochs):
+        for _ in progress(range(run.progress.epoch, epochs), f"training A_P ({spec.input})",
+                          initial=run.progress.epoch, total=epochs):
             steps = train_epoch(net, learner, patches, options, spec, run, save, compute)
             run.finish_epoch(loss=run.progress.loss / steps, validation_auc=auc_of(held_out(random)))
             run.save_epoch(save)
@@ -181,22 +160,22 @@ def train_attacker(options: AttackerTraining, data: AttackerData, spec: InputSpe
                           for quantile, tau, auc in zip(TAU_QUANTILES, taus, aucs, strict=True)}}
     run.save(folder / "best.pth.tar", model_spec, average.state_dict(), view=asdict(replace(spec, tau=results["tau"])),
              classes=data.class_names, validation_auc=results["validation_auc"])
-    return {"epoch": run.progress.epoch} | results
+    return {"epoch": run.progress.epoch, "steps": int(learner.average.n_averaged)} | results
 
 
 def train_epoch(net: torch.nn.Module, learner: Learner, patches: Patches, options: AttackerTraining, spec: InputSpec,
                 run: TrainingRun, save: Callable[[], None], compute: Compute) -> int:
-    """Run the remaining steps of the epoch. Returns the number of steps of an epoch."""
+    """Run the remaining steps of the epoch. Returns its number of steps, which in the last epoch may be smaller."""
     done: Progress = run.progress
     patches.epoch = done.epoch
-    order = stream(options.seed, "order", done.epoch).permutation(len(patches))
-    steps = max(1, len(order) // options.batch)
-    batches = [chunk.tolist() for chunk in np.array_split(order, steps)][done.step :]
+    per_epoch, total = options.schedule(len(patches))
+    steps = min(per_epoch, total - done.epoch * per_epoch)
+    batches = draw_batches(patches, options, done.epoch)[done.step : steps]
     net.train()
     loader = DataLoader(patches, batch_sampler=list(map(own_share, batches)))
     for batch, tensors in run.steps(zip(batches, loader, strict=True), steps, save):
         for group in learner.optimizer.param_groups:
-            passed = (done.epoch * steps + done.step) / (options.epochs * steps)
+            passed = (done.epoch * per_epoch + done.step) / total
             group["lr"] = options.lr * (1 + math.cos(math.pi * passed)) / 2
         torch.manual_seed(int(stream(options.seed, "dropout", done.epoch, done.step).integers(2**62)) + process_rank())
         posterior, label, member = (tensor.to(compute.device) for tensor in tensors)
@@ -211,7 +190,7 @@ def train_epoch(net: torch.nn.Module, learner: Learner, patches: Patches, option
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.Tensor, member: torch.Tensor,
           batch: int, compute: Compute, epoch: int = 0) -> float:
-    """One step on maps (N, K, s, s) and member int64 (N,), this process's share of `batch` patches.
+    """One step on maps (N, K, h, w) and member int64 (N,), this process's share of `batch` patches.
 
     Returns the loss before the step. A pixelwise model learns the membership of the patch at every labelled position of
     the patch; its loss is the mean over these positions.

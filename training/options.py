@@ -97,7 +97,7 @@ class TranslatorTraining:
 class AttackerTraining:
     """The settings of the training of an attacker. Each field has the name of a flag that --help explains.
 
-    `stride`: None for `STRIDE` or, with posteriors on disk, for that of these.
+    `stride`: None for `STRIDE` or, with posteriors on disk, for that of these. `steps`: None for `epochs` epochs.
     """
 
     input: str = "loss"
@@ -108,7 +108,10 @@ class AttackerTraining:
     width: float = 0.25
     dropout: float = 0.0
     epochs: int = 40
+    steps: int | None = None
     patches_per_epoch: int = 4
+    mixed_sizes: float = 0.0
+    augment: str = "mirror"
     batch: int = 32
     lr: float = 1e-3
     weight_decay: float = 1e-2
@@ -117,6 +120,11 @@ class AttackerTraining:
     def __post_init__(self) -> None:
         if self.arch == "pixelwise" and self.input != "concate":
             raise UserError("--arch pixelwise reads posterior and label; add -input concate")
+
+    def schedule(self, patches: int) -> tuple[int, int]:
+        """Number of steps of an epoch of `patches` patches, and of the training. The last epoch may be incomplete."""
+        per_epoch = max(1, patches // self.batch)
+        return per_epoch, self.steps or self.epochs * per_epoch
 
     def spec(self, classes: int) -> dict:
         """The dict from which the attacker is built, for posteriors of `classes` classes."""

@@ -130,9 +130,10 @@ class PlanOptions:
 
 def plan_segmenter(options: SegmenterTraining, plan: PlanOptions, images: int) -> str:
     """The predicted cost, as text, of train_victim.py or train_shadow.py with `images` training images."""
+    steps = max(1, images // options.batch)
     read = options.batch * options.crop[0] * options.crop[1] * 4  # RGB and label, uint8
-    return _report(options.describe(), segmenter_step(options, plan), "SGD", options.epochs, plan, images,
-                   max(1, images // options.batch), read)
+    return _report(options.describe(), segmenter_step(options, plan), "SGD", (steps, options.epochs * steps), plan,
+                   images, read)
 
 
 def segmenter_step(options: SegmenterTraining, plan: PlanOptions) -> Cost:
@@ -153,8 +154,7 @@ def plan_attacker(options: AttackerTraining, plan: PlanOptions, images: int, cla
     patches = round(images * (1 - HELD_OUT)) * options.patches_per_epoch
     read = options.batch * options.patch_size**2 * (2 * classes + 1)  # posterior float16 and label uint8
     return _report(f"attacker ({options.arch}, width {options.width:g}), {classes} classes",
-                   attacker_step(options, plan, classes), "AdamW", options.epochs, plan, images,
-                   max(1, patches // options.batch), read)
+                   attacker_step(options, plan, classes), "AdamW", options.schedule(patches), plan, images, read)
 
 
 def attacker_step(options: AttackerTraining, plan: PlanOptions, classes: int) -> Cost:
@@ -169,12 +169,14 @@ def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), torch.zeros(logits.shape[0], *logits.shape[2:], dtype=torch.long))
 
 
-def _report(what: str, cost: Cost, optimizer: str, epochs: int, plan: PlanOptions, images: int, steps: int,
+def _report(what: str, cost: Cost, optimizer: str, schedule: tuple[int, int], plan: PlanOptions, images: int,
             read: int) -> str:
     """The plan as text.
 
-    `cost`: of a step on one device; `steps`: steps of an epoch; `read`: bytes that a step reads.
+    `cost`: of a step on one device; `schedule`: steps of an epoch, and of the training; `read`: bytes that a step
+    reads.
     """
+    steps, total = schedule
     parts = cost.memory(optimizer)
     seconds = cost.seconds(plan.tflops, plan.gb_per_s, plan.utilisation)
     each = "" if plan.devices == 1 else f" on each of {plan.devices} devices"
@@ -183,7 +185,7 @@ def _report(what: str, cost: Cost, optimizer: str, epochs: int, plan: PlanOption
         f"a step{each}: {cost.flops / 1e12:.3g} TFLOP, {cost.traffic / 1e9:.3g} GB read and written",
         f"memory{each}: " + ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
         + f"; in all {sum(parts.values()) / GIB:.3g} GiB, without workspace",
-        f"{images:,} images, {steps:,} steps an epoch, {epochs} epochs: {steps * epochs:,} steps, each reads "
+        f"{images:,} images, {steps:,} steps an epoch, {math.ceil(total / steps)} epochs: {total:,} steps, each reads "
         f"{read / 2**20:.3g} MiB, decoded",
-        f"computed, not measured: {seconds:.3g} s a step, {seconds * steps * epochs / 3600:.3g} h at "
+        f"computed, not measured: {seconds:.3g} s a step, {seconds * total / 3600:.3g} h at "
         f"{plan.utilisation:.0%} of {plan.tflops:g} TFLOP/s and {plan.gb_per_s:g} GB/s{each}"])

@@ -12,6 +12,7 @@ from utils.distributed import run_on_main, sum_over_processes
 from utils.files import lock_run
 
 CURRENT = ("gpu", "workers")  # arguments that a resumed run takes from the command line
+LENGTH = {"epochs": "epoch", "steps": "step"}  # arguments that end a training -> their unit
 RENAMED = {"pictures": "images"}  # arguments in checkpoints of earlier versions: old name -> new name
 
 
@@ -52,16 +53,20 @@ def _check_arguments(parser: argparse.ArgumentParser, stored: dict, path: Path) 
 
 
 def _check_flags(parser: argparse.ArgumentParser, stored: dict, folder: Path) -> None:
-    """Raise `UserError` if a flag of the command line has another value than the run that is resumed."""
+    """Raise `UserError` if a flag of the command line has another value than the run that is resumed.
+
+    A run of an earlier version has the default value of a flag that this version did not have.
+    """
+    defaults = {action.dest: action.default for action in parser._actions}
     for action in parser._actions:
         action.default = argparse.SUPPRESS  # so that only the flags that were given are parsed
     given = vars(parser.parse_args())
     if given.get("out") and Path(given["out"]).resolve() != folder.resolve():
         raise UserError(f"--out {given['out']} has no effect with --continue, which writes into {folder}; leave it out")
     for name, value in given.items():
-        before = stored.get(name, value)
+        before = stored.get(name, defaults[name])
         if name not in (*CURRENT, "continue_", "out") and _as_list(before) != _as_list(value):
-            why = ", because the learning rate falls to 0 at the last epoch" if name == "epochs" else ""
+            why = f", because the learning rate falls to 0 at the last {LENGTH[name]}" if name in LENGTH else ""
             raise UserError(f"{folder} was started with {name.replace('_', '-')} {before}, not {value}, which cannot "
                             f"be changed{why}; leave the flag out to resume, or start a new run")
 

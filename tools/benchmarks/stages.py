@@ -35,7 +35,7 @@ from predictors.stored import StoredPredictor
 from tools.benchmarks import simple
 from tools.benchmarks.limits import peak_mib
 from training import attacker, segmentation
-from training.attacker import Patches
+from training.patches import Patches
 from utils.device import CPU, Compute, choose_compute, resolve_precision
 from utils.files import ROOT
 
