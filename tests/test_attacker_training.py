@@ -281,6 +281,12 @@ def test_noise_of_the_log_posterior():
     assert ratio.mean().abs() < 0.01 and ratio.std() == pytest.approx(NOISE * 2**0.5, rel=0.03)
 
 
+def test_cut_outs_leave_the_label_that_is_given_unchanged():
+    posterior, label = torch.full((2, 6, 6), 0.5), torch.zeros(6, 6, dtype=torch.uint8)
+    cut = [(perturb(posterior, label, stream(seed, "x"))[1] == 255).any() for seed in range(100)]
+    assert 30 < sum(cut) < 70 and not label.any() and (posterior == 0.5).all()
+
+
 def test_strong_augmentation_changes_the_weights(world, tmp_path):
     for name in ("mirror", "strong"):
         must(train(world, tmp_path / name, "--steps", 2, "--augment", name))
