@@ -70,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
                        "trained on the attacked images: runs of train_shadow.py, or [KIND:]WHERE as for --victim")
     flags.add_argument("--population", metavar="WHERE", help="images whose membership is known, for attacks that "
                        "learn from them: a run of train_shadow.py, or a folder as for --examples")
+    flags.add_argument("--keep-references", metavar="DIR", help="store the posteriors of the reference models in this "
+                       "folder, one tree for each, for later calls with the same images")
     datasets.add_flags(flags, of_victim=True)
     defenses.add_flags(flags, training=True)
     maps = flags.add_argument_group("activation maps")
@@ -133,6 +135,7 @@ def check(args: argparse.Namespace) -> None:
          ["--examples", "--references", "--population", "--control"]),
         (not attacker_path(args), f"with --attack {name}, which reads no attacker here; leave it out, or give -resume",
          ["-input", "-arch", "-dilation"]),
+        (not args.references, "without --references; give both, or leave it out", ["--keep-references"]),
         (True, f"with --attack {name}; leave it out", [f"--{field}" for field in sorted(unread)]),
         (args.select != "rejection", "without --select rejection; give both, or leave it out", ["-tau"]),
         (not args.cam, "without -cam DIR; give both, or leave it out", ["--cam-images"]),

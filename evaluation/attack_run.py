@@ -25,6 +25,7 @@ from predictors import file_of, open_predictor
 from predictors.base import Predictor, PredictorOptions, Record
 from predictors.cache import cache_outputs, check_stride
 from predictors.predictability import predictability_errors
+from predictors.reference import Reference
 from predictors.samples import Source, check_class_names
 from predictors.stored import check_forms
 from predictors.triples import TriplePredictor, check_outputs
@@ -43,10 +44,11 @@ class AttackRun:
     `name`: name of the attack in the report; `arguments`: the arguments of the call, which are written to args.json;
     `files`: files whose contents, with `arguments`, identify the call; `victim`: place of a target model that is
     queried; `control`: predictor of a model that saw neither side; `keep`: folder for the posteriors of the target;
-    `allow`: what is not refused, of "copies", "overlap" and "unseen"; `out`: output folder (None: the next free
-    runs/attack-N); `hash_names`: key file for names; `cam`: folder for activation maps; `cam_images`: number of members
-    and of non-members that are drawn; `features`: feature extractor of the predictability error; `save_every`: seconds
-    between saves; `started`: start of the call by `time.monotonic`.
+    `keep_references`: folder for those of the references; `allow`: what is not refused, of "copies", "overlap" and
+    "unseen"; `out`: output folder (None: the next free runs/attack-N); `hash_names`: key file for names; `cam`: folder
+    for activation maps; `cam_images`: number of members and of non-members that are drawn; `features`: feature
+    extractor of the predictability error; `save_every`: seconds between saves; `started`: start of the call by
+    `time.monotonic`.
     """
 
     name: str
@@ -55,6 +57,7 @@ class AttackRun:
     victim: str | None = None
     control: str | None = None
     keep: str | None = None
+    keep_references: str | None = None
     allow: Sequence[str] = ()
     out: str | None = None
     seed: int = 0
@@ -91,6 +94,9 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     if run.keep:
         kept = cache_outputs(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
         source = replace(source, predictor=kept)
+    if run.keep_references:
+        source = replace(source, references=tuple(cache_reference(one, Path(run.keep_references), source.records)
+                                                  for one in source.references))
     timings.lap("starting and comparing images")
     if "predictability" in attack.needs:
         source, population = (one and replace(one, predictability=predictability_errors(
@@ -117,6 +123,15 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     timings.lap("metrics and plots")
     print(f"{timings}; all in {journal.run}")
     return results
+
+
+def cache_reference(reference: Reference, folder: Path, records: Sequence[Record]) -> Reference:
+    """The reference with its outputs stored in a tree of its own below `folder`; itself if they are on disk already."""
+    where = reference.predictor.where
+    if not reference.predictor.reads_images or not (file := file_of(where)):
+        return reference
+    tree = folder / f"{file.parent.name}-{fingerprint([file])[:8]}"
+    return replace(reference, predictor=cache_outputs(tree, reference.predictor, records, [file]))
 
 
 def existing_files(places: Sequence[str | None]) -> list[Path]:

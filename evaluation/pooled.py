@@ -64,29 +64,43 @@ class Stratum:
 def pooled_difference(strata: Sequence[Stratum], metric: str = "auc") -> dict[str, object]:
     """The mean over strata, with its interval over groups of images and over trainings.
 
-    Returns {"difference", "interval": [low, high], "detectable", "trainings"}. `detectable`: the smallest difference
-    that would have been found with a probability of 80 %. `trainings`: the degrees of freedom of the variance between
-    trainings; with 0 the interval does not contain this variance. Interval and `detectable` are None if a set of images
-    has fewer than `MIN_GROUPS` groups on a side.
+    Returns {"difference", "interval": [low, high], "p", "detectable", "trainings"}. `p`: two-sided, of no difference.
+    `detectable`: the smallest difference that would have been found with a probability of 80 %. `trainings`: the
+    degrees of freedom of the variance between trainings; with 0 the interval does not contain this variance.
+    `interval`, `p` and `detectable` are None if a set of images has fewer than `MIN_GROUPS` groups on a side.
     """
     values = [stratum.values(metric) for stratum in strata]
     difference = float(np.mean([sum(arm.mean() for arm in arms) for arms in values]))
     sets = [[one for one in strata if one.images == name] for name in dict.fromkeys(one.images for one in strata)]
     parts = [_over_groups(each, metric, len(strata)) for each in sets]
     between, trainings = _over_trainings(values)
-    found = {"difference": difference, "interval": None, "detectable": None, "trainings": trainings}
+    found = {"difference": difference, "interval": None, "p": None, "detectable": None, "trainings": trainings}
     if None in parts:
         return found
     images, of_images, shared = zip(*parts, strict=True)
     variance = sum(images) + max(between - sum(shared), 0.0)
     if variance == 0:
-        return found | {"interval": [difference, difference], "detectable": 0.0}
+        return found | {"interval": [difference, difference], "p": float(difference == 0), "detectable": 0.0}
     squares = [one**2 / count for one, count in zip(images, of_images, strict=True)]
     freedom = variance**2 / (sum(squares) + (between**2 / trainings if trainings else 0.0))
-    step = stats.t.ppf(1 - TAIL, freedom) * np.sqrt(variance)
+    error = np.sqrt(variance)
+    step = stats.t.ppf(1 - TAIL, freedom) * error
     interval: Interval = [float(difference - step), float(difference + step)]
-    return found | {"interval": interval,
-                    "detectable": float(step + stats.t.ppf(POWER, freedom) * np.sqrt(variance))}
+    return found | {"interval": interval, "p": float(2 * stats.t.sf(abs(difference) / error, freedom)),
+                    "detectable": float(step + stats.t.ppf(POWER, freedom) * error)}
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """The p-values of several claims, adjusted for their number (Holm, Scandinavian Journal of Statistics 6, 1979).
+
+    None, of a claim that could not be tested, stays None, and counts as a claim.
+    """
+    order = sorted((index for index, value in enumerate(p) if value is not None), key=lambda index: p[index])
+    adjusted, highest = list(p), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def _over_groups(strata: Sequence[Stratum], metric: str, total: int) -> tuple[float, float, float] | None:

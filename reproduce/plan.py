@@ -360,11 +360,6 @@ def read_scale(path: str | Path, again: int = 0) -> Scale:
     return scale
 
 
-def paper_of(path: str | Path) -> int:
-    """The paper that a scale file reproduces: 1, or 2 for table 1 of Shafran et al."""
-    return load_keys(path)[1].get("paper", 1)
-
-
 def load_keys(path: str | Path) -> tuple[Path, dict]:
     """The path of a scale file, and its keys; `runs` and `results` are folders, by default those of its name."""
     path = Path(path) if str(path).endswith(".yaml") else FOLDER / "scales" / f"{path}.yaml"

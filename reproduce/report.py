@@ -24,22 +24,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    from reproduce.forms import form_of
     from reproduce.measured import Measured
     from reproduce.pages import findings, report, write_again
-    from reproduce.plan import paper_of, read_scale
-    from reproduce.table_one import read_table_one
-    from reproduce.table_one_page import Errors, page
+    from reproduce.plan import read_scale
     from utils.files import atomic_open
 
-    second = [name for name in args.scales if paper_of(name) == 2]
-    if second and (args.findings or args.again or len(second) < len(args.scales)):
-        raise UserError(f"{second[0]} is a scale of the second paper, which has only a report; give it alone")
-    if second:
-        for scale in map(read_table_one, second):
-            path = scale.results / "report.md"
-            with atomic_open(path, "w") as file:
-                file.write(page(Errors(scale)))
-            print(path)
+    others = [name for name in args.scales if form_of(name) != "table-two"]
+    if others and (args.findings or args.again or len(others) < len(args.scales)):
+        raise UserError(f"{others[0]} has only a report, and is not on the page of findings; give it alone")
+    if others:
+        for name in others:
+            write_report(name)
         return
     all_measured = [Measured(read_scale(name, args.again)) for name in args.scales]
     for measured in all_measured:
@@ -55,6 +51,20 @@ def main(args: argparse.Namespace) -> None:
         with atomic_open(path, "w") as file:
             file.write(text)
         print(path)
+
+
+def write_report(name: str) -> None:
+    """Write the report of a scale that is not of the form of table 2."""
+    from reproduce.forms import form_of, read
+    from reproduce.rotations_page import Bed, bed_page
+    from reproduce.table_one_page import Errors, page
+    from utils.files import atomic_open
+
+    scale = read(name)
+    path = scale.results / "report.md"
+    with atomic_open(path, "w") as file:
+        file.write(page(Errors(scale)) if form_of(name) == "table-one" else bed_page(Bed(scale)))
+    print(path)
 
 
 if __name__ == "__main__":

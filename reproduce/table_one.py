@@ -147,7 +147,7 @@ def read_table_one(path: str | Path) -> TableOne:
     Raises `UserError` if a key is unknown or missing, or if a row of table 1 has neither a target nor a reason.
     """
     path, keys = load_keys(path)
-    del keys["paper"]
+    del keys["form"]
     try:
         targets = {name: Target(**target | {key: tuple(target[key]) for key in ("sides", "defenses") if key in target})
                    for name, target in keys.pop("targets").items()}

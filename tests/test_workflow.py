@@ -22,8 +22,9 @@ from conftest import ROOT, SMALL, must, script
 from PIL import Image
 
 from reproduce.dimension import measure, open_tree
+from reproduce.forms import form_of
 from reproduce.paper import COLUMNS, TABLE
-from reproduce.plan import FOLDER, paper_of, read_scale
+from reproduce.plan import FOLDER, read_scale
 from reproduce.shafran import TABLE_ONE
 from reproduce.table_one import read_table_one
 from reproduce.table_one_page import Errors, comparisons, pooled
@@ -261,7 +262,7 @@ TABLE_ONES = ("table1-tiny", "table1")
 @pytest.mark.parametrize("name", TABLE_ONES)
 def test_commands_of_table_one(name):
     scale = read_table_one(name)
-    assert paper_of(name) == 2 and all(paper_of(other) == 1 for other in SCALES if other != "two-shadows")
+    assert form_of(name) == "table-one"
     for model in scale.models:
         script, *words = scale.model_command(model)
         target = scale.targets[scale.models[model][0]]

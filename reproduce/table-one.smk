@@ -1,4 +1,4 @@
-# The rules of table 1 of the second paper. Snakefile defines what they share with first.smk.
+# The rules of table 1 of the second paper. Snakefile defines what they share with the other forms.
 wildcard_constraints:
     model="[^/]+",
 

@@ -1,4 +1,4 @@
-# The rules of the first paper. Snakefile defines what they share with second.smk.
+# The rules of table 2 of the first paper. Snakefile defines what they share with the other forms.
 wildcard_constraints:
     model="(victim|shadow)-[^/]+",
     attacker="[^/]+",

@@ -1,0 +1,28 @@
+"""The forms of scale files, and how each is read. The rules of a form are in reproduce/FORM.smk.
+
+A new form is one file with a class that has `models`, `cells` and `budget`, one with its report, one with its rules,
+and one line in `FORMS`.
+"""
+
+from pathlib import Path
+
+from reproduce.plan import load_keys
+from utils.tables import Entry, Table
+
+FORMS = Table("form", {
+    "table-two": Entry("reproduce.plan:read_scale", "table 2 and the figures of the first paper"),
+    "table-one": Entry("reproduce.table_one:read_table_one", "table 1 of the second paper"),
+    "rotations": Entry("reproduce.rotations:read_rotations", "a bed of models in which every image is a member once "
+                       "and a non-member once"),
+})
+
+
+def form_of(path: str | Path) -> str:
+    """The form of a scale file, which its key `form` names; by default table 2 of the first paper."""
+    return load_keys(path)[1].get("form", "table-two")
+
+
+def read(path: str | Path, again: int = 0) -> object:
+    """Read a scale file of any form. `again`: another training of table 2."""
+    form = form_of(path)
+    return FORMS.load(form)(path, again) if form == "table-two" else FORMS.load(form)(path)

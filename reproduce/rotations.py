@@ -1,0 +1,241 @@
+"""A bed of models in which every image is a member once and a non-member once: its models, attackers and attacks.
+
+The images are dealt to four *parts*, A, B, C and D, and several models are trained on each part. A and B are partners,
+and so are C and D. A model of A is attacked with the images of A as members and those of B as non-members; a model of B
+the other way round. So what makes the images of one part easier than those of another cancels in the mean over the
+parts. The models of the other two parts are the shadows and the references: none of them saw an image of A or B, and
+every image of C or D is in the training of half of them.
+
+A *cell* is one attack on one model. A *control* asks a shadow in the place of the target model: it saw none of the
+images, so its AUC must be near 0.5 in the mean over the parts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from reproduce.plan import load_keys
+from utils.cli import UserError
+
+PARTS = ("A", "B", "C", "D")
+PARTNER = {"A": "B", "B": "A", "C": "D", "D": "C"}
+OTHERS = {"A": "CD", "B": "DC", "C": "AB", "D": "BA"}  # the parts of the shadows; a single shadow is of the first
+CONTROL = "control"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned attacker: flags of train_attacker.py, its shadows (one or all), seeds, and selections of patches."""
+
+    flags: str
+    shadows: str = "one"
+    seeds: int = 1
+    select: tuple[str, ...] = ("random",)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """An attack without a trained attacker: flags of attack.py, and its references: none, one or all."""
+
+    flags: str
+    references: str = "none"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A training on a part."""
+
+    part: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}{self.seed}"
+
+    @property
+    def pair(self) -> str:
+        """The two parts whose images are its members and its non-members: AB or CD."""
+        return "".join(sorted((self.part, PARTNER[self.part])))
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """A training of a learned attacker on shadows, all of one pair of parts."""
+
+    kind: str
+    shadows: tuple[Model, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        source = self.shadows[0].name if len(self.shadows) == 1 else self.shadows[0].pair
+        return f"{self.kind}_{source}_{self.seed}"
+
+
+@dataclass(frozen=True)
+class BedCell:
+    """One attack on one model: `method` is the name of an attack, or `NAME-SELECTION` of a learned attacker."""
+
+    model: Model
+    method: str
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}/{self.model.name}_{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotations:
+    """The keys of a scale file of this kind, and the runs and cells that follow from them. `read_rotations` makes one.
+
+    `parts`: A, B, C and D -> split file. `seeds`: trainings on each part. `learned` and `direct`: attacks by name.
+    `minutes`: minutes of one core for: model, attacker and attack.
+    """
+
+    name: str
+    runs: Path
+    results: Path
+    data_marks: Path
+    note: str
+    threads: int
+    data: dict[str, str]
+    root: str
+    parts: dict[str, str]
+    seeds: int
+    model: str
+    attack: str
+    learned: dict[str, Learned]
+    direct: dict[str, Direct]
+    minutes: dict[str, float]
+    claims: list[dict] = field(default_factory=list)
+    launch: str = ""
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """All trainings by name; those of one seed follow one another, so a bed that is stopped has whole cycles."""
+        models = [Model(part, seed) for seed in range(self.seeds) for part in PARTS]
+        return {model.name: model for model in models}
+
+    def shadows_of(self, model: Model, which: str) -> tuple[Model, ...]:
+        """The shadows of a model: "one", of the same seed, or "all" models of the other two parts, or "none"."""
+        if which == "none":
+            return ()
+        if which == "one":
+            return (Model(OTHERS[model.part][0], model.seed),)
+        return tuple(Model(part, seed) for seed in range(self.seeds) for part in sorted(OTHERS[model.part]))
+
+    def attacker_of(self, cell: BedCell) -> Attacker | None:
+        """The attacker of a cell; None for an attack without one."""
+        kind = cell.method.rpartition("-")[0]
+        if cell.method in self.direct or cell.method == CONTROL:
+            return None
+        return Attacker(kind, self.shadows_of(cell.model, self.learned[kind].shadows), cell.seed)
+
+    def references_of(self, cell: BedCell) -> tuple[Model, ...]:
+        direct = self.direct.get(cell.method)
+        return self.shadows_of(cell.model, direct.references) if direct else ()
+
+    @cached_property
+    def cells(self) -> dict[str, BedCell]:
+        """All cells by name."""
+        methods = [*((CONTROL, 0), *((name, 0) for name in self.direct)),
+                   *((f"{name}-{select}", seed) for name, one in self.learned.items() for select in one.select
+                     for seed in range(one.seeds))]
+        cells = [BedCell(model, method, seed) for model in self.models.values() for method, seed in methods]
+        return {cell.name: cell for cell in cells}
+
+    @cached_property
+    def attackers(self) -> dict[str, Attacker]:
+        found = filter(None, map(self.attacker_of, self.cells.values()))
+        return {attacker.name: attacker for attacker in found}
+
+    # Command lines, without the interpreter
+
+    def data_command(self, name: str) -> list[str]:
+        return ["-m", "datasets", *self.data[name].split()]
+
+    def model_command(self, name: str) -> list[str]:
+        model = self.models[name]
+        return ["train_shadow.py", "--out", str(self.runs / name), "--root", self.root, "--train",
+                self.parts[model.part], "--test", self.parts[PARTNER[model.part]], "--seed", str(model.seed),
+                *self.model.split()]
+
+    def attacker_command(self, attacker: Attacker) -> list[str]:
+        return ["train_attacker.py", "--out", str(self.runs / "attackers" / attacker.name), "--shadow",
+                *(str(self.runs / shadow.name) for shadow in attacker.shadows), "--seed", str(attacker.seed),
+                *self.learned[attacker.kind].flags.split()]
+
+    def cell_command(self, cell: BedCell) -> list[str]:
+        """The attack of a cell. A control asks the first shadow, about the images of the model."""
+        asked, attacker, references = cell.model, self.attacker_of(cell), self.references_of(cell)
+        if cell.method == CONTROL:
+            asked, words = self.control_of(cell.model), ["--attack", "loss", "--allow", "unseen"]
+        elif attacker:
+            checkpoint = self.runs / "attackers" / attacker.name / "best.pth.tar"
+            words = ["-resume", str(checkpoint), "--select", cell.method.rpartition("-")[2]]
+        else:
+            words = self.direct[cell.method].flags.split()
+        if references:
+            words += ["--references", *(str(self.runs / one.name) for one in references), "--keep-references",
+                      str(self.runs / "answers" / cell.model.part)]
+        return ["attack.py", "--out", str(self.run_of(cell)), "--victim", str(self.runs / asked.name / "last.pth.tar"),
+                "--keep", str(self.runs / asked.name / f"posteriors-{cell.model.part}"), "--root", self.root,
+                "--members", self.parts[cell.model.part], "--non-members", self.parts[PARTNER[cell.model.part]],
+                "--seed", str(cell.seed), *words, *self.attack.split()]
+
+    def control_of(self, model: Model) -> Model:
+        """The model that is asked in the place of `model`: that of its seed on one of the other two parts."""
+        return self.shadows_of(model, "one")[0]
+
+    def run_of(self, cell: BedCell) -> Path:
+        return self.runs / "cells" / cell.name
+
+    # Order and cost
+
+    def needs_of(self, cell: BedCell) -> list[Path]:
+        """results.json of each training that the attack of a cell reads."""
+        asked = self.control_of(cell.model) if cell.method == CONTROL else cell.model
+        attacker = self.attacker_of(cell)
+        return [*(self.runs / model.name / "results.json" for model in (asked, *self.references_of(cell))),
+                *([self.runs / "attackers" / attacker.name / "results.json"] if attacker else [])]
+
+    def budget(self, exists: Callable[[Path], bool]) -> dict[str, tuple[int, float]]:
+        """Map each stage to (number of missing runs, predicted hours on one core). `exists` checks a path."""
+        cells = [cell for cell in self.cells.values() if not exists(self.results / f"{cell.name}.json")]
+        needed = {path for cell in cells for path in self.needs_of(cell)}
+        needed |= {self.runs / shadow.name / "results.json" for cell in cells if (attacker := self.attacker_of(cell))
+                   for shadow in attacker.shadows}
+        missing = {path for path in needed if not exists(path)}
+        attackers = {path for path in missing if path.parent.parent.name == "attackers"}
+        spent = {"models": (len(missing - attackers), "model"), "attackers": (len(attackers), "attacker"),
+                 "attacks": (len(cells), "attack")}
+        return {stage: (count, count * self.minutes[key] / 60) for stage, (count, key) in spent.items()}
+
+
+def read_rotations(path: str | Path) -> Rotations:
+    """Read a scale file of this kind, as `reproduce.plan.read_scale` does.
+
+    Raises `UserError` if a key is unknown or missing, or an attack is named that the file does not have.
+    """
+    path, keys = load_keys(path)
+    del keys["form"]
+    try:
+        keys["learned"] = {name: Learned(**one | {"select": tuple(one.get("select", ("random",)))})
+                           for name, one in keys["learned"].items()}
+        keys["direct"] = {name: Direct(**one) for name, one in keys["direct"].items()}
+        bed = Rotations(name=path.stem, data_marks=keys["runs"] / "data", **keys)
+    except KeyError as error:
+        raise UserError(f"{path} has no key {error}") from None
+    except TypeError as error:
+        raise UserError(f"{path}: {error}; the keys are listed in reproduce/rotations.py") from None
+    if set(bed.parts) != set(PARTS):
+        raise UserError(f"{path}: `parts` must name a split file for each of {', '.join(PARTS)}")
+    if wrong := [one for one in (*bed.learned.values(), *bed.direct.values())
+                 if getattr(one, "shadows", "one") not in ("one", "all")
+                 or getattr(one, "references", "none") not in ("none", "one", "all")]:
+        raise UserError(f"{path}: {wrong[0]}: `shadows` is one or all, `references` is none, one or all")
+    if untimed := [key for key in ("model", "attacker", "attack") if key not in bed.minutes]:
+        raise UserError(f"{path}: `minutes` has no entry for {untimed[0]}")
+    return bed

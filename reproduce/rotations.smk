@@ -1,0 +1,57 @@
+# The rules of a bed of models. Snakefile defines what they share with the other forms.
+wildcard_constraints:
+    model="[A-D][0-9]+",
+    attacker="[^/]+",
+
+
+rule model:
+    input:
+        ancient(expand(f"{scale.data_marks}/{{name}}.done", name=scale.data))
+    output:
+        f"{RUNS}/{{model}}/results.json"
+    params:
+        command=lambda w: start_or_resume(scale.model_command(w.model), LAUNCH)
+    threads: scale.threads
+    shell:
+        "{params.command}"
+
+
+rule attacker:
+    input:
+        lambda w: [ancient(f"{RUNS}/{shadow.name}/results.json") for shadow in scale.attackers[w.attacker].shadows]
+    output:
+        f"{RUNS}/attackers/{{attacker}}/results.json"
+    params:
+        command=lambda w: start_or_resume(scale.attacker_command(scale.attackers[w.attacker]))
+    threads: scale.threads
+    shell:
+        "{params.command}"
+
+
+rule cell:
+    input:
+        lambda w: inputs_if_missing(f"{RESULTS}/{w.cell}.json", *scale.needs_of(scale.cells[w.cell]))
+    output:
+        f"{RESULTS}/{{cell}}.json"
+    wildcard_constraints:
+        cell="(?!models/)[^/]+/.+_[0-9]+"
+    params:
+        attack=lambda w: command(scale.cell_command(scale.cells[w.cell])),
+        collect=lambda w: command(["-m", "reproduce.collect", str(scale.run_of(scale.cells[w.cell])), "--into",
+                                   f"{RESULTS}/{w.cell}.json", "--images",
+                                   f"{RESULTS}/images/{scale.cells[w.cell].model.part}.json"])
+    threads: scale.threads
+    shell:
+        "{params.attack} && {params.collect}"
+
+
+rule report:
+    input:
+        MEASURED,
+        sorted(str(path) for path in Path(workflow.basedir).glob("*.py"))
+    output:
+        REPORT
+    params:
+        command=command(["-m", "reproduce.report", str(NAME)])
+    shell:
+        "{params.command}"

@@ -1,0 +1,210 @@
+"""The report of a bed of models, from its committed cells."""
+
+from functools import cache
+
+import numpy as np
+
+from evaluation.metrics import RATES, Curves
+from evaluation.pooled import Contrast, Stratum, holm, pooled_difference
+from reproduce.cells import unpack
+from reproduce.claims import ABOVE, OPEN, UNKNOWN
+from reproduce.rotations import CONTROL, PARTNER, PARTS, BedCell, Rotations
+from reproduce.tables import DASH, markdown
+from utils.cli import UserError
+from utils.files import atomic_open, read_json
+
+LEVEL = 0.05  # of a claim, after Holm's correction
+BASE = "loss"  # the attack with which the others are compared
+METRICS = {"auc": "AUC", "tpr_at_5_fpr": "TPR at 5 % FPR", "tpr_at_1_fpr": "TPR at 1 % FPR"}
+
+
+class Bed:
+    """The committed cells of a bed. Each file is read once."""
+
+    def __init__(self, scale: Rotations):
+        self.scale, self._read = scale, cache(read_json)
+        self.cells = {name: cell for name, cell in scale.cells.items() if (scale.results / f"{name}.json").exists()}
+
+    def results(self, cell: BedCell) -> dict:
+        """The JSON file of a cell."""
+        return self._read(self.scale.results / f"{cell.name}.json")
+
+    def model(self, name: str) -> dict | None:
+        """results.json of a training."""
+        path = self.scale.results / "models" / f"{name}.json"
+        return self._read(path) if path.exists() else None
+
+    def methods(self) -> list[str]:
+        """The attacks that have cells, in the order of the scale file."""
+        measured = {cell.method for cell in self.cells.values()}
+        return [name for name in dict.fromkeys(cell.method for cell in self.scale.cells.values()) if name in measured]
+
+    def scores(self, method: str, part: str) -> dict[int, list[np.ndarray]]:
+        """Seed of a model of a part -> scores (n,) of an attack on it, one array for each attacker seed."""
+        found: dict[int, list[np.ndarray]] = {}
+        for cell in self.cells.values():
+            if (cell.method, cell.model.part) == (method, part):
+                found.setdefault(cell.model.seed, []).append(unpack(self.results(cell)["scores"]))
+        return found
+
+    def images(self, part: str) -> tuple[np.ndarray, list[str]]:
+        """Membership bool (n,) and group of the images of a part and of its partner."""
+        images = self._read(self.scale.results / "images" / f"{part}.json")
+        return np.array([mark == "1" for mark in images["member"]]), images["group"]
+
+    def strata(self, first: str, second: str | None = None) -> list[Stratum]:
+        """The contrast of two attacks within each model that has both, one stratum for each part.
+
+        Without `second`, that of `first` alone. The groups of all parts belong to one set of images.
+        """
+        strata = []
+        for part in PARTS:
+            ours, others = self.scores(first, part), self.scores(second, part) if second else None
+            arm = [_contrast(ours[seed], others[seed] if second else []) for seed in ours
+                   if others is None or seed in others]
+            if arm:
+                strata.append(Stratum("bed", [arm], *self.images(part)))
+        return strata
+
+    def commits(self) -> list[str]:
+        """The commits of all attacks, models and attackers."""
+        return sorted({one["commit"] for cell in map(self.results, self.cells.values())
+                       for one in (cell, cell["victim"], cell.get("attacker", cell))})
+
+
+def _contrast(first: list[np.ndarray], second: list[np.ndarray]) -> Contrast:
+    """The mean over attacker seeds of `first` minus that of `second`, which may be empty."""
+    return Contrast([*first, *second], [1 / len(first)] * len(first) + [-1 / max(1, len(second))] * len(second))
+
+
+def bed_page(bed: Bed) -> str:
+    """The report. Draws roc.png beside it. Raises `UserError` if the bed has no cells."""
+    scale = bed.scale
+    if not bed.cells:
+        raise UserError(f"{scale.results} has no cells; run make reproduce SCALE={scale.name}")
+    missing = len(scale.cells) - len(bed.cells)
+    draw_roc(bed)
+    return "\n".join([
+        f"# Scale {scale.name}: a bed of models", "",
+        f"{scale.note.strip()} The commands are those of `make reproduce SCALE={scale.name}`. They ran at commits "
+        f"{', '.join(bed.commits())} (`+`: with uncommitted changes)."
+        + (f" {missing} of {len(scale.cells)} cells are missing." if missing else ""), "",
+        "The images are dealt to the parts A, B, C and D. A model of a part is attacked with the images of this part "
+        "as members and those of its partner (A and B, C and D) as non-members, so every image is a member once and a "
+        "non-member once. Shadows and references are models of the other two parts.", "",
+        "## Attacks", "",
+        "Means over parts of the means over models, in %. The 95 % interval covers groups of images, which are left "
+        "out of all parts at once, and the trainings of models. *Minus loss*: paired difference in AUC to the loss "
+        "threshold; bold: its interval excludes 0. *Detectable*: the smallest difference that would have been found "
+        f"with a probability of 80 %. *{CONTROL}*: the loss threshold on a model that saw none of the images.", "",
+        attacks(bed), "## Claims", "",
+        "A claim *holds* if the difference is above 0, and *does not hold* if it is below, at a level of 5 % after "
+        "Holm's correction for the number of claims.", "", claims(bed),
+        "## AUC of each part", "",
+        "AUC in %, the models of a part in the order of their seeds (means over attacker seeds). What makes one part "
+        "easier than its partner cancels in the mean of the two.", "", parts(bed), "## Models", "", models(bed),
+        "![ROC curves](roc.png)", ""])
+
+
+def attacks(bed: Bed) -> str:
+    """One row for each attack: metrics over all models, and the difference to the loss threshold."""
+    rows = []
+    for method in bed.methods():
+        strata = bed.strata(method)
+        row = [method, str(sum(len(one.arms[0]) for one in strata))]
+        for metric in METRICS:
+            row.append(_value(strata, metric))
+        against = bed.strata(method, BASE) if method not in (BASE, CONTROL) else []
+        if against:
+            found = pooled_difference(against)
+            low, high = found["interval"] or UNKNOWN
+            mark = "**" if low > 0 or high < 0 else ""
+            row += [f"{mark}{100 * found['difference']:+.1f}{mark}{_interval(found['interval'], '+')}",
+                    DASH if found["detectable"] is None else f"{100 * found['detectable']:.1f}"]
+        else:
+            row += [DASH, DASH]
+        rows.append(row)
+    return markdown(["attack", "models", *METRICS.values(), "AUC minus loss", "detectable"], rows)
+
+
+def _value(strata: list[Stratum], metric: str) -> str:
+    """A metric in % with its interval, which is cut at 0 and 100; a dash if the non-members are too few for it."""
+    fewest = min(int((~one.member).sum()) for one in strata)
+    if fewest * RATES.get(metric, 1) < 1:
+        return DASH
+    found = pooled_difference(strata, metric)
+    interval = found["interval"] and np.clip(found["interval"], 0, 1).tolist()
+    return f"{100 * found['difference']:.1f}{_interval(interval)}"
+
+
+def _interval(interval: list[float] | None, sign: str = "") -> str:
+    return "" if interval is None else " [{}]".format(", ".join(f"{100 * end:{sign}.1f}" for end in interval))
+
+
+def claims(bed: Bed) -> str:
+    """The claims of the scale file: the paper's words, the pooled difference, and the verdict."""
+    found = []
+    for claim in bed.scale.claims:
+        strata = bed.strata(claim["first"], claim["second"])
+        if strata:
+            found.append((claim, pooled_difference(strata, claim.get("metric", "auc"))))
+    adjusted = holm([result["p"] for _, result in found])
+    rows = []
+    for (claim, result), p in zip(found, adjusted, strict=True):
+        verdict = OPEN if p is None or p > LEVEL else ABOVE(result["difference"], result["difference"])
+        rows.append([claim["text"], f"{claim['first']} − {claim['second']}", METRICS[claim.get("metric", "auc")],
+                     claim.get("paper", DASH), f"{100 * result['difference']:+.1f}{_interval(result['interval'], '+')}",
+                     DASH if result["detectable"] is None else f"{100 * result['detectable']:.1f}",
+                     DASH if p is None else f"{p:.2g}", f"**{verdict}**"])
+    return markdown(["claim", "attacks", "metric", "the paper", "difference", "detectable", "p (Holm)", "verdict"],
+                    rows)
+
+
+def parts(bed: Bed) -> str:
+    """AUC of each attack on each model."""
+    rows = []
+    for method in bed.methods():
+        values = [one.values("auc")[0] for one in bed.strata(method)]
+        if len(values) == len(PARTS):
+            rows.append([method, *(" / ".join(f"{100 * value:.1f}" for value in each) for each in values)])
+    return markdown(["attack", *(f"{part} against {PARTNER[part]}" for part in PARTS)], rows)
+
+
+def models(bed: Bed) -> str:
+    """mIoU of each training, in % on its own part and on its partner."""
+    rows = [[name, *(f"{100 * found[f'miou_{side}']:.1f}" for side in ("in", "out")), str(found["in"]),
+             str(found["out"]), str(found["epochs"]), str(found["minutes"])]
+            for name in bed.scale.models if (found := bed.model(name))]
+    return markdown(["model", "mIoU, training images", "mIoU, other images", "training images", "other images",
+                     "epochs", "minutes"], rows)
+
+
+def draw_roc(bed: Bed) -> None:
+    """Draw roc.png: the mean TPR over models at each FPR, linear and log-log."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    grid = np.unique(np.concatenate([np.logspace(-3, 0, 200), np.linspace(0, 1, 200)]))
+    axes = figure.subplots(1, 2)
+    for number, method in enumerate(bed.methods()):
+        curves = [_tpr(column, one.member, grid) for one in bed.strata(method) for each in one.arms[0]
+                  for column in each.columns]
+        for panel in axes:
+            panel.plot(100 * grid, 100 * np.mean(curves, axis=0), color=f"C{number % 10}",
+                       linestyle=("-", "--", ":", "-.")[number // 10 % 4], linewidth=1.3, label=method)
+    axes[0].plot([0, 100], [0, 100], color="grey", linewidth=0.8)
+    axes[0].set(xlabel="FPR, %", ylabel="TPR, %", xlim=(0, 100), ylim=(0, 100))
+    axes[1].plot([0.1, 100], [0.1, 100], color="grey", linewidth=0.8)
+    axes[1].set(xlabel="FPR, %", xscale="log", yscale="log", xlim=(0.1, 100), ylim=(0.1, 100))
+    for panel in axes:
+        panel.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    with atomic_open(bed.scale.results / "roc.png") as file:
+        figure.savefig(file, dpi=130, format="png")
+
+
+def _tpr(score: np.ndarray, member: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """TPR (g,) at each FPR of `grid` (g,), at the lowest threshold that does not exceed it."""
+    curves = Curves(score, member)
+    true = np.concatenate([[0], curves.true / curves.true[-1]])
+    return true[np.searchsorted(curves.false / curves.false[-1], grid + 1e-12, side="right")]

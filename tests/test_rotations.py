@@ -1,0 +1,184 @@
+"""A bed of models: its command lines, the cancellation of difficulty, its claims, and kept posteriors of references."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from conftest import must, results, scores, script
+from test_workflow import finished, parse, reproduce
+
+from evaluation.pooled import holm
+from reproduce.cells import pack
+from reproduce.forms import FORMS, form_of, read
+from reproduce.plan import FOLDER
+from reproduce.rotations import CONTROL, OTHERS, PARTNER, PARTS, read_rotations
+from reproduce.rotations_page import Bed, attacks, bed_page, claims
+from utils.cli import UserError
+
+BEDS = [path.stem for path in sorted((FOLDER / "scales").glob("*.yaml")) if form_of(path) == "rotations"]
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "scales").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_scale_is_read_by_its_form(path):
+    scale = read(path)
+    assert form_of(path) in FORMS and (FOLDER / f"{form_of(path)}.smk").is_file()
+    assert scale.name == path.stem and scale.cells and scale.models
+
+
+@pytest.mark.parametrize("name", BEDS)
+def test_commands_of_a_bed(name):
+    bed = read_rotations(name)
+    for model in bed.models:
+        script_name, *words = bed.model_command(model)
+        args = parse(script_name, words)
+        assert args.train == bed.parts[model[0]] and args.test == bed.parts[PARTNER[model[0]]]
+    for attacker in bed.attackers.values():
+        script_name, *words = bed.attacker_command(attacker)
+        args = parse(script_name, words)
+        assert len(args.shadow) in (1, 2 * bed.seeds)
+    for cell in bed.cells.values():
+        script_name, *words = bed.cell_command(cell)
+        args = parse(script_name, words)
+        assert args.members == bed.parts[cell.model.part] and args.non_members == bed.parts[PARTNER[cell.model.part]]
+    for data in bed.data:
+        words = bed.data_command(data)
+        parse(" ".join(words[:2]), words[2:])
+    assert bed.budget(lambda path: False)["models"][0] == len(bed.models) == 4 * bed.seeds
+    assert not any(count for count, _ in bed.budget(lambda path: True).values())
+    methods = {cell.method for cell in bed.cells.values()}
+    assert {claim[side] for claim in bed.claims for side in ("first", "second")} <= methods and len(bed.claims) <= 10
+
+
+@pytest.mark.parametrize("name", BEDS)
+def test_nothing_that_an_attack_uses_saw_the_attacked_images(name):
+    """Shadows, references and the model of a control are of the other two parts; each image is a member once."""
+    bed = read_rotations(name)
+    for cell in bed.cells.values():
+        attacked = {cell.model.part, PARTNER[cell.model.part]}
+        attacker = bed.attacker_of(cell)
+        used = [*bed.references_of(cell), *(attacker.shadows if attacker else ())]
+        assert all(not {model.part, PARTNER[model.part]} & attacked for model in used)
+        asked = re.search(r"/([A-D])\d+/last", " ".join(bed.cell_command(cell)))[1]
+        assert (asked == cell.model.part) == (cell.method != CONTROL)
+        assert cell.method != CONTROL or asked in OTHERS[cell.model.part]
+    assert sorted(PARTNER.values()) == list(PARTS) and all(PARTNER[PARTNER[part]] == part for part in PARTS)
+
+
+@pytest.fixture
+def simulated(tmp_path):
+    """A bed of 30 images a part with the scores of a simulation: part A is easier than the others by far.
+
+    The attack `loss` has a leak of 0.5 standard deviations, `calibrated-all` one of 1.5; `control` has none.
+    """
+    keys = yaml.safe_load((FOLDER / "scales" / "rotations-tiny.yaml").read_text())
+    keys |= {"results": str(tmp_path), "runs": str(tmp_path / "runs")}
+    (tmp_path / "bed.yaml").write_text(yaml.safe_dump(keys))
+    bed, rng = read_rotations(tmp_path / "bed.yaml"), np.random.default_rng(0)
+    easy = {part: rng.normal(2.0 * (part == "A"), 0.5, 30) for part in PARTS}
+    for part in PARTS:
+        names = [f"{each}{index}" for each in (part, PARTNER[part]) for index in range(30)]
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{part}.json").write_text(json.dumps(
+            {"images": names, "member": "1" * 30 + "0" * 30, "group": names}))
+    for name, cell in bed.cells.items():
+        leak = {"loss": 0.5, "calibrated-all": 1.5}.get(cell.method, 0.0)
+        both = np.concatenate([easy[cell.model.part], easy[PARTNER[cell.model.part]]])
+        score = both + rng.normal(0, 0.5, 60) + leak * np.repeat([1, 0], 30)
+        (tmp_path / cell.method).mkdir(exist_ok=True)
+        (tmp_path / f"{name}.json").write_text(json.dumps(
+            {"scores": pack(score), "commit": "c", "victim": {"commit": "v"}, "image": {}}))
+    return bed
+
+
+def row_of(table, name):
+    [row] = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith(f"| {name} |")]
+    return row
+
+
+def test_difficulty_cancels_in_the_mean_over_partners(simulated):
+    """Part A is so easy that each single AUC of the control is far from 50; their mean is not."""
+    text = bed_page(Bed(simulated))
+    [single] = [line for line in text.splitlines() if line.startswith(f"| {CONTROL} |") and "/" in line]
+    first, second, *_ = (float(cell.split(" / ")[0]) for cell in single.strip("| ").split(" | ")[1:])
+    assert first > 90 and second < 10
+    control = row_of(attacks(Bed(simulated)), CONTROL)
+    low, high = (float(value) for value in re.search(r"\[(.*), (.*)\]", control[2]).groups())
+    assert low < 50 < high and high - low < 25 and control[1] == "8"
+    assert (simulated.results / "roc.png").stat().st_size > 10_000
+
+
+def test_claims_of_a_bed(simulated):
+    table = claims(Bed(simulated))
+    assert row_of(table, "references help")[-1] == "**holds**"
+    against = row_of(table, "the structured loss map is above the loss threshold")
+    assert against[3] == "+7.7" and against[-1] == "**does not hold**" and against[4].startswith("-")
+    row = row_of(attacks(Bed(simulated)), "calibrated-all")
+    assert row[5].startswith("**+") and float(row[6]) > 0
+
+
+def test_bed_without_all_cells(simulated):
+    """A report of what is there: models of one seed, and attacks without their counterpart."""
+    for path in {*simulated.results.glob("*/[A-D]1_0.json"), *simulated.results.glob("loss/*")}:
+        path.unlink()
+    text = bed_page(Bed(simulated))
+    assert "cells are missing" in text and row_of(attacks(Bed(simulated)), "calibrated-all")[5] == "–"
+    for path in set(simulated.results.glob("*/*_0.json")):
+        path.unlink()
+    with pytest.raises(UserError, match="has no cells"):
+        bed_page(Bed(simulated))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda keys: keys["parts"].pop("D"), "a split file for each of A, B, C, D"),
+    (lambda keys: keys.pop("seeds"), "seeds"), (lambda keys: keys["minutes"].pop("model"), "no entry for model"),
+    (lambda keys: keys["direct"]["loss"].update(references="two"), "none, one or all"),
+    (lambda keys: keys["learned"]["loss-one"].update(shadows="none"), "one or all"),
+    (lambda keys: keys["learned"]["loss-one"].update(color="red"), "color")])
+def test_scale_of_a_bed_that_is_wrong(tmp_path, change, message):
+    keys = yaml.safe_load((FOLDER / "scales" / "rotations-tiny.yaml").read_text())
+    change(keys)
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(keys))
+    with pytest.raises(UserError, match=message):
+        read_rotations(tmp_path / "wrong.yaml")
+
+
+@pytest.mark.parametrize("p, adjusted", [
+    ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]), ([0.5, 0.001], [0.5, 0.002]), ([0.02, None], [0.04, None]),
+    ([0.9, 0.8], [1.0, 1.0]), ([], [])])
+def test_holm(p, adjusted):
+    assert holm(p) == pytest.approx(adjusted) if p else holm(p) == []
+
+
+def test_posteriors_of_references_are_kept(world, live, tmp_path):
+    """A second attack reads them: it queries no reference, and its scores are those of float16."""
+    command = ["attack.py", "--attack", "calibrated", *live, "--references", world / "shadow"]
+    must(script(*command, "--out", tmp_path / "live"))
+    kept = ["--keep-references", tmp_path / "kept"]
+    must(script(*command, *kept, "--out", tmp_path / "first"))
+    [tree] = (tmp_path / "kept").iterdir()
+    stored = sorted(tree.rglob("*.npy"))
+    assert tree.name.startswith("shadow-") and len(stored) == 16
+    before = {path: path.stat().st_mtime_ns for path in stored}
+    must(script(*command, *kept, "--out", tmp_path / "second"))
+    assert {path: path.stat().st_mtime_ns for path in stored} == before
+    assert scores(tmp_path / "first") == scores(tmp_path / "second")
+    for name, (member, score) in scores(tmp_path / "live").items():
+        assert scores(tmp_path / "first")[name] == (member, pytest.approx(score, abs=2e-3))
+    np.save(stored[0], np.full_like(np.load(stored[0]), 1 / 19))
+    must(script(*command, *kept, "--out", tmp_path / "third"))
+    assert results(tmp_path / "third")["image"] and scores(tmp_path / "third") != scores(tmp_path / "second")
+
+
+@pytest.mark.slow
+def test_bed_from_data_to_report(tmp_path):
+    keys = yaml.safe_load((FOLDER / "scales" / "rotations-tiny.yaml").read_text())
+    keys |= {"runs": str(tmp_path / "runs"), "results": str(tmp_path / "results"), "seeds": 1,
+             "learned": {"loss-all": keys["learned"]["loss-all"]}}
+    keys["direct"] = {name: keys["direct"][name] for name in ("loss", "calibrated-all")}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(keys))
+    assert "4 models: about" in finished(reproduce(tmp_path / "small.yaml"))
+    text = (tmp_path / "results" / "report.md").read_text()
+    assert "cells are missing" not in text and row_of(text, "references help")[-1].startswith("**")
+    assert "Nothing to be done" in finished(reproduce(tmp_path / "small.yaml"))
