@@ -10,7 +10,7 @@ SCALE ?= tiny
 help:
 	@echo "make demo     attack the shipped examples in four ways (half a minute)"
 	@echo "make test     run the tests"
-	@echo "make reproduce SCALE=tiny|camvid|camvid-shadows|paper   make the tables and figures of the paper at this scale"
+	@echo "make reproduce SCALE=NAME   make tables and figures at a scale of reproduce/scales: tiny, camvid, table1, ..."
 	@echo "make weights  draw the streets, train all models of the demo, write weights/ and examples/"
 	@echo "make lint     check the code with ruff"
 	@echo "Each target first installs the packages into $(VENV), about 6 GB, if they are missing or out of date."
