@@ -11,14 +11,14 @@ from attacks.sample import Scored
 from evaluation.metrics import Curves
 from utils.files import atomic_open
 
-SQUARE = {"figsize": (4, 4), "layout": "constrained"}
+PANEL = 4  # inches
 
 
 def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
-    """Write roc.png, roc-log.png and precision-recall.png: curves of images (solid) and of patches (dashed).
+    """Write roc.png and precision-recall.png: curves of images (solid) and of patches (dashed).
 
-    Random guessing is a dotted line in the ROC plots, and a star in the last. The axes of roc-log.png are logarithmic:
-    they show the TPR at low FPR (Carlini et al. 2022).
+    roc.png has a panel with linear axes and one with logarithmic axes, which show the TPR at low FPR (Carlini et al.
+    2022). Random guessing is a dotted line in both, and a star in precision-recall.png.
     """
     member = np.array([s.member for s in scored])
     counts = [len(s.patch_scores) for s in scored]
@@ -28,9 +28,8 @@ def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
     rates = {name: (Curves(score, inside), style) for name, score, inside, style in levels}
     with rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
         lowest = min(1 / count for curve, _ in rates.values() for count in (curve.true[-1], curve.false[-1])) / 2
-        for file, scale, start in (("roc.png", "linear", 0.0), ("roc-log.png", "log", lowest)):
-            figure = Figure(**SQUARE)
-            axes = figure.subplots()
+        figure, panels = _panels(2)
+        for axes, scale, start in zip(panels, ("linear", "log"), (0.0, lowest), strict=True):
             for name, (curve, style) in rates.items():
                 x, y = (np.append(start, np.maximum(c / c[-1], start)) for c in (curve.false, curve.true))
                 axes.plot(x, y, style, drawstyle="steps-post" if scale == "log" else "default",
@@ -38,19 +37,24 @@ def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
             axes.plot([start, 1], [start, 1], ":", color="grey", label="random guess")
             axes.set(xlabel="false positive rate", ylabel="true positive rate", xscale=scale, yscale=scale,
                      xlim=(start, 1), ylim=(start, 1.01))
-            _save(figure, folder / file, "lower right")
-        figure = Figure(**SQUARE)
-        axes = figure.subplots()
+        _save(figure, folder / "roc.png")
+        figure, [axes] = _panels(1)
         for name, (curve, style) in rates.items():
             axes.plot(curve.true / curve.true[-1], curve.true / (curve.true + curve.false), style,
                       label=f"{name}, max-F {results[name]['max_f']:.3f}")
         share = results["members"] / (results["members"] + results["non_members"])
         axes.plot([0.5], [share], "k*", label=f"random guess, F {results['chance']['image']['random_f']:.3f}")
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
-        _save(figure, folder / "precision-recall.png", "lower left")
+        _save(figure, folder / "precision-recall.png")
 
 
-def _save(figure: Figure, path: Path, place: str) -> None:
-    figure.axes[0].legend(loc=place)
+def _panels(count: int) -> tuple[Figure, np.ndarray]:
+    """A figure with `count` square panels in a row, and room for a legend below them."""
+    figure = Figure(figsize=(PANEL * count, PANEL + 0.5), layout="constrained")
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(figure.axes) + 1)
     with atomic_open(path) as file:
         figure.savefig(file, dpi=160, format="png")

@@ -28,8 +28,10 @@ class Contrast:
     signs: Sequence[float]
 
     def value(self, metric: str, member: np.ndarray) -> float:
-        return float(sum(sign * compute_metrics(column, member)[metric]
-                         for sign, column in zip(self.signs, self.columns, strict=True)))
+        values = [compute_metrics(column, member)[metric] for column in self.columns]
+        if None in values:
+            raise ValueError(f"{metric} needs more than {int((~member).sum())} non-members")
+        return float(np.dot(self.signs, values))
 
     def influences(self, metric: str, member: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How far each member (m,) and each non-member (n,) moves the value."""
@@ -41,6 +43,12 @@ class Contrast:
 def contrast(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Contrast:
     """The mean over `first` minus the mean over `second`; each has one array of scores (n,) per attacker seed."""
     return Contrast([*first, *second], [1 / len(first)] * len(first) + [-1 / len(second)] * len(second))
+
+
+def mean_contrast(contrasts: Sequence[Contrast]) -> Contrast:
+    """The mean of several contrasts on the same images, such as those of several attackers of one training."""
+    return Contrast([column for one in contrasts for column in one.columns],
+                    [sign / len(contrasts) for one in contrasts for sign in one.signs])
 
 
 @dataclass(frozen=True)
@@ -64,43 +72,32 @@ class Stratum:
 def pooled_difference(strata: Sequence[Stratum], metric: str = "auc") -> dict[str, object]:
     """The mean over strata, with its interval over groups of images and over trainings.
 
-    Returns {"difference", "interval": [low, high], "p", "detectable", "trainings"}. `p`: two-sided, of no difference.
-    `detectable`: the smallest difference that would have been found with a probability of 80 %. `trainings`: the
-    degrees of freedom of the variance between trainings; with 0 the interval does not contain this variance.
-    `interval`, `p` and `detectable` are None if a set of images has fewer than `MIN_GROUPS` groups on a side.
+    Returns {"difference", "interval": [low, high], "detectable", "trainings", "error", "freedom"}. `detectable`: the
+    smallest difference that would have been found with a probability of 80 %. `trainings`: the degrees of freedom of
+    the variance between trainings; with 0 the interval does not contain this variance. `error` and `freedom`: the
+    standard error, and the degrees of freedom of its Student t. Interval, `detectable`, `error` and `freedom` are None
+    if a set of images has fewer than `MIN_GROUPS` groups on a side. Raises `ValueError` if the non-members are too few
+    for the FPR of `metric`.
     """
     values = [stratum.values(metric) for stratum in strata]
     difference = float(np.mean([sum(arm.mean() for arm in arms) for arms in values]))
     sets = [[one for one in strata if one.images == name] for name in dict.fromkeys(one.images for one in strata)]
     parts = [_over_groups(each, metric, len(strata)) for each in sets]
     between, trainings = _over_trainings(values)
-    found = {"difference": difference, "interval": None, "p": None, "detectable": None, "trainings": trainings}
+    found = {"difference": difference, "interval": None, "detectable": None, "trainings": trainings, "error": None,
+             "freedom": None}
     if None in parts:
         return found
     images, of_images, shared = zip(*parts, strict=True)
     variance = sum(images) + max(between - sum(shared), 0.0)
     if variance == 0:
-        return found | {"interval": [difference, difference], "p": float(difference == 0), "detectable": 0.0}
+        return found | {"interval": [difference, difference], "detectable": 0.0, "error": 0.0, "freedom": 1.0}
     squares = [one**2 / count for one, count in zip(images, of_images, strict=True)]
     freedom = variance**2 / (sum(squares) + (between**2 / trainings if trainings else 0.0))
-    error = np.sqrt(variance)
-    step = stats.t.ppf(1 - TAIL, freedom) * error
+    step = stats.t.ppf(1 - TAIL, freedom) * np.sqrt(variance)
     interval: Interval = [float(difference - step), float(difference + step)]
-    return found | {"interval": interval, "p": float(2 * stats.t.sf(abs(difference) / error, freedom)),
-                    "detectable": float(step + stats.t.ppf(POWER, freedom) * error)}
-
-
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """The p-values of several claims, adjusted for their number (Holm, Scandinavian Journal of Statistics 6, 1979).
-
-    None, of a claim that could not be tested, stays None, and counts as a claim.
-    """
-    order = sorted((index for index, value in enumerate(p) if value is not None), key=lambda index: p[index])
-    adjusted, highest = list(p), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
-        adjusted[index] = highest
-    return adjusted
+    return found | {"interval": interval, "error": float(np.sqrt(variance)), "freedom": float(freedom),
+                    "detectable": float(step + stats.t.ppf(POWER, freedom) * np.sqrt(variance))}
 
 
 def _over_groups(strata: Sequence[Stratum], metric: str, total: int) -> tuple[float, float, float] | None:

@@ -1,26 +1,33 @@
-"""Figures 1 to 5 of the paper, drawn from the cells of a scale."""
+"""Figures 1 to 5 of the paper, and AUC against the generalisation gap, drawn from the cells of a scale."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.metrics import Curves
-from reproduce import paper
+from reproduce import paper, tables
 from reproduce.cells import unpack
 from reproduce.measured import Measured
 from utils.files import atomic_open
 
-STYLE = {"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 7, "lines.markersize": 4}
-GREYS = ("0.0", "0.35", "0.55", "0.75")
-DASHES = ("-", "--", "-.", ":", (0, (1, 3)))
-MARKS = {"gauss": "o", "dropout": "s", "dpsgd": "^", "argmax": "D", "frozen": "x", "clip": "+", "none": "*"}
-KINDS = {"loss": ("0.0", "-"), "concate": ("0.55", "--")}
+STYLE = {"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 7, "lines.markersize": 4,
+         "legend.handlelength": 3}
+# Colours of Okabe and Ito, which the colour-blind can tell apart; a colour for each kind of attack, a dash for each
+# selection of patches.
+COLOURS = {"loss": "#0072B2", "concate": "#E69F00", "pixelwise": "#CC79A7", "threshold-confidence": "0.55",
+           "threshold-loss": "0.0"}
+DASHES = {"full": "-", "random": "--", "rejection": ":", "sliding": "-."}
+MARKS = {"random": "o", "rejection": "^", "sliding": "s"}
+OPTIMUM = "#D55E00"
+COLUMNS = {"gauss": "Gauss (and Argmax)", "dropout": "Dropout", "dpsgd": "DPSGD"}  # of fig. 4
+SINGLE = {"gauss": {"argmax": ("D", "Argmax")}, "dpsgd": {"frozen": ("x", "SGD with the steps of DPSGD"),
+                                                         "clip": ("+", "clipping alone")}}
 PRINTED = {"markerfacecolor": "none", "linestyle": ""}  # the paper's values are hollow marks
-NAMES = {"gauss": "Gauss", "dropout": "Dropout", "dpsgd": "DPSGD", "argmax": "Argmax",
-         "frozen": "frozen norms", "clip": "clipping alone"}
 
 
 def draw(measured: Measured, folder: Path) -> list[str]:
@@ -28,7 +35,7 @@ def draw(measured: Measured, folder: Path) -> list[str]:
     drawn = []
     with rc_context(STYLE):
         for name, make in (("fig1", sizes), ("fig2", selections), ("fig3", argmax), ("fig4", utility),
-                           ("fig5", activation_maps)):
+                           ("fig5", activation_maps), ("gap", generalisation)):
             if figure := make(measured):
                 with atomic_open(folder / f"{name}.png") as file:
                     figure.savefig(file, dpi=160, format="png")
@@ -36,26 +43,38 @@ def draw(measured: Measured, folder: Path) -> list[str]:
     return drawn
 
 
-def _axes(count: int, **options: object) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels in a row."""
-    figure = Figure(figsize=(3.3 * count, 3.3), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
+def _axes(rows: int, columns: int, beside: float = 0.3, **options: object) -> tuple[Figure, np.ndarray]:
+    """A figure with panels (rows, columns) of 3 x 2.7 inches. `beside`: inches for what is beside the panels."""
+    figure = Figure(figsize=(3 * columns + beside, 2.7 * rows + 0.5), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _style(index: int) -> dict:
-    """Grey and dash of curve number `index`; the first twenty curves all differ."""
-    return {"color": GREYS[index % len(GREYS)], "linestyle": DASHES[index % len(DASHES)]}
+def _look(method: str) -> dict:
+    """Colour and dash of an attack of table 2."""
+    kind, _, select = method.partition("-")
+    return {"color": COLOURS.get(method) or COLOURS[kind], "linestyle": DASHES.get(select, "-")}
 
 
-def _roc(axes: Axes, score: np.ndarray, member: np.ndarray, label: str, index: int) -> None:
+def _roc(panels: tuple[Axes, Axes], score: np.ndarray, member: np.ndarray, label: str, **look: object) -> None:
+    """A ROC curve with linear and with logarithmic axes."""
     curve = Curves(score, member)
-    true, false = curve.true, curve.false
-    axes.plot(np.append(0, false / false[-1]), np.append(0, true / true[-1]), label=label, **_style(index))
+    for axes, start, steps in zip(panels, (0, _lowest(member)), ("default", "steps-post"), strict=True):
+        x, y = (np.append(start, np.maximum(counts / counts[-1], start)) for counts in (curve.false, curve.true))
+        axes.plot(x, y, label=label, drawstyle=steps, **look)
 
 
-def _diagonal(axes: Axes) -> None:
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
+def _lowest(member: np.ndarray) -> float:
+    """Half of the smallest rate above 0, where logarithmic axes start."""
+    return 0.5 / max(member.sum(), (~member).sum())
+
+
+def _finish_roc(panels: tuple[Axes, Axes], member: np.ndarray, title: str) -> None:
+    """The diagonal and the labels of the axes, and a legend beside the second panel."""
+    for axes, scale, start in zip(panels, ("linear", "log"), (0, _lowest(member)), strict=True):
+        axes.plot([start, 1], [start, 1], color="0.8", linewidth=0.8, zorder=1)
+        axes.set(xlabel="false positive rate", ylabel="true positive rate", xscale=scale, yscale=scale,
+                 xlim=(start, 1), ylim=(start, 1.01), title=title if scale == "linear" else "the same, log-log")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="AUC, %")
 
 
 def sizes(measured: Measured) -> Figure | None:
@@ -63,24 +82,23 @@ def sizes(measured: Measured) -> Figure | None:
     cells = measured.sizes()
     if not cells:
         return None
-    figure, (left, right) = _axes(2)
+    figure, [[left, *right]] = _axes(1, 3, beside=2)
     for index, cell in enumerate(cells):
         results, (member, _) = measured.results(cell), measured.images(cell.setting)
+        look = {"color": colormaps["viridis"](0.85 * index / max(len(cells) - 1, 1)),
+                "linestyle": ("-", "--", "-.", ":", (0, (1, 3)))[index % 5]}
         by_image = [unpack(patches) for patches in results["patch_scores"]]
         curve = Curves(np.concatenate(by_image), np.repeat(member, list(map(len, by_image))))
-        true, false = curve.true, curve.false
         side = f"{cell.size} x {cell.size}"
-        left.plot(true / true[-1], true / (true + false), label=f"{side}, F {100 * results['patch']['max_f']:.1f}",
-                  **_style(index))
+        left.plot(curve.true / curve.true[-1], curve.true / (curve.true + curve.false),
+                  label=f"{side}, F {100 * results['patch']['max_f']:.1f}", **look)
         _roc(right, unpack(results["scores"]), member,
-             f"{side}, {cell.count} patches, AUC {100 * results['image']['auc']:.1f}", index)
+             f"{side}, {cell.count} patches, {100 * results['image']['auc']:.1f}", **look)
     share = member.mean()
     left.plot([0.5], [share], "k*", label=f"random guess, F {100 * share / (share + 0.5):.1f}")
     left.set(xlabel="recall", ylabel="precision", title="patches", xlim=(0, 1.01))
-    right.set(title="images")
-    _diagonal(right)
-    left.legend()
-    right.legend(loc="lower right")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    _finish_roc(right, member, "images")
     return figure
 
 
@@ -90,25 +108,26 @@ def selections(measured: Measured) -> Figure | None:
                 if any(cell.curve for cell in measured.of_setting(setting))]
     if not settings:
         return None
-    figure, panels = _axes(len(settings), sharey=True)
+    figure, [panels] = _axes(1, len(settings), sharex=True, sharey=True)
     for axes, setting in zip(panels, settings, strict=True):
-        for kind, (grey, dash) in KINDS.items():
-            for select, mark in (("random", "o"), ("rejection", "^"), ("sliding", "s")):
-                points = selection_points(measured, setting, f"{kind}-{select}")
+        for kind in ("loss", "concate"):
+            for select, mark in MARKS.items():
+                points, look = selection_points(measured, setting, f"{kind}-{select}"), _look(f"{kind}-{select}")
                 if not points:
                     continue
                 x = sorted(points)
                 y, spread = (np.array([f(points[n]) for n in x]) for f in (np.mean, np.std))
-                axes.errorbar(x, 100 * y, 100 * spread, color=grey, linestyle=dash, marker=mark, capsize=2,
-                              label=f"{paper.INPUTS[kind]}, {select}")
+                axes.errorbar(x, 100 * y, 100 * spread, marker=mark, capsize=2,
+                              label=f"{paper.INPUTS[kind]}, {select}", **look)
                 if select != "sliding" and setting in paper.COLUMNS:
-                    axes.plot([10], [paper.auc(f"{kind}-{select}", setting)], mark, color=grey, **PRINTED)
+                    axes.plot([10], [paper.auc(f"{kind}-{select}", setting)], mark, color=look["color"], **PRINTED)
         axes.set(xlabel="patches of an image", title=measured.title(setting), xscale="log")
         counts = measured.scale.selections.counts
         axes.set_xticks(counts, labels=map(str, counts))
         axes.minorticks_off()
     panels[0].set(ylabel="AUC, %")
-    return _with_legend(figure, panels)
+    hollow = panels[0].plot([], [], "o", color="0.3", label="value printed in the paper", **PRINTED)
+    return _with_legend(figure, panels, hollow)
 
 
 def selection_points(measured: Measured, setting: str, method: str) -> dict[int, list[float]]:
@@ -123,62 +142,72 @@ def selection_points(measured: Measured, setting: str, method: str) -> dict[int,
             for count, metrics in results["curve"].items():
                 points.setdefault(int(count), []).append(metrics["auc"])
         elif method.endswith("sliding"):
-            points.setdefault(cell.count, []).append(results["image"]["auc"])
+            points.setdefault(measured.windows(cell) or cell.count, []).append(results["image"]["auc"])
     return points
 
 
 def argmax(measured: Measured) -> Figure | None:
-    """Fig. 3: ROC of all attackers and baselines under Argmax."""
+    """Fig. 3: ROC of all attackers and baselines under Argmax, with linear and with logarithmic axes."""
     settings = [s for s in measured.scale.settings if measured.seeds(s, "loss-random", "argmax")]
     if not settings:
         return None
-    figure, panels = _axes(len(settings), sharey=True)
-    for axes, setting in zip(panels, settings, strict=True):
+    figure, rows = _axes(len(settings), 2, beside=2.6)
+    for panels, setting in zip(rows, settings, strict=True):
         member, _ = measured.images(setting)
-        for index, method in enumerate(m for m in paper.TABLE if measured.seeds(setting, m, "argmax")):
-            cell = measured.seeds(setting, method, "argmax")[0]
-            label = f"{paper.title(method)}, {100 * measured.mean([cell]):.1f}"
-            _roc(axes, measured.scores(cell), member, label, index)
-        _diagonal(axes)
-        axes.set(title=f"Argmax, {measured.title(setting)}")
-        axes.legend(loc="lower right", title="AUC, %", fontsize=5.5, title_fontsize=6)
+        for method in paper.TABLE:
+            for cell in measured.seeds(setting, method, "argmax")[:1]:
+                label = f"{paper.title(method)}, {100 * measured.mean([cell]):.1f}"
+                _roc(panels, measured.scores(cell), member, label, **_look(method))
+        _finish_roc(panels, member, f"Argmax, {measured.title(setting)}")
     return figure
 
 
 def utility(measured: Measured) -> Figure | None:
-    """Fig. 4: AUC against mIoU on non-members under each defense. The ideal point is far right at an AUC of 50."""
+    """Fig. 4: mIoU on non-members against AUC under each defense. The optimum is the red diamond at an AUC of 50."""
     settings = [s for s in measured.scale.settings if len({cell.defense for cell in measured.of_setting(s)}) > 1]
     if not settings:
         return None
-    figure, panels = _axes(len(settings), sharey=True)
-    for axes, setting in zip(panels, settings, strict=True):
-        best = 0.0
-        for kind, (grey, dash) in KINDS.items():
-            curves = utility_points(measured, setting, f"{kind}-random")
-            start = curves.pop("none", [])[:1]
-            for x, y in start:
-                axes.plot([x], [y], MARKS["none"], color=grey, markersize=8, label=f"{paper.INPUTS[kind]}, no defense")
-                best = max(best, x)
-            for name, points in curves.items():
-                line = [*(start if name in ("gauss", "dropout") else []), *points]
-                axes.plot(*zip(*line, strict=True), marker=MARKS[name], color=grey,
-                          linestyle=dash if len(points) > 1 else "", label=f"{paper.INPUTS[kind]}, {NAMES[name]}")
-            if setting == "psp-psp":
-                axes.plot(*zip(*paper.GAUSS[kind], strict=True), MARKS["gauss"], color=grey, **PRINTED)
-        axes.plot([best], [50], "kP", markersize=7, label="ideal", clip_on=False)
-        axes.set(xlabel="mIoU on non-members, %", title=measured.title(setting))
-    panels[0].set(ylabel="AUC, %")
-    return _with_legend(figure, panels)
+    figure, grid = _axes(len(settings), len(COLUMNS), sharex=True, sharey="row")
+    for row, setting in zip(grid, settings, strict=True):
+        for axes, (defense, title) in zip(row, COLUMNS.items(), strict=True):
+            for kind in ("loss", "concate"):
+                if "none" in (points := utility_points(measured, setting, f"{kind}-random")):
+                    _draw_defense(axes, points, defense, kind)
+            axes.set(title=f"{measured.title(setting)}: {title}")
+            axes.label_outer()
+            axes.margins(y=0.1)
+        row[0].set(ylabel="mIoU on non-members, %")
+    for axes in grid[-1]:
+        axes.set(xlabel="AUC, %")
+    return _with_legend(figure, grid.flat)
 
 
-def utility_points(measured: Measured, setting: str, method: str) -> dict[str, list[tuple[float, float]]]:
-    """Map each kind of defense to (mIoU on non-members, AUC) in % at each strength, for the first attacker seed."""
-    points: dict[str, list[tuple[float, float]]] = {}
+def _draw_defense(axes: Axes, points: dict[str, dict[str, tuple[float, float]]], defense: str, kind: str) -> None:
+    """The curve of one defense and one attacker, from no defense to the strongest, with the strength at each point."""
+    start, strengths = points["none"][""], points.get(defense, {})
+    colour, name = COLOURS[kind], paper.INPUTS[kind]
+    if strengths:
+        line = strengths.values() if defense == "dpsgd" else [start, *strengths.values()]
+        axes.plot(*zip(*line, strict=True), color=colour, marker="o", linestyle="-" if kind == "loss" else "--",
+                  label=name)
+        for strength, point in strengths.items():
+            axes.annotate(strength, point, xytext=(4, -7), textcoords="offset points", fontsize=5.5, color="0.3")
+    axes.plot(*start, "*", color=colour, markersize=9, label=f"{name}, no defense")
+    for other, (mark, label) in SINGLE.get(defense, {}).items():
+        for point in points.get(other, {}).values():
+            axes.plot(*point, mark, color=colour, markersize=6, label=f"{name}, {label}")
+    if not strengths:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, horizontalalignment="center")
+    axes.plot(50, start[1], "D", color=OPTIMUM, markersize=6, label="optimum")
+
+
+def utility_points(measured: Measured, setting: str, method: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """Map each kind of defense to strength -> (AUC, mIoU on non-members) in %, for the first attacker seed."""
+    points: dict[str, dict[str, tuple[float, float]]] = {}
     for defense in dict.fromkeys(cell.defense for cell in measured.of_setting(setting)):
         for cell in measured.seeds(setting, method, defense)[:1]:
-            results = measured.results(cell)
-            point = (100 * results["miou"]["out"], 100 * results["image"]["auc"])
-            points.setdefault(defense.partition("-")[0], []).append(point)
+            results, (kind, _, strength) = measured.results(cell), defense.partition("-")
+            points.setdefault(kind, {})[strength] = (100 * results["image"]["auc"], 100 * results["miou"]["out"])
     return points
 
 
@@ -207,11 +236,27 @@ def activation_maps(measured: Measured) -> Figure | None:
     return figure
 
 
-def _with_legend(figure: Figure, panels: list[Axes]) -> Figure:
-    """Add one legend for all panels below them, with a hollow mark for the paper's values."""
+def generalisation(measured: Measured) -> Figure | None:
+    """AUC against the generalisation gap of each victim, with the number of the victim beside its point."""
+    victims = tables.victims(measured)
+    if not victims:
+        return None
+    figure, [[axes]] = _axes(1, 1, beside=1.5)
+    for attack, mark in zip(tables.GAP_ATTACKS, "so", strict=True):
+        for number, values in enumerate(victims.values(), 1):  # the numbers of the table
+            if attack in values:
+                point = values["gap"], values[attack]
+                axes.plot(*point, mark, label=paper.title(attack), color=_look(attack)["color"])
+                axes.annotate(str(number), point, xytext=(5, -6), textcoords="offset points")
+    axes.axhline(50, color="0.8", linewidth=0.8, zorder=1)
+    axes.set(xlabel="mIoU on members minus mIoU on non-members, points", ylabel="AUC, %")
+    return _with_legend(figure, [axes])
+
+
+def _with_legend(figure: Figure, panels: Iterable[Axes], extra: Sequence[Artist] = ()) -> Figure:
+    """Add one legend for all panels below them."""
     handles = {label: handle for axes in panels
                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    hollow = panels[0].plot([], [], "o", color="0.3", **PRINTED)[0]
-    figure.legend([*handles.values(), hollow], [*handles, "value printed in the paper"], loc="outside lower center",
-                  ncols=min(4, 2 * len(panels)), fontsize=6)
+    handles |= {artist.get_label(): artist for artist in extra}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=6)
     return figure

@@ -1,4 +1,4 @@
-"""The committed cells of a scale, and paired differences between them."""
+"""The committed cells of a scale."""
 
 from functools import cache
 from pathlib import Path
@@ -38,9 +38,13 @@ class Measured:
                 raise UserError(f"{folder}: {name} and {first_name} are of different trainings of {victim}; remove the "
                                 "cells of the older one")
 
-    def others(self) -> dict[str, dict]:
-        """Map the name of each other training to the content of its file, which `reproduce.report --again` wrote."""
-        return {} if self.scale.again else {path.stem: self._read(path) for path in self.scale.again_files()}
+    def trainings(self) -> list["Measured"]:
+        """The other trainings of all models whose cells are there, see `Scale.again`."""
+        return [training for training in map(Measured, self.scale.other_trainings()) if training.cells]
+
+    def records(self) -> dict[str, dict]:
+        """Map the name of each other training of which only metrics are kept to these, as an old commit wrote them."""
+        return {path.stem: self._read(path) for path in sorted(self.scale.again_folder.glob("*.json"))}
 
     def commits(self) -> list[str]:
         """The commits of all attacks, victims and attackers."""
@@ -84,19 +88,12 @@ class Measured:
         """Mean of a metric of images over cells."""
         return float(np.mean([self.results(cell)["image"][metric] for cell in cells]))
 
+    def windows(self, cell: Cell) -> int | None:
+        """Number of patches of an image; more than `Cell.count` in some sliding grids. None if an old cell lacks it."""
+        results = self.results(cell)
+        return results["patches"] // (results["members"] + results["non_members"]) if "patches" in results else None
+
     def scores(self, cell: Cell, count: int | None = None) -> np.ndarray:
         """Scores (n,) of the images; with `count`, from the first `count` patches of a cell that has a curve."""
         results = self.results(cell)
         return unpack(results["scores"] if count is None else results["curve"][str(count)]["scores"])
-
-    def difference(self, first: list[Cell], second: list[Cell],
-                   counts: tuple[int | None, int | None] = (None, None)) -> dict:
-        """AUC of `first` minus AUC of `second`: two attacks on the same victim, each a mean over its cells (seeds).
-
-        `counts`: numbers of patches for `scores`. Returns {"difference", "interval": [low, high]}, in 0..1.
-        """
-        from evaluation.intervals import paired_difference  # imports scipy.stats, which takes a second
-
-        columns = [[self.scores(cell, count) for cell in cells]
-                   for cells, count in zip((first, second), counts, strict=True)]
-        return paired_difference(*columns, *self.images(first[0].setting))

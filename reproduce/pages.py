@@ -1,23 +1,19 @@
 """Write the report of a scale, with tables and figures, and the page of findings over several scales."""
 
 from reproduce import figures, tables
-from reproduce.claims import CLAIMS, RULE, measure, overall
+from reproduce.cases import Case, Value, pool
+from reproduce.claims import RULE, measure, verdicts
 from reproduce.measured import Measured
 from reproduce.plan import FOLDER
 from reproduce.tables import DASH, markdown
-from utils.files import write_json
 
+GAP = """\
+Each victim of the scale, with and without a defense in its training. The gap is mIoU on members minus mIoU on
+non-members. The last line has Spearman's rank correlation over the victims."""
 FIGURES = {"fig1": "Fig. 1: patch sizes", "fig2": "Fig. 2: selections of patches, and their number",
-           "fig3": "Fig. 3: Argmax", "fig4": "Fig. 4: AUC against mIoU on non-members (lower right is better)",
-           "fig5": "Fig. 5: maps of one member, each with its own colour scale"}
-
-
-def write_again(measured: Measured) -> None:
-    """Write commits, number of cells and findings of another training: key of a claim -> label -> record."""
-    path = measured.scale.again_folder / f"{measured.scale.again}.json"
-    records = {key: {finding.label: finding.record() for finding in each} for key, each in measure(measured).items()}
-    write_json(path, {"commits": measured.commits(), "cells": len(measured.cells), "claims": records})
-    print(path)
+           "fig3": "Fig. 3: Argmax", "fig4": "Fig. 4: mIoU on non-members against AUC (upper left is better)",
+           "fig5": "Fig. 5: maps of one member, each with its own colour scale",
+           "gap": "AUC against the generalisation gap of all victims"}
 
 
 def report(measured: Measured) -> str:
@@ -31,7 +27,8 @@ def report(measured: Measured) -> str:
         f"{', '.join(measured.commits())} (`+`: with uncommitted changes).{_missing(measured)}{_others(measured)}", "",
         "## Table 2", "",
         "Max-F / AUC: means over attacker seeds, with the range of the AUC in parentheses. The columns *paper* "
-        "have the values of the paper.", "", tables.table_two(measured),
+        "have the values of the paper. Each attack reaches at least the F of calling all images members, which is "
+        "above that of a coin.", "", tables.table_two(measured),
         "## Victims and shadows", "", tables.models(measured), "## Defenses", "",
         "Random patches, attacker seed 0. The number after a name is the variance of Gauss (the flag `-gauss` is its "
         "square root), the ratio of Dropout, or the noise variance of DPSGD. mIoU is measured on the attacked "
@@ -40,7 +37,8 @@ def report(measured: Measured) -> str:
         "Mean Pearson correlation over images: of the class activation map (CAM) with the loss map, and of the CAM "
         "under the defense with the CAM before it. The second needs two CAMs of the same attacker.", "",
         tables.activation(measured), *(f"## {FIGURES[name]}\n\n![{FIGURES[name]}]({name}.png)\n" for name in drawn),
-        "## Claims", "", claims([measured])])
+        "## AUC against the generalisation gap", "", GAP, "",
+        tables.gap(measured), "## Claims", "", RULE, "", claims(measured)])
 
 
 def _missing(measured: Measured) -> str:
@@ -51,36 +49,71 @@ def _missing(measured: Measured) -> str:
 
 def _others(measured: Measured) -> str:
     """A sentence about other trainings, if any."""
-    others = "; ".join(f"*{name}*, {other['cells']} cells, commits {', '.join(other['commits'])}"
-                       for name, other in measured.others().items())
-    return f" Other trainings of all models: {others}." if others else ""
+    about = [(f"*{training.scale.again}*", len(training.cells), training.commits(), "")
+             for training in measured.trainings()]
+    about += [(f"*{name}*", other["cells"], other["commits"], " (only its metrics are kept)")
+              for name, other in measured.records().items()]
+    others = [f"{name}, {cells} cells, commits {', '.join(commits)}{kept}" for name, cells, commits, kept in about]
+    return f" Other trainings of all models: {'; '.join(others)}." if others else ""
 
 
 def findings(all_measured: list[Measured]) -> str:
-    """The page of findings: the verdict on each claim, the values behind it, and the notes."""
-    notes = [f"- **{m.scale.name}**: {m.scale.note.strip()} [Tables and figures](../{m.scale.results}/report.md)."
-             f"{_missing(m)}{_others(m)}" for m in all_measured]
-    names = " ".join(m.scale.name for m in all_measured)
-    return "\n".join([
-        "# Which claims of the paper hold here", "",
-        f"Written by `python -m reproduce.report {names} --findings docs/findings.md` from the committed cells in "
-        "`reproduce/results/`.", "", RULE, "", *notes, "", claims(all_measured),
-        (FOLDER / "notes.md").read_text(encoding="utf-8")])
+    """The page of findings: the rule, the claims in each scale, and what differs from the paper."""
+    names = " ".join(measured.scale.name for measured in all_measured)
+    lines = ["# Which claims of the paper hold here", "", f"Written by `python -m reproduce.report {names} --findings "
+             "docs/findings.md` from the committed cells in `reproduce/results/`.", "", RULE, ""]
+    for measured in all_measured:
+        scale = measured.scale
+        evidence = "" if scale.evidence else " (no evidence)"
+        folder = f"../{scale.results}"
+        lines += [f"## Scale {scale.name}{evidence}", "",
+                  f"{scale.note.strip()} [Tables and figures]({folder}/report.md)."
+                  f"{_missing(measured)}{_others(measured)}", "", claims(measured),
+                  "### AUC against the generalisation gap", "", GAP, "",
+                  *([f"![AUC against generalisation gap]({folder}/gap.png)", ""] if tables.victims(measured) else []),
+                  tables.gap(measured)]
+    return "\n".join([*lines, (FOLDER / "notes.md").read_text(encoding="utf-8")])
 
 
-def claims(all_measured: list[Measured]) -> str:
-    """A table with the verdict on each claim, and below it a foldable table of the findings of each claim."""
-    scales, measures = [measured.scale for measured in all_measured], list(map(measure, all_measured))
-    heads = [scale.name + ("" if scale.evidence else " (no evidence)") for scale in scales]
-    verdicts = markdown(["claim of the paper", *heads], [
-        [claim.text, *(f"**{overall(by_key[claim.key])}**" if by_key[claim.key] else DASH for by_key in measures)]
-        for claim in CLAIMS])
-    details = []
-    for claim in CLAIMS:
-        rows = [[scale.name, finding.label, finding.metrics,
-                 "; ".join(f"{name}: {other['metrics']}" for name, other in finding.others.items()) or DASH,
-                 finding.verdict]
-                for scale, by_key in zip(scales, measures, strict=True) for finding in by_key[claim.key]]
-        table = markdown(["scale", "setting", "points [95 % interval]", "other trainings", "verdict"], rows)
-        details += [f"<details><summary>{claim.text}</summary>", "", table, "</details>", ""] if rows else []
-    return "\n".join([verdicts, "The values behind each verdict:", "", *details])
+def claims(measured: Measured) -> str:
+    """The primary claims with their verdicts, the descriptive claims, and a foldable table of the cases of each."""
+    results = measure(measured)
+    decided = verdicts(results)
+    lines = []
+    for primary, title, last in ((True, "Primary claims", "verdict (adjusted p)"), (False, "Descriptive claims",
+                                                                                  "95 % interval")):
+        rows = []
+        for result in (result for result in results if result.claim.primary == primary):
+            verdict, p_value = decided.get(result.claim.key, (DASH, 1.0))
+            shown = f"**{verdict}** ({p_value:.2g})" if verdict != DASH else DASH
+            rows.append([result.claim.text, str(result.claim.asks), result.claim.printed, result.show(result.auc),
+                         result.show(pool(result.voting, "tpr_at_1_fpr")), *_precision(result.auc),
+                         shown if primary else result.reading])
+        lines += [f"### {title}", "", markdown(["claim of the paper", "asks for", "paper", "here, AUC",
+                                               "here, TPR at 1 % FPR", "detectable", "trainings", last], rows)]
+    records = measured.records()
+    lines += ["The settings behind each value:", ""]
+    for result in results:
+        rows = [[case.label, *(result.show(pool([case], metric)) for metric in ("auc", "tpr_at_5_fpr", "tpr_at_1_fpr")),
+                 _noted(case), _recorded(records, result.claim.key, case.label)] for case in result.cases]
+        table = markdown(["setting", "AUC", "TPR at 5 % FPR", "TPR at 1 % FPR", "note",
+                          "other trainings (no vote)"], rows)
+        lines += [f"<details><summary>{result.claim.text}</summary>", "", table, "</details>", ""] if rows else []
+    return "\n".join(lines)
+
+
+def _precision(value: Value | None) -> list[str]:
+    """The detectable difference, and the degrees of freedom between trainings."""
+    detectable = DASH if value is None or value.detectable is None else f"{value.detectable:.1f}"
+    return [detectable, DASH if value is None else str(value.trainings)]
+
+
+def _noted(case: Case) -> str:
+    """The note of a case, and the mIoU that its defense costs."""
+    return "; ".join([*([case.note] if case.note else []), *([f"mIoU {-case.lost:+.1f}"] if case.lost else [])]) or DASH
+
+
+def _recorded(records: dict[str, dict], key: str, label: str) -> str:
+    """What the records of other trainings have for a case."""
+    found = {name: record["claims"].get(key, {}).get(label) for name, record in records.items()}
+    return "; ".join(f"{name}: {one['metrics']}" for name, one in found.items() if one) or DASH

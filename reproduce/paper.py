@@ -17,9 +17,6 @@ SETTINGS = {"psp-psp": "PSP→PSP, dependent", "dlv3-psp": "DLv3+→PSP", "dlv3-
             "dpc-psp": "DPC→PSP", "dpc-uper": "DPC→Uper"}
 RANDOM_F = {"dependent": 55.36, "independent": 63.13}
 ALL_MEMBER_F = {"dependent": 76.5, "independent": 92.2}
-# Section 3.2, PSP -> PSP: (mIoU on non-members, AUC) in %, without a defense and under Gauss of variance 0.4. For the
-# second point the text gives an AUC "over 0.75".
-GAUSS = {"loss": ((59.88, 84.6), (23.17, 75.0)), "concate": ((59.88, 82.7),)}
 METHODS = {"pixelwise": "learned, 1x1 (Salem)", "threshold-confidence": "confidence threshold (Salem)",
            "threshold-loss": "loss threshold (Sablayrolles)"}
 INPUTS = {"concate": "C+GT", "loss": "Loss"}
@@ -35,3 +32,9 @@ def auc(method: str, setting: str = "psp-psp") -> float:
     """AUC in % of table 2; NaN where the attack failed."""
     text = TABLE[method][COLUMNS.index(setting)].rpartition(" ")[2]
     return float("nan") if text == "-" else float(text)
+
+
+def differences(first: str, second: str) -> str:
+    """AUC of the first attack minus that of the second in each column of table 2 that has both, in points."""
+    values = [auc(first, setting) - auc(second, setting) for setting in COLUMNS]
+    return ", ".join(f"{value:+.1f}" for value in values if value == value)

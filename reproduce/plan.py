@@ -99,15 +99,15 @@ class Dpsgd:
 class Scale:
     """The keys of a scale file, and the runs and cells that follow from them. `read_scale` makes one.
 
-    `again` 1, 2, ... is another training of all models, with other seeds for victims and shadows. Its cells stay in the
-    folder of its runs; only the metrics of its claims are written to `again_folder`, which is committed.
+    `again` 1, 2, ... is another training of all models, with other seeds for victims and shadows. Its cells are in the
+    folder `again_folder`/N; the claims are tested on the cells of all trainings together.
     """
 
     name: str
     again: int
     runs: Path
     results: Path
-    again_folder: Path
+    again_folder: Path  # folders with the cells of other trainings, and old files with only the metrics of their claims
     data_marks: Path  # folder with an empty file for each data set that has been written
 
     note: str
@@ -137,9 +137,11 @@ class Scale:
     evidence: bool = True  # whether its verdicts say something about the paper
     launch: str = ""  # arguments of Python before the name of a training script, e.g. to start torchrun
 
-    def again_files(self) -> list[Path]:
-        """The committed metrics of other trainings."""
-        return sorted(self.again_folder.glob("*.json"))
+    def other_trainings(self) -> list["Scale"]:
+        """The scales of the other trainings whose folders exist; none for a scale that is itself another training."""
+        numbers = sorted(int(path.name) for path in self.again_folder.glob("[0-9]*") if path.is_dir())
+        return [] if self.again else [replace(self, again=number, results=self.again_folder / str(number))
+                                      for number in numbers]
 
     # Cells
 
@@ -347,7 +349,7 @@ def read_scale(path: str | Path, again: int = 0) -> Scale:
     keys |= {"again_folder": results / "again", "data_marks": runs / "data"}
     if again:
         runs = runs.with_name(f"{runs.name}-again{again}")
-        results = runs / "results"
+        results = keys["again_folder"] / str(again)
     try:
         keys["settings"] = {name: Setting(**setting) for name, setting in keys["settings"].items()}
         keys |= {key: kind(**keys[key]) for key, kind in (("selections", Selections), ("dpsgd", Dpsgd)) if key in keys}

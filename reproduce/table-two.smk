@@ -50,7 +50,7 @@ rule cell:
     output:
         f"{RESULTS}/{{cell}}.json"
     wildcard_constraints:
-        cell=".+_[^/]+_[0-9]+"
+        cell="(?!again/).+_[^/]+_[0-9]+"
     params:
         attack=lambda w: command(scale.cell_command(scale.cells[w.cell])),
         collect=lambda w: collect_command(scale.cells[w.cell])
@@ -62,12 +62,11 @@ rule cell:
 rule report:
     input:
         MEASURED,
-        [] if scale.again else scale.again_files(),
+        sorted(map(str, scale.again_folder.rglob("*.json"))),
         sorted(str(path) for path in Path(workflow.basedir).glob("*.py"))
     output:
         REPORT
     params:
-        command=command(["-m", "reproduce.report", str(NAME),
-                         *(["--again", str(scale.again)] if scale.again else [])])
+        command=command(["-m", "reproduce.report", str(NAME)])
     shell:
         "{params.command}"

@@ -9,10 +9,10 @@ import numpy as np
 from evaluation.intervals import paired_difference
 from evaluation.pooled import Contrast, Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
-from reproduce.claims import ABOVE, UNKNOWN
 from reproduce.shafran import TABLE_ONE
 from reproduce.table_one import ATTACKS, DEFENDED, ErrorCell, TableOne
 from reproduce.tables import DASH, markdown
+from reproduce.verdicts import ABOVE, UNKNOWN
 from utils.cli import UserError
 from utils.files import atomic_open, read_json
 
@@ -196,7 +196,7 @@ def pooled(errors: Errors) -> str:
                 claim = "the less certain task leaks more" if pairs else "above the reconstruction error"
                 rows.append([claim, name, TITLES[attack], f"{len(cells)} of {len(entries)}", str(found["trainings"]),
                              f"{100 * found['difference']:+.1f}{_interval(found['interval'], 0, '+')}", detectable,
-                             f"**{ABOVE(low, high)}**"])
+                             f"**{ABOVE.judge(low, high)}**"])
     return markdown(["claim", "over", "score", "targets or pairs measured", "degrees of freedom between trainings",
                      "difference", "detectable", "verdict"], rows)
 

@@ -1,11 +1,13 @@
 """Table 2 and the defenses as Markdown, with the paper's values beside ours."""
 
-import math
+import numpy as np
 
 from reproduce import paper
 from reproduce.measured import Measured
 
 DASH = "–"
+GAP_ATTACKS = ("threshold-loss", "loss-random")
+TRAINED = ("dpsgd", "frozen", "clip")  # defenses that are in the training of the victim
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
@@ -91,6 +93,41 @@ def defenses(measured: Measured) -> str:
                 cells = [cell for cell in measured.seeds(setting, method, defense) if cell.seed == 0]
                 aucs.append(f"{100 * measured.mean(cells):.1f}" if cells else DASH)
                 miou = measured.results(cells[0])["miou"] if cells else miou
-            rows.append([measured.title(setting), defense, *aucs,
-                         *(f"{100 * miou.get(side, math.nan):.1f}" for side in ("in", "out"))])
+            if miou:
+                rows.append([measured.title(setting), defense, *aucs,
+                             *(f"{100 * miou[side]:.1f}" for side in ("in", "out"))])
     return markdown(["setting", "defense", "AUC, Loss", "AUC, C+GT", "mIoU on members", "mIoU on non-members"], rows)
+
+
+def victims(measured: Measured) -> dict[str, dict[str, float]]:
+    """Map each victim to its gap (mIoU on members minus non-members) and the AUC of each of `GAP_ATTACKS`, in %.
+
+    The AUC is a mean over the settings of the victim and the attacker seeds. The smallest gap comes first.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in measured.cells.values():
+        trained = cell.defense == "none" or cell.defense.partition("-")[0] in TRAINED
+        usual = (cell.count, cell.size) == (measured.scale.count, measured.scale.size_of(cell.setting))
+        if trained and usual and cell.method in GAP_ATTACKS:
+            results = measured.results(cell)
+            victim = found.setdefault(measured.scale.victim_of(cell), {})
+            victim.setdefault("gap", []).append(100 * (results["miou"]["in"] - results["miou"]["out"]))
+            victim.setdefault(cell.method, []).append(100 * results["image"]["auc"])
+    means = {name: {key: float(np.mean(values)) for key, values in each.items()} for name, each in found.items()}
+    return dict(sorted(means.items(), key=lambda item: item[1]["gap"]))
+
+
+def gap(measured: Measured) -> str:
+    """AUC of the loss threshold and of the loss map against the generalisation gap of each victim."""
+    from scipy.stats import spearmanr  # takes a second to import
+
+    rows, all_victims = [], victims(measured)
+    for number, (name, values) in enumerate(all_victims.items(), 1):
+        rows.append([f"{number}. {name}", f"{values['gap']:.1f}",
+                     *(f"{values[attack]:.1f}" if attack in values else DASH for attack in GAP_ATTACKS)])
+    ranks = []
+    for attack in GAP_ATTACKS:
+        both = [(values["gap"], values[attack]) for values in all_victims.values() if attack in values]
+        ranks.append(f"{spearmanr(*zip(*both, strict=True)).statistic:+.2f} ({len(both)})" if len(both) > 2 else DASH)
+    rows.append(["rank correlation (victims)", "", *ranks])
+    return markdown(["victim", "gap, mIoU", *(f"AUC, {paper.title(attack)}" for attack in GAP_ATTACKS)], rows)

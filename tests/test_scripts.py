@@ -58,7 +58,7 @@ def test_attack_with_every_selection(world, live, tmp_path, kind, select):
     assert len(scores(tmp_path)) == 16
     with np.load(tmp_path / "patches.npz") as patches:
         assert len(patches["score"]) == metrics["patches"] == 16 * {"full": 1, "sliding": 6}.get(select, 4)
-    assert all((tmp_path / name).stat().st_size > 5000 for name in ("roc.png", "roc-log.png"))
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("roc.png", "precision-recall.png"))
 
 
 @pytest.mark.parametrize("flags", [["-argmax"], ["-gauss", 0.3], ["--threshold", "loss"], ["--threshold", "confidence"],

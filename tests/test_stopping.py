@@ -232,7 +232,7 @@ def test_results_contain_no_pixels(attack, tmp_path):
     must(script(*attack, "--out", tmp_path / "run"))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         ".lock", "args.json", "controls.csv", "patches.npz", "precision-recall.png", "provenance.json",
-        "results.json", "roc-log.png", "roc.png", "scores.csv"}
+        "results.json", "roc.png", "scores.csv"}
     with np.load(tmp_path / "run" / "patches.npz") as arrays:
         assert set(arrays) == {"image", "member", "group", "corner", "score"}
         assert all(len(array) == 16 * 6 and array.size <= 2 * 16 * 6 for array in arrays.values())

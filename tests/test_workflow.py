@@ -98,7 +98,7 @@ def test_every_input_is_the_output_of_another_run(name, scale_of):
 
 def test_another_training_has_other_seeds_and_folders():
     first, again = read_scale("camvid"), read_scale("camvid", again=2)
-    assert again.again_folder == first.results / "again" and again.runs != first.runs and again.results != first.results
+    assert again.results == first.results / "again" / "2" and again.runs != first.runs
     for model in first.models:
         assert again.model_command(model) == [
             word.replace(str(first.runs), str(again.runs)) for word in first.model_command(model)] + ["--seed", "2"]
@@ -247,11 +247,13 @@ def test_another_training_stands_beside_the_first(small_scale):
     results = small_scale.parent / "results"
     finished(reproduce(small_scale))
     finished(reproduce(small_scale, "again=1"))
-    records = json.loads((results / "again" / "1.json").read_text())
-    assert records["cells"] == 4 and (small_scale.parent / "runs-again1" / "victim-psp" / "last.pth.tar").exists()
+    again = cells_of(results / "again" / "1")
+    assert len(again) == 4 and (small_scale.parent / "runs-again1" / "victim-psp" / "last.pth.tar").exists()
+    assert not (results / "again" / "1" / "report.md").exists()
     assert "Other trainings" not in (results / "report.md").read_text()
     finished(reproduce(small_scale))
     assert "*1*, 4 cells" in (results / "report.md").read_text()
+    assert again == cells_of(results / "again" / "1")
 
 
 # Table 1 of the second paper
