@@ -184,7 +184,7 @@ def measure(measured: Measured) -> list[Result]:
 
 def _merged(claim: Claim, measured: Measured) -> list[Case]:
     cases: dict[str, Case] = {}
-    for training in (measured, *measured.trainings()):
+    for training in (measured, *measured.trainings):
         for setting in training.scale.settings:
             for case in claim.cases(training, setting):
                 known = cases.setdefault(case.label, case)

@@ -1,6 +1,6 @@
 """The committed cells of a scale."""
 
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ class Measured:
                 raise UserError(f"{folder}: {name} and {first_name} are of different trainings of {victim}; remove the "
                                 "cells of the older one")
 
+    @cached_property
     def trainings(self) -> list["Measured"]:
         """The other trainings of all models whose cells are there, see `Scale.again`."""
         return [training for training in map(Measured, self.scale.other_trainings()) if training.cells]

@@ -50,7 +50,7 @@ def _missing(measured: Measured) -> str:
 def _others(measured: Measured) -> str:
     """A sentence about other trainings, if any."""
     about = [(f"*{training.scale.again}*", len(training.cells), training.commits(), "")
-             for training in measured.trainings()]
+             for training in measured.trainings]
     about += [(f"*{name}*", other["cells"], other["commits"], " (only its metrics are kept)")
               for name, other in measured.records().items()]
     others = [f"{name}, {cells} cells, commits {', '.join(commits)}{kept}" for name, cells, commits, kept in about]

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from conftest import must, script
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 from test_intervals import sample
 
 from evaluation.intervals import paired_difference
-from evaluation.pooled import Contrast, Stratum, contrast, pooled_difference
+from evaluation.pooled import Contrast, Stratum, contrast, mean_contrast, pooled_difference
 
 
 def two_attacks(seed, trainings, apart=0.3, spread=0.0):
@@ -19,6 +20,10 @@ def two_attacks(seed, trainings, apart=0.3, spread=0.0):
         better, noise = apart + rng.normal(0, spread), rng.normal(0, 0.5, (2, len(score)))
         arm.append(contrast([score + noise[0] + better * member], [score + noise[1]]))
     return Stratum(f"set {seed}", [arm], member, group)
+
+
+def value_of(one, stratum):
+    return one.value("auc", stratum.member)
 
 
 def value(one, member):
@@ -33,6 +38,27 @@ def test_one_training_has_the_interval_of_the_paired_difference():
     assert found["difference"] == pytest.approx(alone["difference"]) and found["trainings"] == 0
     assert found["interval"] == pytest.approx(alone["interval"])
     assert found["detectable"] > found["interval"][1] - found["difference"]
+
+
+def test_error_and_freedom_give_the_interval():
+    found = pooled_difference([two_attacks(0, 1), two_attacks(1, 3, spread=0.3)])
+    step = stats.t.ppf(0.975, found["freedom"]) * found["error"]
+    assert found["interval"] == pytest.approx([found["difference"] - step, found["difference"] + step])
+
+
+def test_mean_of_contrasts():
+    stratum = two_attacks(0, 3)
+    arm = stratum.arms[0]
+    one = mean_contrast(arm)
+    assert value_of(one, stratum) == pytest.approx(np.mean([value_of(each, stratum) for each in arm]))
+    parts = [np.mean([each.influences("auc", stratum.member)[side] for each in arm], axis=0) for side in (0, 1)]
+    for part, found in zip(parts, one.influences("auc", stratum.member), strict=True):
+        assert found == pytest.approx(part)
+
+
+def test_a_rate_that_the_non_members_do_not_allow_is_an_error():
+    with pytest.raises(ValueError, match=r"tpr_at_0\.1_fpr needs more than"):
+        pooled_difference([two_attacks(0, 1)], "tpr_at_0.1_fpr")
 
 
 def test_estimate_is_the_mean_over_strata_of_means_over_trainings():
