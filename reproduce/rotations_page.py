@@ -5,15 +5,14 @@ from functools import cache
 import numpy as np
 
 from evaluation.metrics import RATES, Curves
-from evaluation.pooled import Contrast, Stratum, holm, pooled_difference
+from evaluation.pooled import Contrast, Stratum, pooled_difference
 from reproduce.cells import unpack
-from reproduce.claims import ABOVE, OPEN, UNKNOWN
 from reproduce.rotations import CONTROL, PARTNER, PARTS, BedCell, Rotations
 from reproduce.tables import DASH, markdown
+from reproduce.verdicts import ABOVE, LEVEL, OPEN, UNKNOWN, holm
 from utils.cli import UserError
 from utils.files import atomic_open, read_json
 
-LEVEL = 0.05  # of a claim, after Holm's correction
 BASE = "loss"  # the attack with which the others are compared
 METRICS = {"auc": "AUC", "tpr_at_5_fpr": "TPR at 5 % FPR", "tpr_at_1_fpr": "TPR at 1 % FPR"}
 
@@ -148,14 +147,14 @@ def claims(bed: Bed) -> str:
         strata = bed.strata(claim["first"], claim["second"])
         if strata:
             found.append((claim, pooled_difference(strata, claim.get("metric", "auc"))))
-    adjusted = holm([result["p"] for _, result in found])
+    tested = [(OPEN, 1.0) if one["error"] is None else ABOVE.test(one["difference"], one["error"], one["freedom"])
+              for _, one in found]
     rows = []
-    for (claim, result), p in zip(found, adjusted, strict=True):
-        verdict = OPEN if p is None or p > LEVEL else ABOVE(result["difference"], result["difference"])
+    for (claim, one), (verdict, _), p in zip(found, tested, holm([p for _, p in tested]), strict=True):
         rows.append([claim["text"], f"{claim['first']} − {claim['second']}", METRICS[claim.get("metric", "auc")],
-                     claim.get("paper", DASH), f"{100 * result['difference']:+.1f}{_interval(result['interval'], '+')}",
-                     DASH if result["detectable"] is None else f"{100 * result['detectable']:.1f}",
-                     DASH if p is None else f"{p:.2g}", f"**{verdict}**"])
+                     claim.get("paper", DASH), f"{100 * one['difference']:+.1f}{_interval(one['interval'], '+')}",
+                     DASH if one["detectable"] is None else f"{100 * one['detectable']:.1f}", f"{p:.2g}",
+                     f"**{verdict if p <= LEVEL else OPEN}**"])
     return markdown(["claim", "attacks", "metric", "the paper", "difference", "detectable", "p (Holm)", "verdict"],
                     rows)
 

@@ -9,7 +9,6 @@ import yaml
 from conftest import must, results, scores, script
 from test_workflow import finished, parse, reproduce
 
-from evaluation.pooled import holm
 from reproduce.cells import pack
 from reproduce.forms import FORMS, form_of, read
 from reproduce.plan import FOLDER
@@ -142,13 +141,6 @@ def test_scale_of_a_bed_that_is_wrong(tmp_path, change, message):
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(keys))
     with pytest.raises(UserError, match=message):
         read_rotations(tmp_path / "wrong.yaml")
-
-
-@pytest.mark.parametrize("p, adjusted", [
-    ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]), ([0.5, 0.001], [0.5, 0.002]), ([0.02, None], [0.04, None]),
-    ([0.9, 0.8], [1.0, 1.0]), ([], [])])
-def test_holm(p, adjusted):
-    assert holm(p) == pytest.approx(adjusted) if p else holm(p) == []
 
 
 def test_posteriors_of_references_are_kept(world, live, tmp_path):
