@@ -127,7 +127,8 @@ def check(args: argparse.Namespace) -> None:
     if args.threshold and args.attack not in ("learned", args.threshold):
         raise UserError(f"--threshold {args.threshold} and --attack {args.attack} are two attacks; give one of them")
     name = args.threshold or args.attack
-    unread = set(SETTINGS) - ATTACKS.load(name).reads
+    attack = ATTACKS.load(name)
+    unread = set(SETTINGS) - attack.reads
     refuse_unused(args, parser(), [
         (not args.victim, "on posteriors on disk; leave it out, or give --victim CHECKPOINT", QUERY),
         (args.victim, "with --victim; leave one of them out", ["--examples", "--triples"]),
@@ -137,6 +138,8 @@ def check(args: argparse.Namespace) -> None:
          ["-input", "-arch", "-dilation"]),
         (not args.references, "without --references; give both, or leave it out", ["--keep-references"]),
         (True, f"with --attack {name}; leave it out", [f"--{field}" for field in sorted(unread)]),
+        (not attack.patches, f"with --attack {name}, which scores whole images; leave it out",
+         ["--select", "-num-patch", "--patch-size"]),
         (args.select != "rejection", "without --select rejection; give both, or leave it out", ["-tau"]),
         (not args.cam, "without -cam DIR; give both, or leave it out", ["--cam-images"]),
         (args.gauss is None, "without -gauss STD; give both, or leave it out", ["--gauss-floor"])])

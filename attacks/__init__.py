@@ -21,6 +21,15 @@ ATTACKS = Table("attack", {
     "confidence": Entry("attacks.thresholds:ConfidenceThreshold", "mean of the largest posterior (Salem et al.)"),
     "loss": Entry("attacks.thresholds:LossThreshold", "mean of minus the loss (Sablayrolles et al.)"),
     "calibrated": Entry("attacks.calibrated:CalibratedScore", "log-posterior minus c times that of --references"),
+    "calibrated-weighted": Entry("attacks.calibrated:WeightedCalibratedScore", "the same, with a c that is chosen on "
+                                 "--population"),
+    "rmia": Entry("attacks.calibrated:RMIA", "log-ratio of the posterior and its mean over models (Zarifzadeh et al.)"),
+    "lira": Entry("attacks.lira:LiRA", "likelihood under --references that did not see an image (Carlini et al.)"),
+    "lira-online": Entry("attacks.lira:OnlineLiRA", "likelihood ratio of --references that saw an image and others"),
+    "lira-bayes": Entry("attacks.lira:BayesianLiRA", "lira with a prior for the variance of each image (BaVarIA)"),
+    "lira-bayes-online": Entry("attacks.lira:OnlineBayesianLiRA", "lira-online with such a prior"),
+    "statistics": Entry("attacks.statistics:StatisticsAttack", "logistic model of statistics of the loss, trained on "
+                        "--population"),
     "reconstruction": Entry("attacks.membership_error:ReconstructionError", "minus the error of the output"),
     "membership-error": Entry("attacks.membership_error:MembershipError", "reconstruction error, corrected by how "
                               "predictable an image is (Shafran et al.)"),
@@ -30,7 +39,7 @@ ATTACKS = Table("attack", {
                                        "in their code"),
 })
 
-SETTINGS = ("floor", "score", "c", "weight", "features")  # flags that some attacks read
+SETTINGS = ("floor", "score", "c", "offline-a", "weight", "features")  # flags that some attacks read
 
 SCHEMES = ("random", "sliding", "rejection", "full")  # how the patches of an image are selected
 
@@ -55,6 +64,8 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
                        "(default: that of the attacker, which is 1e-30 in the release; without an attacker 6e-8)")
     own.add_argument("--c", type=float, default=0.75, help="--attack calibrated: weight of the references "
                        "(default: 0.75)")
+    own.add_argument("--offline-a", type=float, default=0.3, metavar="A", help="--attack rmia: how far the mean over "
+                       "references is that over models that were trained on an image, too, 0 to 1 (default: 0.3)")
     own.add_argument("--weight", type=number(0), default=1.0, help="--attack membership-error: weight of the "
                        "predictability error (default: 1)")
     own.add_argument("--features", choices=FEATURES, default="efficientnet_lite0", help="--attack membership-error: "

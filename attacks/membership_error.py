@@ -3,13 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 from attacks.representation import loss_map
 from attacks.sample import Sample
-from attacks.thresholds import MapAttack, mean_known
+from attacks.thresholds import MapAttack, best_weight, mean_known
 
 WEIGHTS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4)  # of the predictability error, among which `fit` chooses
 
@@ -61,8 +59,6 @@ class WeightedMembershipError(MembershipError):
     def fit(self, population: Iterable[Sample]) -> None:
         rows = [(sample.member, mean_known(ReconstructionError.evidence(self, sample), sample.known),
                  sample.predictability) for sample in population]
-        member, score, error = map(np.array, zip(*rows, strict=True))
-        aucs = {weight: round(float(roc_auc_score(member, score + weight * error)), 9) for weight in WEIGHTS}
-        best = max(WEIGHTS, key=lambda weight: (aucs[weight], -abs(weight - 1)))
+        best, auc = best_weight(rows, WEIGHTS, usual=1)
         self.settings = replace(self.settings, weight=best)
-        self.chosen = {"weight": best, "auc": aucs[best]}
+        self.chosen = {"weight": best, "auc": auc}

@@ -42,6 +42,18 @@ def loss_map(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR)
     return loss.masked_fill_(label == VOID, 0).unsqueeze(-3)
 
 
+def logit_map(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
+    """phi = log p - log(1 - p) of the labelled class, float64: (..., C, H, W) and (..., H, W) -> (..., H, W).
+
+    1 - p is the sum of the other classes, because a difference loses all digits where p is near 1 (Carlini et al.,
+    S&P 2022, section IV.C). p and 1 - p below `floor` are replaced by `floor`. Void positions get 0.
+    """
+    posterior, index = posterior.double(), _index(label, posterior.shape[-3]).expand(*posterior.shape[:-3], -1, -1, -1)
+    own = posterior.gather(-3, index).squeeze(-3)
+    others = posterior.scatter(-3, index, 0).sum(dim=-3)
+    return (own.clamp_min(floor).log() - others.clamp_min(floor).log()).masked_fill_(label == VOID, 0)
+
+
 def _of_label(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Posterior of the labelled class, in a new tensor. The values of void positions have no meaning."""
     return posterior.gather(-3, _index(label, posterior.shape[-3])).squeeze(-3)

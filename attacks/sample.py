@@ -1,9 +1,10 @@
 """The types that attacks share: a sample, the scores of a sample, and the base class of attacks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from attacks.patches import RANDOM, Selection
@@ -55,8 +56,8 @@ class Sample:
 class Scored:
     """The result of an attack on one sample. A higher score means that the sample is more likely a member.
 
-    `corners` (N, 2) and `patch_scores` (N,) are empty if the attack has no patches. They are lists, because small
-    arrays fragment the heap: each image would cost 20 kB.
+    `corners` (N, 2) and `patch_scores` (N,) are empty if the attack has no patches. `statistics`: what `Attack.finish`
+    reads. All are lists, because small arrays fragment the heap: each image would cost 20 kB.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Scored:
     score: float
     corners: list[list[int]] = field(default_factory=list)
     patch_scores: list[float] = field(default_factory=list)
+    statistics: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class AttackSettings:
     `selection`: which patches are scored; `floor`: lower bound of posteriors before the logarithm; `attacker`: a
     trained attacker; `score`: "paper" (mean member probability) or "release" (sum of member logits); `batch`: number of
     patches in memory; `c`: weight of the references in the calibrated score; `weight`: that of the predictability error
-    in the membership error; `compute`: device and precision.
+    in the membership error; `compute`: device and precision; `offline_a`: the a of RMIA.
     """
 
     selection: Selection = RANDOM
@@ -85,6 +87,7 @@ class AttackSettings:
     c: float = 0.75
     weight: float = 1.0
     compute: Compute = CPU_FP32
+    offline_a: float = 0.3
 
 
 class Attack:
@@ -95,17 +98,23 @@ class Attack:
     `attacks.predictability.METHODS`), "queries" and "weights" (`score` gets the predictor). If "truth" is not in
     `needs`, `truth` may be None.
 
+    `optional` lists inputs that it reads if they are given, of "references".
+
     `kinds` lists the kinds of outputs that it can score, of "posterior" and "image" (a translated image).
 
     `reads` lists which of the flags in `attacks.SETTINGS` it reads; attack.py refuses the others.
+
+    `patches`: whether it scores patches, too; if not, attack.py refuses the flags that select them.
 
     `chosen`: the settings that `fit` has chosen, and "auc", that of the population with them; for the report.
     """
 
     needs: frozenset[str] = frozenset({"truth"})
+    optional: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset({"posterior"})
     method: str | None = None
+    patches: bool = True
 
     def __init__(self, settings: AttackSettings):
         self.settings = settings
@@ -116,9 +125,23 @@ class Attack:
         """Number of samples that one call of `score` should get. The results do not depend on it."""
         return self.settings.selection.images_per_batch(self.settings.batch)
 
+    def check_references(self, names: Sequence[str], seen: np.ndarray) -> None:
+        """Raise `UserError` if the references cannot serve for these images. Called before any output is computed.
+
+        `seen`: bool (images, references), whether each reference was trained on each image.
+        """
+
     def fit(self, population: Iterable[Sample]) -> None:
         """Learn from samples of known membership. The base class does nothing here."""
 
     def score(self, samples: Iterable[Sample], predictor: "Predictor | None" = None) -> Iterator[Scored]:
         """Yield one `Scored` for each sample, in the order of the samples."""
         raise NotImplementedError
+
+    def finish(self, scored: Sequence[Scored]) -> Sequence[Scored]:
+        """Return the final scores, in the same order. The base class changes nothing.
+
+        For an attack whose scores depend on all attacked images: `score` gets a few of them at a time, and a run that
+        was stopped resumes with the saved results of `score`.
+        """
+        return scored

@@ -1,10 +1,11 @@
 """Attacks without training: the score of an image is the mean of a map over its positions."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
 from attacks.patches import patch_means
 from attacks.representation import loss_map, true_class
@@ -57,6 +58,17 @@ class LossThreshold(MapAttack):
 
     def evidence(self, sample: Sample) -> torch.Tensor:
         return -loss_map(sample.output, sample.truth, self.settings.floor).squeeze(-3)
+
+
+def best_weight(rows: Iterable[tuple[bool, float, float]], weights: Sequence[float],
+                usual: float) -> tuple[float, float]:
+    """The weight w for which score + w * correction has the highest AUC, and that AUC; of several, the closest to
+    `usual`. `rows`: (member, score, correction) of images of known membership.
+    """
+    member, score, correction = map(np.array, zip(*rows, strict=True))
+    aucs = {weight: round(float(roc_auc_score(member, score + weight * correction)), 9) for weight in weights}
+    best = max(weights, key=lambda weight: (aucs[weight], -abs(weight - usual)))
+    return best, aucs[best]
 
 
 def mean_known(values: torch.Tensor, known: torch.Tensor) -> float:

@@ -16,12 +16,15 @@ from scipy.stats import ttest_1samp
 
 from evaluation.forms import Excerpt, Form, compare_forms, find_form
 from evaluation.metrics import confusion
+from predictors import file_of
 from predictors.base import Predictor, Record, predict_records
+from predictors.reference import Reference
 from predictors.samples import Source
 from predictors.stored import infer_stride
 from utils import VOID
 from utils.cli import UserError
 from utils.distributed import warn_once
+from utils.files import fingerprint
 
 PROBE = {False: 200, True: 12}  # images of each side, of stored outputs and of a model that is queried
 COMPARED = 2  # images of each side on which models are compared
@@ -73,14 +76,28 @@ def check_models(source: Source, others: Sequence[tuple[str, Predictor]]) -> Non
     if not others:
         return
     names = ["the target model", *(name for name, _ in others)]
-    records = [record for member in (True, False)
-               for record in [one for one in source.records if one.member is member][:COMPARED]]
-    outputs = zip(*((answer.output, *answer.others) for answer in predict_records(
-        source.predictor, records, others=[predictor for _, predictor in others])), strict=True)
+    outputs = _some_outputs(source, [predictor for _, predictor in others])
     for (first, one), (second, other) in combinations(zip(names, outputs, strict=True), 2):
         if all(map(_equal, one, other)):
             raise UserError(f"{first} and {second} give equal outputs, so they are one model; references and a control "
                             "must be other models than the target, and each is given once")
+
+
+def other_models(source: Source, references: Sequence[Reference]) -> list[Reference]:
+    """The references that are another model than that of `source`: another file, and other outputs for some images."""
+    file = file_of(source.predictor.where)
+    others = [one for one in references if not (file and (other := file_of(one.predictor.where))
+                                                and fingerprint([file]) == fingerprint([other]))]
+    own, *outputs = _some_outputs(source, [one.predictor for one in others])
+    return [one for one, output in zip(others, outputs, strict=True) if not all(map(_equal, own, output))]
+
+
+def _some_outputs(source: Source, others: Sequence[Predictor]) -> list[tuple[torch.Tensor, ...]]:
+    """Outputs of the model of `source` and of others for the first `COMPARED` images of each side, model by model."""
+    records = [record for member in (True, False)
+               for record in [one for one in source.records if one.member is member][:COMPARED]]
+    return list(zip(*((answer.output, *answer.others) for answer in predict_records(
+        source.predictor, records, others=others)), strict=True))
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -85,6 +85,8 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     timings, write_name = Timings(run.started), name_writer(run.hash_names)
     check_needs(attack, source, run, population)
     source, known = check_images(attack, source, run, population)
+    if population and source.references:
+        population = roles.lend_references(population, source.references)
     control = open_control(source, run, known)
     roles.say(known)
     check_models(source, [*((f"the reference {one.predictor.where}", one.predictor) for one in source.references),
@@ -151,6 +153,9 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
     if run.victim:
         roles.compare_with_victim(known, run.victim)
     roles.compare_with_references(known, source.references)
+    if source.references:
+        attack.check_references([record.name for record in records], np.array(
+            [[reference.saw(record) for reference in source.references] for record in records]))
     if attacker := attack.settings.attacker:
         roles.compare_with_attacker(known, Path(attacker.path))
     if population:
@@ -202,7 +207,7 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
     if "references" in attack.needs and not source.references:
         raise UserError(f"--attack {run.name} compares the target with reference models: give --references DIR, runs "
                         "of train_shadow.py on other images")
-    if "references" not in attack.needs and source.references:
+    if "references" not in attack.needs | attack.optional and source.references:
         raise UserError(f"--attack {run.name} reads no reference models; leave --references out")
     if "population" in attack.needs and population is None:
         raise UserError(f"--attack {run.name} is fitted on samples of known membership: give --population, a run of "
@@ -277,16 +282,19 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
              "tau": selection.tau if selection.scheme == "rejection" else None, "score": attack.settings.score,
              "miou": utility, "defense": source.defense.spec.describe(), "roles": known.summary,
              "chosen": attack.chosen}
-    scored = [one for part in parts for one in part.scored]
-    about["controls"] = write_controls(folder, source, scored, [one.score for part in parts for one in part.control],
-                                       run.seed, write_name)
+    scored = attack.finish([one for part in parts for one in part.scored])
+    check_scores(run.name, scored, source.records)
+    on_control = [one for part in parts for one in part.control]
+    on_control = attack.finish(on_control) if on_control else []
+    about["controls"] = write_controls(folder, source, scored, [one.score for one in on_control], run.seed, write_name)
     if run.cam:
         cams = [replace(cam, name=write_name(cam.name)) for part in parts for cam in part.cams]
         about["cam"] = write_cams(Path(run.cam), cams, about["defense"])
     results = write_report(folder, scored, about, write_name)
     title = f"attack {run.name}" + (f" on {kind}" if isinstance(attack, LearnedAttack) else "")
-    print(f"{title}, {selection.scheme} patches: {results['members']} members, {results['non_members']} "
-          f"non-members, {results['patches']} patches")
+    sides = f"{results['members']} members, {results['non_members']} non-members"
+    print(f"{title}, {selection.scheme} patches: {sides}, {results['patches']} patches" if attack.patches
+          else f"{title}: {sides}")
     if attack.chosen:
         print("chosen on --population: " + ", ".join(f"{name} {value:.3g}" for name, value in attack.chosen.items()))
     print(table(results))

@@ -21,6 +21,7 @@ from datasets.provenance import (
     warn_of_near,
     warn_of_versions,
 )
+from evaluation.alignment import other_models
 from predictors import file_of
 from predictors.base import Predictor, Query, Record, group_repeats, identify, look_alikes, tell_apart
 from predictors.reference import Reference
@@ -179,18 +180,54 @@ def compare_with_references(roles: Roles, references: Sequence[Reference]) -> No
     It is left out for these images, so which references are used would tell members from non-members. Otherwise the
     number of such images is printed. Warns of attacked images that look like its training images.
     """
-    sides = [roles.members.all, roles.non_members.all]
     for reference in references:
-        seen = [len(reference.trained_on.shared(side)) for side in sides]
-        table = [seen, [len(side) - count for side, count in zip(sides, seen, strict=True)]]
-        shown = f"{seen[0]} of {len(sides[0])} members and on {seen[1]} of {len(sides[1])} non-members"
-        if fisher_exact(table).pvalue < UNBALANCED:
+        shown, unbalanced = compare_sides(reference, roles.members, roles.non_members)
+        if unbalanced:
             raise UserError(f"the reference {reference.predictor.where} was trained on {shown}; it would be left out "
                             "for them, which tells the sides apart: give references that saw as many of both sides")
-        if any(seen):
-            print_once(f"the reference {reference.predictor.where} was trained on {shown}; it is left out for them")
+        if shown:
+            print_once(f"the reference {reference.predictor.where} was trained on {shown}; for these images it does "
+                       "not count as a model that did not see them")
         warn_of_near(reference.trained_on, roles.images, "attacked images",
                      f"training images of the reference {reference.predictor.where}")
+
+
+def compare_sides(reference: Reference, members: Images, non_members: Images) -> tuple[str, bool]:
+    """On how many images of each side a reference was trained, in words ("" for none), and whether the shares differ.
+
+    They differ if the p-value of Fisher's exact test is below `UNBALANCED`.
+    """
+    sides = [members.all, non_members.all]
+    seen = [len(reference.trained_on.shared(side)) for side in sides]
+    table = [seen, [len(side) - count for side, count in zip(sides, seen, strict=True)]]
+    shown = f"{seen[0]} of {len(sides[0])} members and on {seen[1]} of {len(sides[1])} non-members"
+    return shown if any(seen) else "", bool(fisher_exact(table).pvalue < UNBALANCED)
+
+
+def lend_references(population: Source, references: Sequence[Reference]) -> Source:
+    """The population with the reference models that can serve for it.
+
+    A reference is left out if it is the population's own model, or if it was trained on clearly more images of one
+    side; a line says so. Raises `UserError` if none is left, or if a reference cannot be queried about the images.
+    """
+    if any(one.predictor.reads_images for one in references) and not population.records[0].image.is_file():
+        raise UserError(f"{population.records[0].image} is missing, so references cannot be queried about "
+                        "--population; give a run of train_shadow.py")
+    others, images = other_models(population, references), identify(population.records)
+    sides = [Images(one for one, record in zip(images, population.records, strict=True) if record.member is side)
+             for side in (True, False)]
+    kept = []
+    for reference in references:
+        shown, unbalanced = compare_sides(reference, *sides)
+        if reference in others and not unbalanced:
+            kept.append(reference)
+            continue
+        why = f"it was trained on {shown}" if reference in others else "it is the model of --population itself"
+        print_once(f"--population is attacked without the reference {reference.predictor.where}: {why}")
+    if not kept:
+        raise UserError("no reference model can serve for --population, because each is its own model or was trained "
+                        "on clearly more images of one side; give --references other models, too")
+    return replace(population, references=tuple(kept))
 
 
 def compare_with_control(roles: Roles, control: str) -> None:
