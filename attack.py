@@ -66,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
                        "as a run of train_shadow.py: the same attack on it shows what is found without membership")
     flags.add_argument("--allow", nargs="+", choices=ALLOWED, default=[], metavar="WHAT", help="do not refuse, but "
                        f"count in the results: {'; '.join(f'{name}: {text}' for name, text in ALLOWED.items())}")
-    flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="reference models that were not "
-                       "trained on the attacked images: runs of train_shadow.py, or [KIND:]WHERE as for --victim")
+    flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="models to compare the target "
+                       "model with: runs of train_shadow.py, or [KIND:]WHERE as for --victim; see docs/attacks.md")
     flags.add_argument("--population", metavar="WHERE", help="images whose membership is known, for attacks that "
                        "learn from them: a run of train_shadow.py, or a folder as for --examples")
     flags.add_argument("--keep-references", metavar="DIR", help="store the posteriors of the reference models in this "

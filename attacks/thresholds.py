@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 from attacks.patches import patch_means
 from attacks.representation import loss_map, true_class
@@ -65,6 +64,8 @@ def best_weight(rows: Iterable[tuple[bool, float, float]], weights: Sequence[flo
     """The weight w for which score + w * correction has the highest AUC, and that AUC; of several, the closest to
     `usual`. `rows`: (member, score, correction) of images of known membership.
     """
+    from sklearn.metrics import roc_auc_score
+
     member, score, correction = map(np.array, zip(*rows, strict=True))
     aucs = {weight: round(float(roc_auc_score(member, score + weight * correction)), 9) for weight in weights}
     best = max(weights, key=lambda weight: (aucs[weight], -abs(weight - usual)))

@@ -21,7 +21,7 @@ from datasets.provenance import (
     warn_of_near,
     warn_of_versions,
 )
-from evaluation.alignment import other_models
+from evaluation.alignment import check_alignment, other_models
 from predictors import file_of
 from predictors.base import Predictor, Query, Record, group_repeats, identify, look_alikes, tell_apart
 from predictors.reference import Reference
@@ -208,7 +208,8 @@ def lend_references(population: Source, references: Sequence[Reference]) -> Sour
     """The population with the reference models that can serve for it.
 
     A reference is left out if it is the population's own model, or if it was trained on clearly more images of one
-    side; a line says so. Raises `UserError` if none is left, or if a reference cannot be queried about the images.
+    side; a line says so. Raises `UserError` if none is left, if a reference cannot be queried about the images, and as
+    `check_alignment`.
     """
     if any(one.predictor.reads_images for one in references) and not population.records[0].image.is_file():
         raise UserError(f"{population.records[0].image} is missing, so references cannot be queried about "
@@ -219,11 +220,13 @@ def lend_references(population: Source, references: Sequence[Reference]) -> Sour
     kept = []
     for reference in references:
         shown, unbalanced = compare_sides(reference, *sides)
+        where = f"the reference {reference.predictor.where}"
         if reference in others and not unbalanced:
+            check_alignment(replace(population, predictor=reference.predictor), f"{where}, on --population")
             kept.append(reference)
             continue
         why = f"it was trained on {shown}" if reference in others else "it is the model of --population itself"
-        print_once(f"--population is attacked without the reference {reference.predictor.where}: {why}")
+        print_once(f"--population is attacked without {where}: {why}")
     if not kept:
         raise UserError("no reference model can serve for --population, because each is its own model or was trained "
                         "on clearly more images of one side; give --references other models, too")
