@@ -97,8 +97,8 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
         kept = cache_outputs(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
         source = replace(source, predictor=kept)
     if run.keep_references:
-        source = replace(source, references=tuple(cache_reference(one, Path(run.keep_references), source.records)
-                                                  for one in source.references))
+        source = keep_references(source, Path(run.keep_references))
+        population = population and keep_references(population, Path(run.keep_references) / "population")
     timings.lap("starting and comparing images")
     if "predictability" in attack.needs:
         source, population = (one and replace(one, predictability=predictability_errors(
@@ -127,13 +127,19 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     return results
 
 
-def cache_reference(reference: Reference, folder: Path, records: Sequence[Record]) -> Reference:
-    """The reference with its outputs stored in a tree of its own below `folder`; itself if they are on disk already."""
-    where = reference.predictor.where
-    if not reference.predictor.reads_images or not (file := file_of(where)):
-        return reference
-    tree = folder / f"{file.parent.name}-{fingerprint([file])[:8]}"
-    return replace(reference, predictor=cache_outputs(tree, reference.predictor, records, [file]))
+def keep_references(source: Source, folder: Path) -> Source:
+    """The source with the outputs of each reference stored in a tree of its own below `folder`.
+
+    References whose outputs are on disk already stay as they are.
+    """
+    def kept(reference: Reference) -> Reference:
+        file = file_of(reference.predictor.where)
+        if not file or not reference.predictor.reads_images:
+            return reference
+        tree = folder / f"{file.parent.name}-{fingerprint([file])[:8]}"
+        return replace(reference, predictor=cache_outputs(tree, reference.predictor, source.records, [file]))
+
+    return replace(source, references=tuple(map(kept, source.references)))
 
 
 def existing_files(places: Sequence[str | None]) -> list[Path]:
