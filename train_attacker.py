@@ -27,6 +27,9 @@ def parser() -> argparse.ArgumentParser:
                         help="one or more folders that train_shadow.py wrote (default: runs/shadow)")
     source.add_argument("--posteriors", metavar="TREE", help="posteriors of a shadow on disk, those of "
                         "D_in^S in train/")
+    flags.add_argument("--shared-with", metavar="NAME", help="with --shadow: use only the classes that the data set "
+                       "NAME has (or a file NAME, with one class per line), and that occur in the training labels of "
+                       "the shadows")
     training.add_attacker_flags(flags)
     defenses.add_flags(flags)
     add_run_flags(flags, "attacker")
@@ -44,10 +47,11 @@ def main(args: argparse.Namespace) -> None:
     args, folder, compute = setup.begin(args, parser())
     options, defense = pick(args, AttackerTraining), defenses.chosen(args).build()
     stride = None if args.posteriors else options.stride or STRIDE
-    trees = setup.cache_shadows(args.shadow, stride, defense, compute) if stride else [args.posteriors]
     shadows = [] if args.posteriors else args.shadow
+    space, names = setup.classes_of(shadows, args.shared_with)
+    trees = setup.cache_shadows(shadows, stride, defense, compute) if shadows else [args.posteriors]
     source, roles = setup.compare_attacker_data(shadows, setup.join_trees(trees))
-    data = setup.prepare(source, options, defense, setup.classes_of(shadows))
+    data = setup.prepare(source.with_classes(space, names), options, defense)
     if folder:
         setup.check_unchanged(folder, roles)
     arguments = vars(args) | {"stride": stride}
@@ -62,6 +66,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("-test-dropout changes how a shadow is queried: give --shadow DIR instead of --posteriors")
     refuse_unused(args, parser(), [] if args.continue_ else [
         (args.posteriors, "with --posteriors, which have their own stride; leave it out", ["--stride"]),
+        (args.posteriors, "with --posteriors, whose classes have no names; give --shadow DIR", ["--shared-with"]),
+        (args.plan, "with --plan; give the number of classes by --classes", ["--shared-with"]),
         (not args.plan, "without --plan; give both, or leave it out", [*training.PLAN_FLAGS, "--classes"]),
         (args.gauss is None, "without -gauss STD; give both, or leave it out", ["--gauss-floor"])])
 

@@ -125,7 +125,7 @@ def settings(classes: int | None, class_names: str | None, label_map: str | None
     """
     if not (classes or class_names or label_map):
         raise UserError("--dataset folder needs --classes N, --class-names FILE or --label-map FILE")
-    names = _read_names(class_names) if class_names else []
+    names = read_names(class_names) if class_names else []
     if classes and names and classes != len(names):
         raise UserError(f"--classes {classes}: {class_names} has {len(names)} names; leave --classes out")
     ids: dict[str, int] = {}
@@ -150,7 +150,7 @@ def settings(classes: int | None, class_names: str | None, label_map: str | None
     return text
 
 
-def _read_names(path: str) -> list[str]:
+def read_names(path: str) -> list[str]:
     """The names of the classes. Raises `UserError` if one occurs twice or is a number, or all begin with a number."""
     names = [" ".join(fields) for _, fields in _lines(path, "name")]
     if twice := [name for name in names if names.count(name) > 1]:

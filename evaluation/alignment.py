@@ -18,6 +18,7 @@ from evaluation.forms import Excerpt, Form, compare_forms, find_form
 from evaluation.metrics import confusion
 from predictors import file_of
 from predictors.base import Predictor, Record, predict_records
+from predictors.classes import ClassView
 from predictors.reference import Reference
 from predictors.samples import Source
 from predictors.stored import infer_stride
@@ -65,18 +66,18 @@ class Probe:
     shifted: np.ndarray
 
 
-def check_models(source: Source, others: Sequence[tuple[str, Predictor]]) -> None:
-    """Check the outputs of the target model and of other models on the same images. `others`: (name, predictor).
+def check_models(source: Source, others: Sequence[tuple[str, Predictor, ClassView | None]]) -> None:
+    """Check the outputs of the target model and of other models on the same images. `others`: (name, predictor, view).
 
     Raises `UserError` if two models give equal outputs, so that one model plays two roles, and as `check_alignment`.
     """
     check_alignment(source)
-    for name, predictor in others:
-        check_alignment(replace(source, predictor=predictor), name)
+    for name, predictor, view in others:
+        check_alignment(replace(source, predictor=predictor, view=view), name)
     if not others:
         return
-    names = ["the target model", *(name for name, _ in others)]
-    outputs = _some_outputs(source, [predictor for _, predictor in others])
+    names = ["the target model", *(name for name, *_ in others)]
+    outputs = _some_outputs(source, [predictor for _, predictor, _ in others])
     for (first, one), (second, other) in combinations(zip(names, outputs, strict=True), 2):
         if all(map(_equal, one, other)):
             raise UserError(f"{first} and {second} give equal outputs, so they are one model; references and a control "
@@ -187,6 +188,8 @@ def read_probe(source: Source, records: Sequence[Record]) -> tuple[Probe | None,
         label = record.load_label()
         stride = source.stride or source.predictor.stride or infer_stride(label.shape, output.shape[1:])
         label = label[::stride, ::stride]
+        if source.view and source.label_view and len(output) == len(source.view.space):
+            output, label = source.view.posterior(answer.output).numpy(), source.label_view.label(label)
         if label.shape == output.shape[1:] and not (label[label != VOID] >= len(output)).any():
             predicted, step = output.argmax(axis=0).astype(np.uint8), -(-label.size // POSITIONS)
             turned = {name: _accuracy(predicted, turn(label)) for name, turn in ({"": lambda a: a} | TURNS).items()

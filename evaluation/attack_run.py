@@ -18,15 +18,16 @@ from evaluation import controls, roles
 from evaluation.activation import describe_cams, write_cams
 from evaluation.alignment import check_alignment, check_models
 from evaluation.journal import Part, RunPlace, score_parts
+from evaluation.label_spaces import share_classes, view_of_control
 from evaluation.report import table, write_report
 from evaluation.utility import miou, record_confusion
 from models.pixelwise import Pixelwise
 from predictors import file_of, open_predictor
-from predictors.base import Predictor, PredictorOptions, Record
+from predictors.base import PredictorOptions, Record
 from predictors.cache import cache_outputs, check_stride
 from predictors.predictability import predictability_errors
 from predictors.reference import Reference
-from predictors.samples import Source, check_class_names
+from predictors.samples import Source
 from predictors.stored import check_forms
 from predictors.triples import TriplePredictor, check_outputs
 from utils.cli import UserError
@@ -84,13 +85,15 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     """
     timings, write_name = Timings(run.started), name_writer(run.hash_names)
     check_needs(attack, source, run, population)
+    source, population = share_classes(attack, source, population)
     source, known = check_images(attack, source, run, population)
     if population and source.references:
         population = roles.lend_references(population, source.references)
     control = open_control(source, run, known)
     roles.say(known)
-    check_models(source, [*((f"the reference {one.predictor.where}", one.predictor) for one in source.references),
-                          *([("--control", control)] if control else [])])
+    check_models(source, [*((f"the reference {one.predictor.where}", one.predictor, one.view)
+                            for one in source.references),
+                          *([("--control", control.predictor, control.view)] if control else [])])
     if population:
         check_alignment(population, "--population")
     if run.keep:
@@ -109,9 +112,9 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     drawn = first_by_name(source.records, run.cam_images) if run.cam else set()
     block, records = attack.images_per_batch, source.records
     parts = [records[first : first + block] for first in range(0, len(records), block)]
-    code = source_files(attack, source.predictor, source.defense, control)
+    code = source_files(attack, source.predictor, source.defense, control and control.predictor)
     place = RunPlace(run.out, run.stamp([*records, *(population.records if population else ())], code),
-                     lambda record: [*source.files(record), *(control.files(record) if control else ())],
+                     lambda record: [*source.files(record), *(control.predictor.files(record) if control else ())],
                      run.save_every, drawn)
     done, journal = score_parts(parts, make_scorer(attack, source, run, drawn, control),
                                 lambda: start_run("attack", run.arguments, run.out, run.compute), place)
@@ -180,8 +183,8 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
     return replace(source, records=records), known
 
 
-def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Predictor | None:
-    """The predictor of --control.
+def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Reference | None:
+    """The model of --control.
 
     Raises `UserError` if its model was trained on an attacked image, has other classes, or cannot be queried.
     """
@@ -194,9 +197,7 @@ def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Predicto
         raise UserError(f"{source.records[0].image} is missing, so --control cannot be queried about it; give "
                         "posteriors on disk (stored:TREE)")
     check_forms(control, source.records)
-    check_class_names(f"--control {run.control}", control.class_names, source.predictor.where,
-                      source.predictor.class_names)
-    return control
+    return Reference(control, view=view_of_control(control, source))
 
 
 def source_files(*objects: object) -> list[Path]:
@@ -242,7 +243,7 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
 
 
 def make_scorer(attack: Attack, source: Source, run: AttackRun, drawn: set[str],
-                control: Predictor | None) -> Callable[[Sequence[Record]], Part]:
+                control: Reference | None) -> Callable[[Sequence[Record]], Part]:
     """Return the function that scores records, and also computes their confusion matrices, CAM results and controls."""
     undefended = bool(run.cam and source.defense.spec.stage == "output")
     predictor = source.predictor if {"queries", "weights"} & attack.needs else None
@@ -256,8 +257,8 @@ def make_scorer(attack: Attack, source: Source, run: AttackRun, drawn: set[str],
         part.scored = list(attack.score(samples, predictor))
         check_scores(run.name, part.scored, records)
         if control:
-            samples = replace(source, records=records, predictor=control).samples(attack.needs)
-            part.control = list(attack.score(samples, control if predictor else None))
+            asked = replace(source, records=records, predictor=control.predictor, view=control.view)
+            part.control = list(attack.score(asked.samples(attack.needs), control.predictor if predictor else None))
             check_scores(f"{run.name}, on --control", part.control, records)
         return part
 
@@ -287,7 +288,7 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
     about = {"attack": run.name, "input": kind, "select": selection.scheme, "num_patch": selection.count,
              "tau": selection.tau if selection.scheme == "rejection" else None, "score": attack.settings.score,
              "miou": utility, "defense": source.defense.spec.describe(), "roles": known.summary,
-             "chosen": attack.chosen}
+             "chosen": attack.chosen} | ({"classes": list(source.names)} if source.view else {})
     scored = attack.finish([one for part in parts for one in part.scored])
     check_scores(run.name, scored, source.records)
     on_control = [one for part in parts for one in part.control]

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from attacks import build_attack
 from attacks.patches import Selection
-from attacks.representation import channels
 from attacks.sample import Attack, AttackSettings
-from datasets import show_dataset
+from datasets import find_dataset, show_dataset
 from defenses import DEFENSES, DefenseSpec
 from defenses.base import NO_DEFENSE, Defense
 from evaluation.attack_run import AttackRun, existing_files, run_attack
@@ -17,7 +16,7 @@ from models.pixelwise import Pixelwise
 from predictors import open_predictor
 from predictors.base import PredictorOptions
 from predictors.reference import open_references, read_shadow
-from predictors.samples import Source, check_class_names, live_records, open_victim, tree_source
+from predictors.samples import Source, live_records, open_victim, tree_source
 from predictors.stored import TINY, describe_tree, warn_of_folders
 from predictors.triples import TriplePredictor, list_triples
 from utils.cli import UserError
@@ -115,9 +114,7 @@ def population_source(where: str, target: Source, attack: Attack, defense: Defen
     shadow, (classes, _) = read_shadow(where), _expected(attack)
     options = PredictorOptions(compute, target.predictor.stride or target.form()[1], defense)
     predictor = open_predictor(f"checkpoint:{shadow.checkpoint}", options)
-    check_class_names(f"--population {where}", predictor.class_names, target.predictor.where,
-                      target.predictor.class_names)
-    return Source(shadow.records(), predictor, defense, (), classes)
+    return Source(shadow.records(), predictor, defense, (), classes, names=predictor.class_names)
 
 
 def triples_source(root: str, defense: Defense, compute: Compute) -> Source:
@@ -136,7 +133,7 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
         raise UserError(f"--stride {stride}: the attacker was trained on posteriors at stride {expected_stride}; leave "
                         "--stride out")
     options = PredictorOptions(compute, stride or expected_stride or 8, defense)
-    predictor, dataset = open_victim(victim, data.dataset, options, classes, ("posterior", "image"))
+    predictor, dataset = open_victim(victim, data.dataset, options, ("posterior", "image"))
     if predictor.kind == "image" and stride:
         raise UserError(f"--stride has no effect on the images of {victim}; leave it out")
     if data.dataset and predictor.dataset not in (None, data.dataset):
@@ -144,22 +141,9 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
                         f"images of it, not of {show_dataset(data.dataset)}; leave --dataset out")
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset)
     models = open_references(references, replace(options, defense=NO_DEFENSE))
-    if attack.settings.attacker:
-        warn_of_classes(attack.settings.attacker, victim, predictor.class_names)
-    for model in models:
-        check_class_names(f"the reference {model.predictor.where}", model.predictor.class_names, victim,
-                          predictor.class_names)
-    return Source(records, predictor, defense, models, classes)
-
-
-def warn_of_classes(attacker: LoadedAttacker, victim: str, names: object) -> None:
-    """Print a warning if an attacker that reads the classes was trained on others than those of the target model."""
-    reads_classes = channels(attacker.spec.input, 2) != channels(attacker.spec.input, 3)
-    if not reads_classes or not all(isinstance(one, (list, tuple)) for one in (attacker.class_names, names)):
-        return
-    if differ := [(trained, own) for trained, own in zip(attacker.class_names, names, strict=False) if trained != own]:
-        warn_once(f"{attacker.path} reads the classes in their order, and it was trained on {differ[0][0]!r} where "
-                  f"{victim} has {differ[0][1]!r}")
+    known = predictor.kind == "posterior" and (data.dataset or predictor.dataset)
+    names = find_dataset(dataset).CLASSES if known else None
+    return Source(records, predictor, defense, models, classes, names=names)
 
 
 def warn_of_defense(attacker: LoadedAttacker, defense: Defense) -> None:

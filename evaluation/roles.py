@@ -95,15 +95,20 @@ def examine(records: Sequence[Record], predictor: Predictor, allow: Sequence[str
 
 
 def check_truth(source: Source) -> None:
-    """Raise `UserError` if an image has no label, or if its label is void at all positions of the output."""
+    """Raise `UserError` if an image has no label, or if its label is void at all positions of the output.
+
+    Classes that the view of the source leaves out are void, too.
+    """
+    seen = source.label_view.label if source.label_view else lambda label: label
     stride = source.stride or source.predictor.stride or source.form()[1]
     for record in source.records if source.predictor.kind == "posterior" else ():
         found = inspect(*record.files)
         counts = found.counts or {}
-        total, void = sum(counts.values()), counts.get(VOID, 0)
+        total, void = sum(counts.values()), sum(counts[number] for number in counts if seen(number) == VOID)
         positions = math.prod(-(-side // stride) for side in found.size or (1, 1))
-        if (void >= positions or not total) and (record.load_label()[::stride, ::stride] == VOID).all():
+        if (void >= positions or not total) and (seen(record.load_label())[::stride, ::stride] == VOID).all():
             where = f"at stride {stride}" if total > void else "everywhere"
+            where += " except for classes that are left out" if void > counts.get(VOID, 0) else ""
             raise UserError(f"{record.name}: its label is void {where}, so it cannot be attacked; leave the image out")
 
 
@@ -222,7 +227,8 @@ def lend_references(population: Source, references: Sequence[Reference]) -> Sour
         shown, unbalanced = compare_sides(reference, *sides)
         where = f"the reference {reference.predictor.where}"
         if reference in others and not unbalanced:
-            check_alignment(replace(population, predictor=reference.predictor), f"{where}, on --population")
+            check_alignment(replace(population, predictor=reference.predictor, view=reference.view),
+                            f"{where}, on --population")
             kept.append(reference)
             continue
         why = f"it was trained on {shown}" if reference in others else "it is the model of --population itself"

@@ -186,9 +186,12 @@ class Answer:
     def record(self) -> Record:
         return self.query.record
 
-    def load_label(self) -> np.ndarray:
-        """The label uint8 (H, W) at full size. Raises `UserError` if it does not fit the image or the classes."""
-        label = self.record.load_label(self.output.shape[0])
+    def load_label(self, classes: int | None = None) -> np.ndarray:
+        """The label uint8 (H, W) at full size. Raises `UserError` if it does not fit the image or the classes.
+
+        `classes`: number of classes of the label space (None: as many as the output has).
+        """
+        label = self.record.load_label(classes or self.output.shape[0])
         if self.query.image is not None:
             check_sizes(self.query.image, label, self.record.label)
         return label

@@ -15,6 +15,7 @@ from models import read_segmenter
 from predictors import file_of, open_predictor
 from predictors.base import Predictor, PredictorOptions, Record, identify
 from predictors.cache import cache_outputs
+from predictors.classes import ClassView
 from utils.checkpoints import require
 from utils.cli import UserError
 
@@ -62,10 +63,11 @@ class ShadowRun:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference model and the images that it was trained on."""
+    """A reference model, the images that it was trained on, and its view on shared classes (None: as the target)."""
 
     predictor: Predictor
     trained_on: Images = field(default_factory=lambda: Images([]))
+    view: ClassView | None = None
 
     def saw(self, record: Record) -> bool:
         """Whether the model was trained on this image, whatever the name of its file."""

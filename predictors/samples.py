@@ -1,10 +1,15 @@
-"""Make samples from records: query the model, check its output, align the label, and apply the defense."""
+"""Make samples from records: query the model, check its output, align the label, and apply the defense.
+
+If models have different label spaces, outputs, labels and references are then restricted to shared classes. The defense
+comes before, because it changes what the target model answers, and that model knows of no shared classes.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from attacks.sample import Sample
@@ -14,6 +19,7 @@ from defenses.base import NO_DEFENSE, Defense
 from defenses.gauss import normalise
 from predictors import open_predictor
 from predictors.base import Answer, Predictor, PredictorOptions, Record, predict_records
+from predictors.classes import ClassView
 from predictors.reference import Reference
 from predictors.stored import StoredPredictor, infer_stride, list_records
 from utils import VOID
@@ -25,7 +31,8 @@ class Source:
     """Records, the target model with its defense, and reference models, from which samples are made.
 
     `classes` and `stride`: those that the attack expects (None: any). `predictability`: name of a record -> its
-    predictability error, for attacks that need it.
+    predictability error, for attacks that need it. `names`: the names of the classes of the samples, if they are known.
+    `view` and `label_view`: how outputs and labels are restricted to these classes (None: they have no others).
     """
 
     records: Sequence[Record]
@@ -35,6 +42,9 @@ class Source:
     classes: int | None = None
     stride: int | None = None
     predictability: Mapping[str, float] = field(default_factory=dict)
+    names: Sequence[str] | None = None
+    view: ClassView | None = None
+    label_view: ClassView | None = None
 
     def samples(self, needs: frozenset[str] = frozenset({"truth"}), undefended: bool = False) -> Iterator[Sample]:
         """Yield the samples of all records, in order. `undefended`: samples also hold the output before the defense.
@@ -51,10 +61,16 @@ class Source:
         references = [reference.predictor for reference in self.references]
         return predict_records(self.predictor, self.records, with_images=with_images, others=references)
 
+    def with_classes(self, space: Sequence[str] | None, names: Sequence[str] | None) -> "Source":
+        """The source whose outputs and labels have the classes `space`, and whose samples have those of `names`."""
+        view = None if space == names else ClassView.of(space, names)
+        return replace(self, names=names, view=view, label_view=view)
+
     def form(self) -> tuple[int, int]:
-        """Number of classes, and pixels per position, of the first output."""
+        """Number of classes of the samples, and pixels per position, by the first output."""
         answer = next(replace(self, records=self.records[:1]).answers())
-        return answer.output.shape[0], infer_stride(answer.load_label().shape, answer.output.shape[1:])
+        classes = len(self.view.names if self.view else answer.output)
+        return classes, infer_stride(answer.load_label().shape, answer.output.shape[1:])
 
     def files(self, record: Record) -> list[Path]:
         """The files from which the sample of a record is made."""
@@ -63,9 +79,10 @@ class Source:
 
     def _sample(self, answer: Answer, needs: frozenset[str], undefended: bool) -> Sample:
         record, output = answer.record, answer.output
-        if self.classes not in (None, output.shape[0]):
-            raise UserError(f"the posterior of {record.name} has {output.shape[0]} classes; the attacker was trained "
-                            f"for {self.classes}")
+        expected = len(self.view.space) if self.view else self.classes
+        if expected not in (None, output.shape[0]):
+            raise UserError(f"the posterior of {record.name} has {output.shape[0]} classes; the "
+                            f"{'model' if self.view else 'attacker'} was trained for {expected}")
         truth = self._truth(answer, output, "truth" in needs)
         plain = check_output(output, self.predictor, record.name)
         apply = self.defense.apply if self.predictor.kind == "posterior" else self.defense.apply_to_image
@@ -76,9 +93,10 @@ class Source:
         image = None
         if "image" in needs:
             image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
-        return Sample(record.name, record.id, record.group, record.member, defended, truth, image,
+        seen = self.view.posterior if self.view else lambda output: output
+        return Sample(record.name, record.id, record.group, record.member, seen(defended), truth, image,
                       tuple(map(self._reference_output, self.references, answer.others, repeat(answer))),
-                      tuple(one.saw(record) for one in self.references), plain if undefended else None,
+                      tuple(one.saw(record) for one in self.references), seen(plain) if undefended else None,
                       self.predictability.get(record.name))
 
     def _truth(self, answer: Answer, output: torch.Tensor, needed: bool) -> torch.Tensor | None:
@@ -95,7 +113,7 @@ class Source:
                 raise UserError(f"the output for {record.name} is {output.shape[2]} x {output.shape[1]}, and its "
                                 f"ground truth {truth.shape[2]} x {truth.shape[1]}")
             return truth
-        label = answer.load_label()
+        label = self.load_label(answer)
         stride = self.stride or self.predictor.stride or infer_stride(label.shape, output.shape[1:])
         label = torch.from_numpy(label[::stride, ::stride].copy())
         if label.shape != output.shape[1:]:
@@ -110,14 +128,22 @@ class Source:
                             "out")
         return None
 
+    def load_label(self, answer: Answer) -> np.ndarray:
+        """The label uint8 (H, W) at full size; classes that the view leaves out are void. Raises `UserError`."""
+        if not self.label_view:
+            return answer.load_label()
+        return self.label_view.label(answer.load_label(len(self.label_view.space)))
+
     @staticmethod
     def _reference_output(reference: Reference, output: torch.Tensor, answer: Answer) -> torch.Tensor:
         """The posterior of a reference model. Raises `UserError` if its shape is not that of the target's posterior."""
-        if output.shape != answer.output.shape:
+        classes = len(reference.view.space if reference.view else answer.output)
+        if output.shape != (classes, *answer.output.shape[1:]):
             raise UserError(f"the reference {reference.predictor.where} gives {tuple(output.shape)} for "
                             f"{answer.record.name}, the target model {tuple(answer.output.shape)} (classes, height, "
                             "width)")
-        return check_output(output, reference.predictor, answer.record.name)
+        valid = check_output(output, reference.predictor, answer.record.name)
+        return reference.view.posterior(valid) if reference.view else valid
 
 
 def check_output(output: torch.Tensor, predictor: Predictor, name: str) -> torch.Tensor:
@@ -165,12 +191,12 @@ def live_records(members: str, non_members: str, root: str, strip_prefix: str, d
     return sorted(records, key=lambda record: record.name)
 
 
-def open_victim(where: str, dataset: str | None, options: PredictorOptions, classes: int | None = None,
+def open_victim(where: str, dataset: str | None, options: PredictorOptions,
                 kinds: Collection[str] = ("posterior",)) -> tuple[Predictor, str]:
     """Open the target model. Returns it, and the data set: `dataset`, or else that of the model, or else streets.
 
     `kinds`: what its outputs may be. Raises `UserError` for other outputs, and if it has not the classes of the data
-    set, or not `classes` classes.
+    set.
     """
     predictor = open_predictor(where, options)
     if predictor.kind not in kinds:
@@ -181,8 +207,6 @@ def open_victim(where: str, dataset: str | None, options: PredictorOptions, clas
     names, own = list(find_dataset(dataset).CLASSES), predictor.class_names
     if predictor.classes is None:
         return predictor, dataset
-    if classes not in (None, predictor.classes):
-        raise UserError(f"{where} has {predictor.classes} classes; the attacker was trained for {classes}")
     if len(names) != predictor.classes:
         raise UserError(f"{where} has {predictor.classes} classes; the data set {show_dataset(dataset)} has "
                         f"{len(names)}; give the right --dataset")

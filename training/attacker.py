@@ -54,8 +54,7 @@ class AttackerData:
     class_names: Sequence[str] | None = None
 
 
-def prepare(source: Source, options: AttackerTraining, defense: Defense,
-            class_names: Sequence[str] | None = None) -> AttackerData:
+def prepare(source: Source, options: AttackerTraining, defense: Defense) -> AttackerData:
     """Load D^S under `defense`, and split it by `hold_out`. The posteriors of the training part become float16.
 
     Raises `UserError` if a map of the training part is smaller than a patch, or if a side has no labels.
@@ -75,7 +74,7 @@ def prepare(source: Source, options: AttackerTraining, defense: Defense,
         print_once(f"{void} images of D^S have no label, or a label that is all void; they are left out")
     if len({sample.member for sample in training}) < 2:
         raise UserError("the training part of D^S has labels of members only, or of non-members only; add labels")
-    return AttackerData(training, list(replace(source, records=held).samples()), classes, stride, class_names)
+    return AttackerData(training, list(replace(source, records=held).samples()), classes, stride, source.names)
 
 
 @dataclass

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from attacks.thresholds import mean_known
-from datasets import find_dataset
-from datasets.inspection import check_labels, inspect
+from datasets import DATASETS, find_dataset
+from datasets.classes import check_shared, shared_classes
+from datasets.folder import read_names
+from datasets.inspection import check_labels, inspect, inspect_all
 from datasets.pairs import Pair, deal, read_split, write_split
 from datasets.provenance import IN, OUT, Identity, Images, copies, list_pairs, versions, write_provenance
 from defenses.base import Defense
@@ -20,7 +22,8 @@ from models import read_segmenter
 from models.attacker import InputSpec
 from predictors import file_of
 from predictors.base import PredictorOptions, Record, group_repeats, identify, predict_records, tell_apart
-from predictors.reference import read_shadow
+from predictors.classes import ClassView
+from predictors.reference import ShadowRun, read_shadow
 from predictors.samples import Source, check_class_names, join_trees, open_victim
 from predictors.stored import TINY, check_forms, list_records
 from training.attacker import AttackerData, prepare, train_attacker
@@ -127,9 +130,33 @@ def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute
     return [shadow.cache(PredictorOptions(compute, stride, defense)) for shadow in shadows]
 
 
-def classes_of(shadows: Sequence[str]) -> list[str] | None:
-    """The class names of shadows, which have the same; None without shadows."""
-    return list(find_dataset(read_shadow(shadows[0]).dataset).CLASSES) if shadows else None
+def classes_of(shadows: Sequence[str], shared_with: str | None) -> tuple[list[str] | None, list[str] | None]:
+    """The class names of shadows, which have the same, and those of the classes that an attacker uses.
+
+    `shared_with`: a data set, or a file with one class name per line. The attacker then uses the classes that it has,
+    and that occur in the training labels of every shadow, because a shadow learns no others. Without it, the attacker
+    uses all classes. Both are None without shadows. Raises `UserError` if fewer than two classes are left.
+    """
+    if not shadows:
+        return None, None
+    runs = [read_shadow(folder) for folder in shadows]
+    space = list(find_dataset(runs[0].dataset).CLASSES)
+    if not shared_with:
+        return space, space
+    if shared_with == "folder":
+        raise UserError("--shared-with folder says no classes; give a file with the names of its classes, one per line")
+    others = list(find_dataset(shared_with).CLASSES) if shared_with in DATASETS else read_names(shared_with)
+    names = shared_classes(*map(learned_classes, runs), others)
+    check_shared(names, f"--shared-with {shared_with}", str(shadows[0]))
+    print_once(f"classes of {shadows[0]}: {ClassView.of(space, names)}")
+    return space, names
+
+
+def learned_classes(shadow: ShadowRun) -> list[str]:
+    """The names of the classes that occur in the labels on which a shadow was trained. Reads all of them, once."""
+    found = inspect_all([record.files for record in shadow.records() if record.member], "reading labels")
+    ids = {number for one in found for number in one.ids}
+    return [name for number, name in enumerate(find_dataset(shadow.dataset).CLASSES) if number in ids]
 
 
 def check_classes(victim: str, dataset: str) -> None:
