@@ -119,11 +119,12 @@ class Scale:
     target: dict[str, str]  # name of a victim -> flags of attack.py
     settings: dict[str, Setting]
     attacker: str  # flags of every attacker
-    attacker_epochs: dict  # representation -> epochs, or name of a shadow -> dict of representation -> epochs
+    attacker_length: dict  # representation -> epochs or "N steps", or name of a shadow -> such a dict
     size: int  # patch size in positions
     count: int  # patches of an image
     seeds: int  # attackers of each row of table 2
     minutes: dict[str, float]  # minutes of one core for: model, dpsgd, attack and each representation
+    attacker_flags: dict[str, str] = field(default_factory=dict)  # name of a shadow -> more flags of its attackers
     shadow_count: int = 1  # shadows of each setting, see `shadow_names`
     rows: list[str] = field(default_factory=lambda: list(TABLE))  # rows of table 2
     sizes: dict[int, int] = field(default_factory=dict)  # fig. 1: patch size -> patches of an image
@@ -285,14 +286,17 @@ class Scale:
         pixelwise = attacker.input == "pixelwise"
         shadows = [str(self.runs / f"shadow-{name}") for name in self.shadow_names(attacker)]
         return ["train_attacker.py", "--out", str(self.runs / "attackers" / attacker.name), "--shadow", *shadows,
-                "-input", "concate" if pixelwise else attacker.input, "--patch-size", str(attacker.size), "--epochs",
-                str(self.epochs_of(attacker)), "--seed", str(attacker.seed), *self.attacker.split(),
-                *(["--arch", "pixelwise"] if pixelwise else []), *_defense_flags(attacker.defense)]
+                "-input", "concate" if pixelwise else attacker.input, "--patch-size", str(attacker.size),
+                *self.length_of(attacker), "--seed", str(attacker.seed), *self.attacker.split(),
+                *self.attacker_flags.get(attacker.shadow, "").split(), *(["--arch", "pixelwise"] if pixelwise else []),
+                *_defense_flags(attacker.defense)]
 
-    def epochs_of(self, attacker: Attacker) -> int:
-        """Epochs of an attacker: those that the scale gives for its shadows, or else those for all attackers."""
-        epochs = self.attacker_epochs
-        return epochs.get(attacker.source, epochs.get(attacker.shadow, epochs))[attacker.input]
+    def length_of(self, attacker: Attacker) -> list[str]:
+        """--epochs or --steps of an attacker: what the scale gives for its shadows, or else for all attackers."""
+        lengths = self.attacker_length
+        length = lengths.get(attacker.source, lengths.get(attacker.shadow, lengths))[attacker.input]
+        count, _, unit = str(length).partition(" ")
+        return [f"--{unit or 'epochs'}", count]
 
     def cell_command(self, cell: Cell) -> list[str]:
         kind, _, select = cell.method.partition("-")

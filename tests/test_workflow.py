@@ -30,7 +30,7 @@ from reproduce.table_one import read_table_one
 from reproduce.table_one_page import Errors, comparisons, pooled
 from utils.cli import UserError
 
-SCALES = ("tiny", "camvid", "camvid-shadows", "paper", "two-shadows")
+SCALES = ("tiny", "camvid", "camvid-shadows", "cityscapes", "paper", "two-shadows")
 
 
 @cache
@@ -181,7 +181,7 @@ def small_scale(world, tmp_path):
         "shadows": {"psp": f"--split {world / 'shadow.txt'} --victim {{runs}}/victim-psp{{under}}/last.pth.tar"},
         "target": {"psp": f"{data} --members {world / 'victim_in.txt'} --non-members {world / 'victim_out.txt'} "
                           "--precision fp32"},
-        "attacker": "--stride 4 --width 0.125 --precision fp32", "attacker_epochs": {"loss": 1}, "size": 12, "count": 4,
+        "attacker": "--stride 4 --width 0.125 --precision fp32", "attacker_length": {"loss": 1}, "size": 12, "count": 4,
         "seeds": 1, "rows": ["loss-random", "threshold-loss"], "sizes": {}, "gauss": [], "dropout": [],
         "minutes": {"model": 0.1, "dpsgd": 0, "loss": 0.1, "attack": 0.1}, "runs": str(tmp_path / "runs"),
         "results": str(tmp_path / "results")}
