@@ -134,9 +134,12 @@ def _f_interval(hit: np.ndarray, alarm: np.ndarray, sides: tuple[Clusters, Clust
     return (logit_interval(value, _f_influences(hit, alarm), sides) if 0 < value < 1 else None) or [value, value]
 
 
-def cross_fitted(score: np.ndarray, member: np.ndarray,
-                 sides: tuple[Clusters, Clusters]) -> tuple[np.ndarray, np.ndarray]:
-    """Which members bool (m,) and non-members bool (n,) reach the threshold of max-F of the other folds of groups."""
+def cross_fitted(score: np.ndarray, member: np.ndarray, sides: tuple[Clusters, Clusters],
+                 quality: Callable[[Curves], np.ndarray] = Curves.f_scores) -> tuple[np.ndarray, np.ndarray]:
+    """Which members bool (m,) and non-members bool (n,) reach a threshold that the other folds of groups chose.
+
+    It is the one with the highest `quality`, by default the threshold of max-F.
+    """
     kind = (sides[0].sizes > 0) * 2 + (sides[1].sizes > 0) * 1
     fold_of = np.empty(len(kind), int)
     fold_of[np.argsort(kind, kind="stable")] = np.arange(len(kind)) % FOLDS
@@ -146,7 +149,7 @@ def cross_fitted(score: np.ndarray, member: np.ndarray,
     for number in range(FOLDS):
         rest, held = fold != number, fold == number
         curves = Curves(score[rest], member[rest])
-        high[held] = score[held] >= curves.thresholds[curves.f_scores().argmax()]
+        high[held] = score[held] >= curves.thresholds[quality(curves).argmax()]
     return high[member], high[~member]
 
 

@@ -27,6 +27,10 @@ class Curves:
         """2 precision recall / (precision + recall) at each threshold (T,)."""
         return 2 * self.true / (self.true + self.false + self.true[-1])
 
+    def accuracies(self) -> np.ndarray:
+        """Share of members and non-members that are called right, at each threshold (T,)."""
+        return (self.true + self.false[-1] - self.false) / (self.true[-1] + self.false[-1])
+
     def allowed(self, rate: float) -> int:
         """The number of leading thresholds with an FPR of at most `rate`."""
         return int((self.false <= rate * self.false[-1] + 1e-9).sum())

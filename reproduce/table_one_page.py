@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.intervals import paired_difference
+from evaluation.intervals import cross_fitted, paired_difference, split_groups
+from evaluation.metrics import Curves
 from evaluation.pooled import Contrast, Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
 from reproduce.shafran import TABLE_ONE
@@ -68,6 +69,14 @@ class Errors:
         member = np.array([mark == "1" for mark in images["member"]])
         return Stratum(self.scale.targets[first[0].target].root, arms, member, images["group"])
 
+    def accuracy(self, cells: list[ErrorCell]) -> float:
+        """Mean accuracy of attacks on one target, 0..1, at thresholds that other groups of images chose."""
+        images = self._images(cells[0].target)
+        member = np.array([mark == "1" for mark in images["member"]])
+        sides = split_groups(images["group"], member)
+        found = [cross_fitted(self.scores(cell), member, sides, Curves.accuracies) for cell in cells]
+        return float(np.mean([(hit.sum() + (~alarm).sum()) / len(member) for hit, alarm in found]))
+
     def _images(self, target: str) -> dict:
         """images.json of a target, whose images are in the order of the scores of its cells."""
         return self._read(self.scale.results / target / "images.json")
@@ -115,8 +124,9 @@ def page(errors: Errors) -> str:
         "## Table 1", "",
         "AUC in %, mean over the trainings with a 95 % interval over the groups of images. In the columns of the "
         "membership error the second line is the paired difference to the reconstruction error; bold: the interval "
-        "excludes 0. The last two columns see no model, and are controls: the predictability error alone, where a "
-        "higher error counts as a member, and a classifier of images and ground truths.", "", table(errors),
+        "excludes 0. The accuracy, in %, is that of thresholds which other groups of images chose. The last two "
+        "columns see no model, and are controls: the predictability error alone, where a higher error counts as a "
+        "member, and a classifier of images and ground truths.", "", table(errors),
         "## Beside the table", "", table(errors, beside=True),
         *(["## Certain and uncertain tasks", "",
            "AUC in % of two models on the same images, and the difference of the second to the first, paired by image. "
@@ -159,8 +169,8 @@ def measured(errors: Errors, target: str) -> list[str]:
     row = [str(len(plain))]
     for attack in TITLES:
         cells = errors.seeds(target, attack)
-        row.append("<br>".join([auc(errors, cells), *([change(errors, cells, plain)] if attack in ATTACKS[1:] else [])])
-                   if cells else DASH)
+        row.append("<br>".join([auc(errors, cells), *([change(errors, cells, plain)] if attack in ATTACKS[1:] else []),
+                                f"accuracy {100 * errors.accuracy(cells):.1f}"]) if cells else DASH)
     alone = [replace(cell, attack=ALONE) for cell in errors.seeds(target, "membership-error")[:1]]
     blind = errors.results(plain[0])["controls"].get("blind")
     return [*row, auc(errors, alone) if alone else DASH, f"{100 * blind['auc']:.1f}" if blind else DASH]

@@ -58,6 +58,19 @@ def test_max_f_of_noise_is_covered_although_its_threshold_is_chosen():
     assert hits >= 57
 
 
+def test_accuracy_of_thresholds_that_other_groups_chose():
+    """It is near that of the best threshold of the distribution; in noise it is one half."""
+    for shift, expected in ((2.0, 0.841), (0.0, 0.5)):
+        rng = np.random.default_rng(0)
+        member = np.arange(4000) % 2 == 0
+        score = rng.normal(0, 1, 4000) + shift * (member - 0.5)
+        hit, alarm = cross_fitted(score, member, split_groups(names(4000), member), Curves.accuracies)
+        assert (hit.sum() + (~alarm).sum()) / 4000 == pytest.approx(expected, abs=0.025)
+        best = Curves(score, member).accuracies().max()
+        tried = np.quantile(score, np.linspace(0, 1, 400))
+        assert best == pytest.approx(max(np.mean((score >= t) == member) for t in tried), abs=0.005)
+
+
 def test_coverage_tool_prints_a_table():
     main = runpy.run_path(str(ROOT / "tools/coverage.py"), run_name="x")
     assert (10, 12) in [design[1:] for design in main["DESIGNS"]]
