@@ -22,12 +22,12 @@ import attacks
 import datasets
 import defenses
 from attacks import ATTACKS, REPRESENTATIONS, SETTINGS
-from predictors import PREDICTORS
+from predictors import PREDICTORS, add_windows_flag
 from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, refuse_unused, run
 
 ATTACKER = "weights/loss.pth.tar"
-QUERY = ("--members", "--non-members", "--keep", "--stride", "--root", "--strip-prefix", "--dataset", "--classes",
-         "--class-names", "--label-map")  # flags of a target model that is queried
+QUERY = ("--members", "--non-members", "--keep", "--stride", "--windows", "--root", "--strip-prefix", "--dataset",
+         "--classes", "--class-names", "--label-map")  # flags of a target model that is queried
 ALLOWED = {"copies": "equal images on one side, which then form one group",
            "overlap": "attacked images that the attacker was trained on (D^S)",
            "unseen": "members that the target model was not trained on"}
@@ -59,9 +59,9 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--non-members", metavar="SPLIT", help="split file of the non-members, D_out^V")
     live.add_argument("--stride", type=positive, help="pixels per position of the posteriors (default: that of the "
                       "attacker, or 8)")
+    add_windows_flag(live, "V and the references")
     live.add_argument("--keep", metavar="TREE", help="store the posteriors of V in this folder for later calls, in "
-                      "float16 and in the layout of examples/; those of another model, split, stride or precision are "
-                      "replaced")
+                      "float16 and in the layout of examples/; those of another query are replaced")
     flags.add_argument("--control", metavar="[KIND:]WHERE", help="a model that was trained on no attacked image, such "
                        "as a run of train_shadow.py: the same attack on it shows what is found without membership")
     flags.add_argument("--allow", nargs="+", choices=ALLOWED, default=[], metavar="WHAT", help="do not refuse, but "

@@ -16,6 +16,7 @@ import argparse
 
 import defenses
 import training
+from predictors import add_windows_flag
 from training.options import STRIDE, AttackerTraining
 from utils.cli import UserError, add_run_flags, new_parser, pick, refuse_unused, run
 
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--shared-with", metavar="NAME", help="with --shadow: use only the classes that the data set "
                        "NAME has (or a file NAME, with one class per line), and that occur in the training labels of "
                        "the shadows")
+    add_windows_flag(flags, "each shadow")
     training.add_attacker_flags(flags)
     defenses.add_flags(flags)
     add_run_flags(flags, "attacker")
@@ -49,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     stride = None if args.posteriors else options.stride or STRIDE
     shadows = [] if args.posteriors else args.shadow
     space, names = setup.classes_of(shadows, args.shared_with)
-    trees = setup.cache_shadows(shadows, stride, defense, compute) if shadows else [args.posteriors]
+    trees = setup.cache_shadows(shadows, stride, defense, compute, args.windows) if shadows else [args.posteriors]
     source, roles = setup.compare_attacker_data(shadows, setup.join_trees(trees))
     data = setup.prepare(source.with_classes(space, names), options, defense)
     if folder:
@@ -66,6 +68,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("-test-dropout changes how a shadow is queried: give --shadow DIR instead of --posteriors")
     refuse_unused(args, parser(), [] if args.continue_ else [
         (args.posteriors, "with --posteriors, which have their own stride; leave it out", ["--stride"]),
+        (args.posteriors or args.plan, "without a shadow that is queried; leave it out", ["--windows"]),
         (args.posteriors, "with --posteriors, whose classes have no names; give --shadow DIR", ["--shared-with"]),
         (args.plan, "with --plan; give the number of classes by --classes", ["--shared-with"]),
         (not args.plan, "without --plan; give both, or leave it out", [*training.PLAN_FLAGS, "--classes"]),

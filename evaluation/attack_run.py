@@ -192,7 +192,8 @@ def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Referenc
         return None
     roles.compare_with_control(known, run.control)
     stride = source.predictor.stride or source.form()[1]
-    control = open_predictor(run.control, PredictorOptions(run.compute, stride, source.defense))
+    control = open_predictor(run.control, PredictorOptions(run.compute, stride, source.defense,
+                                                           source.predictor.options.windows))
     if control.reads_images and not source.records[0].image.is_file():
         raise UserError(f"{source.records[0].image} is missing, so --control cannot be queried about it; give "
                         "posteriors on disk (stored:TREE)")

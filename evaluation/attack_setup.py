@@ -54,7 +54,7 @@ class AttackChoices:
 class LiveData:
     """The images about which a target model is queried: two split files, and the settings to read them.
 
-    `dataset`: None for that of the target model or, if it names none, streets.
+    `dataset`: None for that of the target model or, if it names none, streets. `windows`: as in `PredictorOptions`.
     """
 
     members: str
@@ -62,6 +62,7 @@ class LiveData:
     root: str
     strip_prefix: str = ""
     dataset: str | None = None
+    windows: bool = False
 
 
 def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoices, defense: Defense,
@@ -112,7 +113,8 @@ def population_source(where: str, target: Source, attack: Attack, defense: Defen
     if not (Path(where) / "in.txt").is_file():
         return stored_source(where, attack, defense, compute)
     shadow, (classes, _) = read_shadow(where), _expected(attack)
-    options = PredictorOptions(compute, target.predictor.stride or target.form()[1], defense)
+    options = PredictorOptions(compute, target.predictor.stride or target.form()[1], defense,
+                               target.predictor.options.windows)
     predictor = open_predictor(f"checkpoint:{shadow.checkpoint}", options)
     return Source(shadow.records(), predictor, defense, (), classes, names=predictor.class_names)
 
@@ -132,7 +134,7 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
     if stride and expected_stride and stride != expected_stride:
         raise UserError(f"--stride {stride}: the attacker was trained on posteriors at stride {expected_stride}; leave "
                         "--stride out")
-    options = PredictorOptions(compute, stride or expected_stride or 8, defense)
+    options = PredictorOptions(compute, stride or expected_stride or 8, defense, data.windows)
     predictor, dataset = open_victim(victim, data.dataset, options, ("posterior", "image"))
     if predictor.kind == "image" and stride:
         raise UserError(f"--stride has no effect on the images of {victim}; leave it out")

@@ -4,6 +4,7 @@ A new kind of predictor is one file with a subclass of `predictors.base.Predicto
 Scripts take `KIND:WHERE`, the path of a checkpoint, or the folder of a run.
 """
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,13 @@ PREDICTORS = Table("predictor", {
                         "train_translator.py"),
     "stored": Entry("predictors.stored:StoredPredictor", "posteriors on disk, in the layout of the release"),
 })
+
+
+def add_windows_flag(flags: argparse._ActionsContainer, whose: str) -> None:
+    """Add --windows. `whose`: the models that are queried, for the help."""
+    flags.add_argument("--windows", action="store_true", help=f"query {whose} about overlapping windows of the size of "
+                       "its training crops and about their mirror images, as PSPNet was tested, instead of the "
+                       "complete image; the posterior is their mean")
 
 
 def open_predictor(where: str, options: "PredictorOptions | None" = None) -> "Predictor":

@@ -132,12 +132,14 @@ class Query:
 class PredictorOptions:
     """Settings of a predictor: device and precision, stride (pixels per position of the output), and defense.
 
-    If `stride` is None, a model has stride 1, and the stride of stored outputs is inferred from their size.
+    If `stride` is None, a model has stride 1, and the stride of stored outputs is inferred from their size. `windows`:
+    whether a model is queried about windows of the size of its training crops, as by `models.windows.Windowed`.
     """
 
     compute: Compute = CPU_FP32
     stride: int | None = None
     defense: Defense = NO_DEFENSE
+    windows: bool = False
 
 
 class Predictor:
@@ -147,7 +149,7 @@ class Predictor:
     in the same case. `class_names`, `dataset`: names of the classes and of the data set of the training, if known.
     `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
     `takes_query_defenses`: whether the subclass calls `prepare` and `query_seed` of its defense, as dropout at test
-    time requires. If not, a defense with the stage "query" raises `UserError`.
+    time requires. If not, a defense with the stage "query" raises `UserError`. `takes_windows`: the same for `windows`.
     """
 
     classes: int | None = None
@@ -156,6 +158,7 @@ class Predictor:
     dataset: str | None = None
     reads_images: bool = True
     takes_query_defenses: bool = False
+    takes_windows: bool = False
     kind: str = "posterior"
 
     def __init__(self, where: str, options: PredictorOptions):
@@ -164,6 +167,9 @@ class Predictor:
         if spec.stage == "query" and not self.takes_query_defenses:
             raise UserError(f"-{spec.name} changes how a model is queried, which {where} does not allow: give --victim "
                             "a checkpoint of train_victim.py")
+        if options.windows and not self.takes_windows:
+            raise UserError(f"--windows is for checkpoints of train_victim.py and train_shadow.py, and {where} is "
+                            "none; leave it out")
 
     def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
         """Outputs float32 (C, ceil(H/s), ceil(W/s)) on the CPU; position (i, j) belongs to pixel (i s, j s)."""

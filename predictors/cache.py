@@ -23,8 +23,9 @@ def cache_outputs(tree: Path, predictor: Predictor, records: Sequence[Record],
 
     Posteriors become float16, and translated images PNG of 8 bits. What is already stored is not computed again, so a
     second call resumes an interrupted one. `made_from`: the files of the model. If these files, the records, the pixels
-    of an image or a label, the precision, the stride or the defense at query time have changed, all outputs are deleted
-    and computed again. Raises `UserError` if `tree` is a folder that this function did not make, and as `check_stride`.
+    of an image or a label, the precision, the stride, the windows or the defense at query time have changed, all
+    outputs are deleted and computed again. Raises `UserError` if `tree` is a folder that this function did not make,
+    and as `check_stride`.
     """
     contents = [(found.image, found.label) for found in inspect_all([record.files for record in records])]
     check_stride(records, predictor.stride)
@@ -58,6 +59,8 @@ def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], conten
     spec, precision = predictor.options.defense.spec, predictor.options.compute.precision
     defense = [spec.describe(), spec.seed] if spec.stage == "query" else None  # others change the output afterwards
     about = {"precision": precision, "stride": predictor.stride, "defense": defense}
+    if predictor.options.windows:
+        about["windows"] = True
     queried = [(record.member, str(record.image.absolute()), str(record.label.absolute()), record.dataset)
                for record in records]
     about["fingerprint"] = fingerprint(list(made_from), about, queried, contents)

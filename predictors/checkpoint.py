@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from models import TRANSLATORS, load_segmenter, read_segmenter, warn_if_unfinished
+from models.windows import Windowed
 from predictors.base import Predictor, PredictorOptions, Query
-from utils.checkpoints import load_checkpoint
+from utils.checkpoints import load_checkpoint, require
 
 
 class ModelPredictor(Predictor):
@@ -63,14 +64,25 @@ def open_checkpoint(where: str, options: PredictorOptions) -> Predictor:
 class CheckpointPredictor(ModelPredictor):
     """The model in a checkpoint, loaded at the first query. Raises `UserError` if the file is no segmentation model."""
 
+    takes_windows = True
+
     def __init__(self, where: str, options: PredictorOptions):
         Predictor.__init__(self, where, options)
         checkpoint = read_segmenter(where)
         self.classes, self.dataset = checkpoint["model"]["classes"], checkpoint.get("dataset")
         self.class_names = checkpoint.get("classes")
+        self.crop = crop_of(checkpoint, where) if options.windows else None
         warn_if_unfinished(checkpoint, where)
 
     @cached_property
     def model(self) -> nn.Module:
         model, _ = load_segmenter(self.where)
+        if self.crop:
+            model = Windowed(model, self.crop)
         return self.options.defense.prepare(model.to(self.options.compute.device))
+
+
+def crop_of(checkpoint: dict, where: str) -> tuple[int, int]:
+    """Height and width of the crops on which a model was trained. Raises `UserError` if the checkpoint has none."""
+    height, width = require(require(checkpoint, "args", dict, where), "crop", list, where)
+    return height, width

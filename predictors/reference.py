@@ -55,7 +55,7 @@ class ShadowRun:
         """Return the tree `posteriors-sN` (stride N): the shadow's posteriors on D^S. Missing ones are computed."""
         spec = options.defense.spec
         under = f"-{spec.describe()}-{spec.seed}".replace(" ", "-") if spec.stage == "query" else ""
-        tree = self.folder / f"posteriors-s{options.stride}{under}"
+        tree = self.folder / f"posteriors-s{options.stride}{'-windows' if options.windows else ''}{under}"
         predictor = open_predictor(f"checkpoint:{self.checkpoint}", options)
         cache_outputs(tree, predictor, self.records(), [self.checkpoint])
         return tree

@@ -113,10 +113,12 @@ def write_shadow_splits(folder: Path, inside: Sequence[Pair], outside: Sequence[
         write_split(folder / "out.txt", outside, f"D_out^S, {how}")
 
 
-def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute: Compute) -> list[Path]:
+def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute: Compute,
+                  windows: bool = False) -> list[Path]:
     """The trees of the shadows' posteriors on D^S. Missing posteriors are computed.
 
-    Raises `UserError` if a shadow is given twice, or if shadows have other classes than the first.
+    `windows`: as in `PredictorOptions`. Raises `UserError` if a shadow is given twice, or if shadows have other classes
+    than the first.
     """
     defense.check_kind("posterior")
     shadows = [read_shadow(folder) for folder in folders]
@@ -127,7 +129,7 @@ def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute
     for shadow in shadows[1:]:
         check_class_names(str(shadow.folder), find_dataset(shadow.dataset).CLASSES, str(shadows[0].folder),
                           find_dataset(shadows[0].dataset).CLASSES)
-    return [shadow.cache(PredictorOptions(compute, stride, defense)) for shadow in shadows]
+    return [shadow.cache(PredictorOptions(compute, stride, defense, windows)) for shadow in shadows]
 
 
 def classes_of(shadows: Sequence[str], shared_with: str | None) -> tuple[list[str] | None, list[str] | None]:
