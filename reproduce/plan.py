@@ -132,7 +132,7 @@ class Scale:
     gauss: list[float] = field(default_factory=list)  # variances
     dropout: list[float] = field(default_factory=list)  # ratios
     dpsgd: Dpsgd = Dpsgd("", {})
-    without_dropout: list[str] = field(default_factory=list)  # victims that have no dropout layer
+    without_dropout: list[str] = field(default_factory=list)  # victims without Dropout at test time
     activation: str = ""  # setting of the activation maps (fig. 5)
     drawn_scenes: bool = False  # the images are no photographs, so the maps may be committed
     evidence: bool = True  # whether its verdicts say something about the paper

@@ -13,6 +13,7 @@ from torch import nn
 from attacks.representation import concatenation
 from defenses import DefenseSpec
 from defenses.dropout import Dropout
+from models import build_segmenter
 from models.pixelwise import Pixelwise
 from predictors.base import PredictorOptions, Query, Record
 from predictors.checkpoint import ModelPredictor
@@ -134,6 +135,22 @@ def test_miou_is_that_of_the_defended_posteriors(world, tmp_path):
         must(script("attack.py", *base, *flags, "--out", tmp_path / name))
     miou = {name: results(tmp_path / name)["miou"] for name in runs}
     assert miou["plain"] == miou["argmax"] and miou["gauss"]["in"] < miou["plain"]["in"]
+
+
+def test_dropout_of_upernet_is_active_only_at_test_time():
+    """It draws no random numbers in training, and without the defense the logits are those of the trained model."""
+    torch.manual_seed(0)
+    model = build_segmenter({"name": "upernet", "classes": 3, "backbone": "resnet18", "stages": 4, "width": 16,
+                             "output_stride": 32})
+    images, before = torch.rand(2, 3, 64, 64), torch.get_rng_state()
+    model.train()(images)
+    assert torch.equal(torch.get_rng_state(), before)
+    plain = model.eval()(images)
+    dropped = Dropout(DefenseSpec("test-dropout", 0.5)).prepare(model)
+    one, other = dropped(images), dropped(images)
+    assert not torch.equal(one, other) and not torch.equal(one, plain)
+    layers = [name for name, module in dropped.named_modules() if module.training]
+    assert layers == ["head.dropout"]
 
 
 def test_dropout_of_stored_posteriors():
