@@ -20,15 +20,18 @@ def summarise(scored: Sequence[Scored]) -> dict:
     """Metrics of images and of patches with their 95 % intervals, and the F that guessing would reach.
 
     The groups of patches are those of their images, because the patches of an image are not independent. If the attack
-    has no patches, there is no entry "patch".
+    has no patches, there is no entry "patch". "balanced" has as many patches of both sides, as in the paper (section
+    2.4: 20 of each member and 33 of each non-member): the larger side has the first patches of each image only. If this
+    changes no number, there is no entry "balanced".
     """
     member = np.array([s.member for s in scored], bool)
     group = np.array([s.group for s in scored])
     counts = np.array([len(s.patch_scores) for s in scored])
     levels = {"image": (np.array([s.score for s in scored]), member, group)}
-    if counts.any():
-        levels["patch"] = (np.concatenate([s.patch_scores for s in scored]), np.repeat(member, counts),
-                           np.repeat(group, counts))
+    for name, kept in (("patch", counts), ("balanced", balanced(counts, member))):
+        if counts.any() and (name == "patch" or (kept < counts).any()):
+            levels[name] = (np.concatenate([s.patch_scores[:number] for s, number in zip(scored, kept, strict=True)]),
+                            np.repeat(member, kept), np.repeat(group, kept))
     out: dict = {"chance": {}}
     for name, (score, inside, groups) in levels.items():
         bounds = intervals(score, inside, groups)
@@ -37,6 +40,16 @@ def summarise(scored: Sequence[Scored]) -> dict:
     return out | {"members": int(member.sum()), "non_members": int((~member).sum()),
                   "groups": count_groups(group, member), "blocks": len(set(group.tolist())),
                   "patches": int(counts.sum())}
+
+
+def balanced(counts: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """How many patches of each image (n,) make the two sides about equal: counts int (n,), member bool (n,).
+
+    The side with fewer patches keeps all of them, and an image keeps one at least.
+    """
+    sides = [int(counts[side].sum()) for side in (member, ~member)]
+    share = np.where(member, *(min(1.0, other / max(1, side)) for side, other in zip(sides, sides[::-1], strict=True)))
+    return np.minimum(counts, np.maximum(1, np.round(counts * share).astype(int)))
 
 
 def write_scores(folder: Path, scored: Sequence[Scored], write_name: Callable[[str], str] = spreadsheet_safe) -> None:
@@ -66,7 +79,7 @@ def table(results: dict) -> str:
     """The table of metrics that a run prints, and the number of groups that its intervals rest on."""
     lines = [f"{'':8}{'AUC':>7}  {'95 % interval':15}{'max-F':>7}  {'95 % interval':15}"
              f"{'random F':>9}{'all-member F':>14}"]
-    for level in (level for level in ("image", "patch") if level in results):
+    for level in (level for level in ("image", "patch", "balanced") if level in results):
         metrics, guess = results[level], results["chance"][level]
         auc, f = (show_interval(metrics[f"{name}_interval"]) for name in ("auc", "max_f"))
         lines.append(f"{level:8}{metrics['auc']:7.3f}  {auc:15}{metrics['max_f']:7.3f}  {f:15}"

@@ -16,8 +16,8 @@ from utils.arrays import read_npz
 from utils.cli import UserError
 from utils.files import read_json, write_json
 
-KEPT = ("image", "patch", "chance", "members", "non_members", "blocks", "patches", "tau", "miou", "defense", "cam",
-        "controls")
+KEPT = ("image", "patch", "balanced", "chance", "members", "non_members", "blocks", "patches", "tau", "miou", "defense",
+        "cam", "controls")
 
 
 def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = (), patches: bool = False,

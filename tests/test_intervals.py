@@ -1,12 +1,14 @@
 """Intervals over groups of images: coverage, few groups, perfect separation, and paired differences."""
 
 import runpy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import ROOT, must, script
 from sklearn.metrics import roc_auc_score
 
+from attacks.sample import Scored
 from evaluation.intervals import (
     MIN_GROUPS,
     count_groups,
@@ -19,8 +21,8 @@ from evaluation.intervals import (
     paired_difference,
     split_groups,
 )
-from evaluation.metrics import Curves, compute_metrics
-from evaluation.report import describe_groups, table
+from evaluation.metrics import Curves, chance, compute_metrics
+from evaluation.report import balanced, describe_groups, summarise, table
 
 
 def sample(seed, groups, size, shift, spread=0.0):
@@ -69,6 +71,23 @@ def test_accuracy_of_thresholds_that_other_groups_chose():
         best = Curves(score, member).accuracies().max()
         tried = np.quantile(score, np.linspace(0, 1, 400))
         assert best == pytest.approx(max(np.mean((score >= t) == member) for t in tried), abs=0.005)
+
+
+def test_as_many_patches_of_both_sides_as_in_the_paper():
+    """1488 members and 912 non-members with 33 patches each: 20 of each member, and the F of a coin is 49.85 %."""
+    member = np.arange(2400) < 1488
+    kept = balanced(np.full(2400, 33), member)
+    assert set(kept[member]) == {20} and set(kept[~member]) == {33}
+    inside, outside = int(kept[member].sum()), int(kept[~member].sum())
+    assert (inside, outside) == (29_760, 30_096)
+    assert 100 * chance(inside, outside)["random_f"] == pytest.approx(49.85, abs=0.01)
+    scored = [Scored(f"i{i}", bool(side), f"i{i}", 0.5, [[0, 0]] * 4, list(np.arange(4.0) + i)) for i, side in
+              enumerate([True] * 20 + [False] * 10)]
+    found = summarise(scored)
+    score = np.concatenate([one.patch_scores[: 2 if one.member else 4] for one in scored])
+    truth = np.concatenate([[one.member] * (2 if one.member else 4) for one in scored])
+    assert found["balanced"]["auc"] == pytest.approx(roc_auc_score(truth, score)) != found["patch"]["auc"]
+    assert "balanced" not in summarise([replace(one, member=i % 2 == 0) for i, one in enumerate(scored)])
 
 
 def test_coverage_tool_prints_a_table():
