@@ -60,7 +60,8 @@ class WeightedCalibratedScore(CalibratedScore):
     """The calibrated score with a weight c that is chosen on the population, such as a shadow attacked with references.
 
     It is the one of `WEIGHTS` with the highest AUC there and, of several, the one closest to 0.75. Images that every
-    reference was trained on are left out.
+    reference was trained on are left out. The AUC of the references alone must be near 0.5: what it finds there is no
+    membership.
     """
 
     needs = CalibratedScore.needs | {"population"}
@@ -73,7 +74,8 @@ class WeightedCalibratedScore(CalibratedScore):
             rows.append((sample.member, -target, reference))
         best, auc = best_weight(rows, WEIGHTS, usual=AttackSettings.c)
         self.settings = replace(self.settings, c=best)
-        self.chosen = {"c": best, "auc": auc}
+        _, alone = best_weight([(member, 0.0, -reference) for member, _, reference in rows], [1.0], usual=1.0)
+        self.chosen = {"c": best, "auc": auc, "auc of the references alone": alone}
 
 
 class RMIA(ReferenceAttack):

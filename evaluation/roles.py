@@ -31,6 +31,7 @@ from utils.cli import UserError
 from utils.distributed import print_once, warn_once
 
 UNBALANCED = 0.01  # p-value of Fisher's exact test
+ENOUGH = 3  # references for each image of a population, so that no single model tells the sides apart
 
 
 @dataclass
@@ -212,9 +213,11 @@ def compare_sides(reference: Reference, members: Images, non_members: Images) ->
 def lend_references(population: Source, references: Sequence[Reference]) -> Source:
     """The population with the reference models that can serve for it.
 
-    A reference is left out if it is the population's own model, or if it was trained on clearly more images of one
-    side; a line says so. Raises `UserError` if none is left, if a reference cannot be queried about the images, and as
-    `check_alignment`.
+    The population's own model is left out. If each image has `ENOUGH` of the other models that were not trained on it,
+    as in a bed of models on the parts of one set of images, each image gets equally many of these. Else a reference
+    that was trained on clearly more images of one side is left out, too: it would count for the other side only. Lines
+    say which references are used. Raises `UserError` if none is left, if a reference cannot be queried about the
+    images, and as `check_alignment`.
     """
     if any(one.predictor.reads_images for one in references) and not population.records[0].image.is_file():
         raise UserError(f"{population.records[0].image} is missing, so references cannot be queried about "
@@ -222,11 +225,12 @@ def lend_references(population: Source, references: Sequence[Reference]) -> Sour
     others, images = other_models(population, references), identify(population.records)
     sides = [Images(one for one, record in zip(images, population.records, strict=True) if record.member is side)
              for side in (True, False)]
-    kept = []
+    fewest = min(sum(not one.saw(record) for one in others) for record in population.records)
+    kept, shared = [], fewest >= ENOUGH and any(compare_sides(one, *sides)[1] for one in others)
     for reference in references:
         shown, unbalanced = compare_sides(reference, *sides)
         where = f"the reference {reference.predictor.where}"
-        if reference in others and not unbalanced:
+        if reference in others and (shared or not unbalanced):
             check_alignment(replace(population, predictor=reference.predictor, view=reference.view),
                             f"{where}, on --population")
             kept.append(reference)
@@ -236,7 +240,9 @@ def lend_references(population: Source, references: Sequence[Reference]) -> Sour
     if not kept:
         raise UserError("no reference model can serve for --population, because each is its own model or was trained "
                         "on clearly more images of one side; give --references other models, too")
-    return replace(population, references=tuple(kept))
+    if shared:
+        print_once(f"each image of --population gets {fewest} of {len(kept)} references, which were not trained on it")
+    return replace(population, references=tuple(kept), unseen=fewest if shared else None)
 
 
 def compare_with_control(roles: Roles, control: str) -> None:

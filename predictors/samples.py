@@ -31,8 +31,10 @@ class Source:
     """Records, the target model with its defense, and reference models, from which samples are made.
 
     `classes` and `stride`: those that the attack expects (None: any). `predictability`: name of a record -> its
-    predictability error, for attacks that need it. `names`: the names of the classes of the samples, if they are known.
-    `view` and `label_view`: how outputs and labels are restricted to these classes (None: they have no others).
+    predictability error, for attacks that need it. `unseen`: each sample gets so many references, the first of those
+    that were not trained on its image (None: all references, and whether they were). `names`: the names of the classes
+    of the samples, if they are known. `view` and `label_view`: how outputs and labels are restricted to these classes
+    (None: they have no others).
     """
 
     records: Sequence[Record]
@@ -43,6 +45,7 @@ class Source:
     stride: int | None = None
     predictability: Mapping[str, float] = field(default_factory=dict)
     names: Sequence[str] | None = None
+    unseen: int | None = None
     view: ClassView | None = None
     label_view: ClassView | None = None
 
@@ -94,10 +97,13 @@ class Source:
         if "image" in needs:
             image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
         seen = self.view.posterior if self.view else lambda output: output
-        return Sample(record.name, record.id, record.group, record.member, seen(defended), truth, image,
-                      tuple(map(self._reference_output, self.references, answer.others, repeat(answer))),
-                      tuple(one.saw(record) for one in self.references), seen(plain) if undefended else None,
-                      self.predictability.get(record.name))
+        outputs = tuple(map(self._reference_output, self.references, answer.others, repeat(answer)))
+        in_reference = tuple(one.saw(record) for one in self.references)
+        if self.unseen is not None:
+            outputs = tuple(output for output, saw in zip(outputs, in_reference, strict=True) if not saw)[: self.unseen]
+            in_reference = (False,) * self.unseen
+        return Sample(record.name, record.id, record.group, record.member, seen(defended), truth, image, outputs,
+                      in_reference, seen(plain) if undefended else None, self.predictability.get(record.name))
 
     def _truth(self, answer: Answer, output: torch.Tensor, needed: bool) -> torch.Tensor | None:
         """The label at the positions of the output, (h, w), or the image that is the ground truth.

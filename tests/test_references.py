@@ -24,6 +24,11 @@ from attacks.lira import SMALLEST, LiRA, log_odds
 from attacks.representation import logit_map
 from attacks.sample import AttackSettings, Sample, Scored
 from attacks.statistics import QUANTILES, boundary
+from evaluation.roles import lend_references
+from predictors import open_predictor
+from predictors.base import PredictorOptions
+from predictors.reference import open_references, read_shadow
+from predictors.samples import Source
 from utils.cli import UserError
 
 OFFLINE, ONLINE = ("lira", "lira-bayes"), ("lira-online", "lira-bayes-online")
@@ -511,6 +516,25 @@ def test_a_reference_that_saw_one_side_of_the_population(world, live, others, tm
     out = must(attack(live, tmp_path, "statistics", *flags, others[0])).stdout
     for folder, seen in ((swapped, "0 of 12 members and on 12 of 12"), (same, "12 of 12 members and on 0 of 12")):
         assert f"without the reference {folder}/last.pth.tar: it was trained on {seen} non-members" in out
+
+
+def test_one_sided_references_that_are_enough_for_each_image(world, live, tmp_path):
+    """Three models of each half of D^S: each image of the population gets the three that were not trained on it."""
+    folders = [change_shadow(world / "shadow", tmp_path / f"{number}", 1 + number, swap=number < 3)
+               for number in range(6)]
+    flags = ["--population", world / "shadow", "--references", *folders]
+    out = must(attack(live, tmp_path, "calibrated-weighted", *flags)).stdout
+    assert "each image of --population gets 3 of 6 references, which were not trained on it" in out
+    chosen = results(tmp_path / "calibrated-weighted")["chosen"]
+    assert set(chosen) == {"c", "auc", "auc of the references alone"}
+    options = PredictorOptions(stride=4)
+    population = Source(read_shadow(world / "shadow").records(), open_predictor(str(world / "shadow"), options))
+    lent = lend_references(population, open_references(list(map(str, folders)), options))
+    for sample, answer in zip(lent.samples(), lent.answers(), strict=True):
+        wanted = answer.others[:3] if sample.member else answer.others[3:]
+        assert sample.in_reference == (False,) * 3 and len(sample.references) == 3
+        assert all(torch.allclose(one, other) for one, other in zip(sample.references, wanted, strict=True))
+    must(attack(live, tmp_path, "statistics", *flags))
 
 
 def test_online_attacks(world, live, tmp_path):
