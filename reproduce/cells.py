@@ -4,6 +4,7 @@ A cell has the metrics of the run, the hashes of its victim and attacker, and th
 name of the image. So paired differences of any two attacks on the same victim can be computed without the runs.
 """
 
+import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from utils.arrays import read_npz
 from utils.cli import UserError
 from utils.files import read_json, write_json
 
+PACKED = "float32:"  # start of the text of `pack`
 KEPT = ("image", "patch", "balanced", "chance", "members", "non_members", "blocks", "patches", "tau", "miou", "defense",
         "cam", "controls")
 
@@ -91,10 +93,12 @@ def write_or_check_images(path: Path, folder: Path, member: np.ndarray, group: S
 
 
 def pack(scores: np.ndarray) -> str:
-    """Scores (n,) as one line of text."""
-    return " ".join(f"{score:.7g}" for score in scores)
+    """Scores (n,) as one line of text: `PACKED` and the base64 code of float32, little-endian."""
+    return PACKED + base64.b64encode(np.asarray(scores, "<f4").tobytes()).decode()
 
 
 def unpack(text: str) -> np.ndarray:
-    """Scores float64 (n,) from the text of `pack`."""
+    """Scores float64 (n,) from the text of `pack`, or from decimal numbers between spaces, as in earlier cells."""
+    if text.startswith(PACKED):
+        return np.frombuffer(base64.b64decode(text.removeprefix(PACKED)), "<f4").astype(float)
     return np.array(text.split(), float)

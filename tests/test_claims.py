@@ -214,6 +214,14 @@ def test_a_claim_without_cases_has_no_verdict(measured):
     assert len(verdicts(results)) == 8 and "nan" not in claims(Measured(scale)).lower()
 
 
+@given(values=st.lists(st.floats(width=32), max_size=20))
+def test_packed_scores(values):
+    """As one line, and to the last bit; decimal numbers, as in earlier cells, are read too."""
+    text = pack(np.array(values))
+    assert "\n" not in text and np.array_equal(unpack(text), values, equal_nan=True)
+    assert np.array_equal(unpack(" ".join(map(repr, values))), values, equal_nan=True)
+
+
 def test_primary_claims_have_the_verdicts_of_holm(measured):
     results = measure(measured)
     found = verdicts(results)
