@@ -47,7 +47,10 @@ def shared_classes(space: Sequence[str], *others: Sequence[str]) -> list[str]:
         merged = any(larger in one and _meaning(name) not in one for one in meanings)
         kept = larger if merged else name
         found.setdefault(_meaning(kept), kept)
-    return [name for name in found.values() if not any(lacking(one, [name]) for one in (space, *others))]
+    names = list(found.values())
+    while missing := {name for one in (space, *others) for name in lacking(one, names)}:
+        names = [name for name in names if name not in missing]
+    return names
 
 
 def check_shared(names: Sequence[str], first: str, second: str) -> None:
