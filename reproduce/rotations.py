@@ -36,7 +36,10 @@ class Learned:
 
 @dataclass(frozen=True)
 class Direct:
-    """An attack without a trained attacker: flags of attack.py, and its references: none, one or all."""
+    """An attack without a trained attacker: flags of attack.py, and its references: none, one or all.
+
+    In the flags, {shadow} is the run of the shadow of the same seed, whose images an attack can learn from.
+    """
 
     flags: str
     references: str = "none"
@@ -91,7 +94,7 @@ class Rotations:
     """The keys of a scale file of this kind, and the runs and cells that follow from them. `read_rotations` makes one.
 
     `parts`: A, B, C and D -> split file. `seeds`: trainings on each part. `learned` and `direct`: attacks by name.
-    `minutes`: minutes of one core for: model, attacker and attack.
+    `minutes`: minutes of one core for: model, attacker and attack. `count`: patches of an image of learned attackers.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Rotations:
     learned: dict[str, Learned]
     direct: dict[str, Direct]
     minutes: dict[str, float]
+    count: int = 10
     claims: list[dict] = field(default_factory=list)
     launch: str = ""
 
@@ -174,9 +178,11 @@ class Rotations:
             asked, words = self.control_of(cell.model), ["--attack", "loss", "--allow", "unseen"]
         elif attacker:
             checkpoint = self.runs / "attackers" / attacker.name / "best.pth.tar"
-            words = ["-resume", str(checkpoint), "--select", cell.method.rpartition("-")[2]]
+            words = ["-resume", str(checkpoint), "--select", cell.method.rpartition("-")[2], "-num-patch",
+                     str(self.count)]
         else:
-            words = self.direct[cell.method].flags.split()
+            shadow = self.runs / self.control_of(cell.model).name
+            words = self.direct[cell.method].flags.format(shadow=shadow).split()
         if references:
             words += ["--references", *(str(self.runs / one.name) for one in references), "--keep-references",
                       str(self.runs / "answers" / cell.model.part)]
