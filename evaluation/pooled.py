@@ -41,8 +41,8 @@ class Contrast:
 
 
 def contrast(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Contrast:
-    """The mean over `first` minus the mean over `second`; each has one array of scores (n,) per attacker seed."""
-    return Contrast([*first, *second], [1 / len(first)] * len(first) + [-1 / len(second)] * len(second))
+    """The mean over `first` minus that over `second`, which may be empty; each array is the scores (n,) of a seed."""
+    return Contrast([*first, *second], [1 / len(first)] * len(first) + [-1 / max(1, len(second))] * len(second))
 
 
 def mean_contrast(contrasts: Sequence[Contrast]) -> Contrast:

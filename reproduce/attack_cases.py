@@ -37,10 +37,10 @@ def auc_of(method: str, applies: Callable[[str, Setting], bool] = lambda name, s
 # Patch sizes
 
 def sizes_compared(measured: Measured, setting: str) -> Iterator[tuple[Cell, Cell, str]]:
-    """Pairs of a larger and a smaller patch size, and why the pair does not vote (else "").
+    """Pairs of a larger and a smaller patch size, and why the pair is not counted (else "").
 
-    The pair that votes has the largest and the smallest size of those with one architecture of the attacker. If it is
-    another pair, that of the largest and smallest size of all follows.
+    The pair that is counted has the largest and the smallest size of those with one architecture of the attacker. If it
+    is another pair, that of the largest and smallest size of all follows.
     """
     from models.attacker import halvings_for  # imports torch
 
@@ -52,7 +52,7 @@ def sizes_compared(measured: Measured, setting: str) -> Iterator[tuple[Cell, Cel
     if len(cells) > 1 and len(one) < len(cells):
         halvings = [halvings_for(cell.size) for cell in (cells[0], cells[-1])]
         yield (cells[0], cells[-1],
-               f"does not vote: attackers of two architectures, with {halvings[0]} and {halvings[1]} halvings")
+               f"is not counted: attackers of two architectures, with {halvings[0]} and {halvings[1]} halvings")
 
 
 def largest_minus_smallest(label: str) -> Cases:
@@ -60,7 +60,7 @@ def largest_minus_smallest(label: str) -> Cases:
     def cases(measured: Measured, setting: str) -> Iterator[Case]:
         for first, second, reason in sizes_compared(measured, setting):
             yield Case(label.format(first.size, second.size), [[difference(measured, (first, second))]],
-                       *measured.images(setting), note=reason, votes=not reason)
+                       *measured.images(setting), note=reason, counted=not reason)
     return cases
 
 
@@ -72,7 +72,7 @@ def single_patches(measured: Measured, setting: str) -> Iterator[Case]:
         flat = [np.concatenate([patches[:count] for patches in images]) for images in scores]
         member, group = measured.images(setting)
         yield Case(f"patches, {first.size} - {second.size}", [[contrast(flat[:1], flat[1:])]],
-                   np.repeat(member, count), np.repeat(group, count), note=reason, votes=not reason)
+                   np.repeat(member, count), np.repeat(group, count), note=reason, counted=not reason)
 
 
 # Selections of patches
@@ -121,12 +121,12 @@ def rejection_at_few(measured: Measured, setting: str) -> Iterator[Case]:
 
 def _where_it_rejects(measured: Measured, setting: str, label: str, contrasts: list[Contrast],
                       changed: list[float]) -> Iterator[Case]:
-    """The case of the attackers that change enough images; if there is none, a case of all that does not vote."""
-    voting = [one for one, share in zip(contrasts, changed, strict=True) if share >= CHANGED]
+    """The case of the attackers that change enough images; if there is none, a case of all that is not counted."""
+    enough = [one for one, share in zip(contrasts, changed, strict=True) if share >= CHANGED]
     if contrasts:
         shares = "/".join(f"{100 * share:.0f}" for share in changed)
-        note = f"rejection changed {shares} % of the images; {len(voting)} of {len(contrasts)} attackers vote"
-        yield new_case(measured, setting, label, voting or contrasts, note=note, votes=bool(voting))
+        note = f"rejection changed {shares} % of the images; {len(enough)} of {len(contrasts)} attackers are counted"
+        yield new_case(measured, setting, label, enough or contrasts, note=note, counted=bool(enough))
 
 
 def _changed(first: np.ndarray, second: np.ndarray) -> float:

@@ -17,7 +17,7 @@ class Case:
     """What a claim compares in one setting: membership bool (n,) and group (n,) of its images, and their scores.
 
     `trainings`: for each training of the models, one contrast for each seed of the attacker. `lost`: points of mIoU on
-    non-members that a defense costs. A case that does not vote is shown and is not part of the value of the claim;
+    non-members that a defense costs. A case that is not counted is shown and is not part of the value of the claim;
     `note` says why.
     """
 
@@ -27,7 +27,7 @@ class Case:
     group: Sequence[str]
     note: str = ""
     lost: float = 0.0
-    votes: bool = True
+    counted: bool = True
 
 
 Cases = Callable[[Measured, str], Iterator[Case]]  # the cases of a claim in one training and one setting

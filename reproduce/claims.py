@@ -42,7 +42,7 @@ group of images is left out of all settings at once. The 95 % interval covers th
 between trainings where there are several (the column *trainings* has its degrees of freedom; 0: it is not covered). If
 each victim and each shadow was trained once, it is the variance between attackers only, and an attacker that two
 settings share counts twice. `again=1` trains all models of a scale again; the cells of all trainings then make one
-value. A training of which only metrics are kept is shown beside the settings and has no vote.
+value. A training of which only metrics are kept is shown beside the settings and is not counted.
 
 The claims of the first table were chosen as primary, at most ten. A claim *holds* if its value is inside the range that
 it asks for, and *does not hold* if the value is outside, each if the p-value is at most {LEVEL:g} after Holm's
@@ -140,7 +140,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Result:
-    """A claim in the cells of a scale: its cases, and its value over those that vote (None if none does)."""
+    """A claim in the cells of a scale: its cases, and its value over those that are counted (None if there is none)."""
 
     claim: Claim
     cases: Sequence[Case]
@@ -159,13 +159,13 @@ class Result:
             self.claim.asks.judge(*(self.auc.interval or UNKNOWN))]
 
     @property
-    def voting(self) -> list[Case]:
-        return [case for case in self.cases if case.votes]
+    def enough(self) -> list[Case]:
+        return [case for case in self.cases if case.counted]
 
     @property
     def lost(self) -> float:
-        """Points of mIoU that the defense costs, a mean over the cases that vote."""
-        return float(np.mean([case.lost for case in self.voting])) if self.voting else 0.0
+        """Points of mIoU that the defense costs, a mean over the cases that are counted."""
+        return float(np.mean([case.lost for case in self.enough])) if self.enough else 0.0
 
     @property
     def test(self) -> tuple[str, float]:
@@ -178,7 +178,7 @@ class Result:
 
 def measure(measured: Measured) -> list[Result]:
     """The claims in the cells of all trainings of a scale. A case of several trainings has the contrasts of each."""
-    return [Result(claim, cases, pool([case for case in cases if case.votes]))
+    return [Result(claim, cases, pool([case for case in cases if case.counted]))
             for claim in CLAIMS for cases in [_merged(claim, measured)]]
 
 
@@ -188,8 +188,8 @@ def _merged(claim: Claim, measured: Measured) -> list[Case]:
         for setting in training.scale.settings:
             for case in claim.cases(training, setting):
                 known = cases.setdefault(case.label, case)
-                if known is not case and case.votes:
-                    earlier = known.trainings if known.votes else ()
+                if known is not case and case.counted:
+                    earlier = known.trainings if known.counted else ()
                     cases[case.label] = replace(case, trainings=[*earlier, *case.trainings])
     return list(cases.values())
 

@@ -69,20 +69,20 @@ def loss_more_sensitive(measured: Measured, setting: str) -> Iterator[Case]:
 
 
 def dropout(measured: Measured, setting: str) -> Iterator[Case]:
-    """What dropout at test time takes from the loss map. Only the largest ratio votes."""
+    """What dropout at test time takes from the loss map. Only the largest ratio is counted."""
     largest = max(measured.scale.dropout, default=0)
     for ratio in measured.scale.dropout:
         name = f"dropout-{ratio:g}"
         for cell in measured.seeds(setting, "loss-random", name)[:1]:
             kept = f"AUC kept: {100 * measured.mean([cell]):.1f}"
-            yield from taken(measured, setting, "loss-random", name, label=f"{ratio:g}", votes=ratio == largest,
-                             note=kept if ratio == largest else f"{kept}; a smaller ratio does not vote")
+            yield from taken(measured, setting, "loss-random", name, label=f"{ratio:g}", counted=ratio == largest,
+                             note=kept if ratio == largest else f"{kept}; a smaller ratio is not counted")
 
 
 def dpsgd(reference: str, chosen: Callable[[list[float]], list[float]]) -> Cases:
-    """Cases: what DPSGD takes from the loss map, against another training. `chosen`: the variances that vote.
+    """Cases: what DPSGD takes from the loss map, against another training. `chosen`: the variances that are counted.
 
-    A victim on which the AUC is below 50 does not vote: there the attack ranks members and non-members in the wrong
+    A victim on which the AUC is below 50 is not counted: there the attack ranks members and non-members in the wrong
     order.
     """
     def cases(measured: Measured, setting: str) -> Iterator[Case]:
@@ -100,5 +100,5 @@ def clipping(measured: Measured, setting: str) -> Iterator[Case]:
 def _protection(measured: Measured, setting: str, defense: str, reference: str, label: str) -> Iterator[Case]:
     for cell in measured.seeds(setting, "loss-random", defense)[:1]:
         auc = measured.mean([cell])
-        wrong = "" if auc >= 0.5 else f"does not vote: down to {100 * auc:.1f}"
-        yield from taken(measured, setting, "loss-random", defense, reference, label, note=wrong, votes=not wrong)
+        wrong = "" if auc >= 0.5 else f"is not counted: down to {100 * auc:.1f}"
+        yield from taken(measured, setting, "loss-random", defense, reference, label, note=wrong, counted=not wrong)

@@ -87,7 +87,7 @@ def claims(measured: Measured) -> str:
             verdict, p_value = decided.get(result.claim.key, (DASH, 1.0))
             shown = f"**{verdict}** ({p_value:.2g})" if verdict != DASH else DASH
             rows.append([result.claim.text, str(result.claim.asks), result.claim.printed, result.show(result.auc),
-                         result.show(pool(result.voting, "tpr_at_1_fpr")), *_precision(result.auc),
+                         result.show(pool(result.enough, "tpr_at_1_fpr")), *_precision(result.auc),
                          shown if primary else result.reading])
         lines += [f"### {title}", "", markdown(["claim of the paper", "asks for", "paper", "here, AUC",
                                                "here, TPR at 1 % FPR", "detectable", "trainings", last], rows)]
@@ -97,7 +97,7 @@ def claims(measured: Measured) -> str:
         rows = [[case.label, *(result.show(pool([case], metric)) for metric in ("auc", "tpr_at_5_fpr", "tpr_at_1_fpr")),
                  _noted(case), _recorded(records, result.claim.key, case.label)] for case in result.cases]
         table = markdown(["setting", "AUC", "TPR at 5 % FPR", "TPR at 1 % FPR", "note",
-                          "other trainings (no vote)"], rows)
+                          "other trainings (not counted)"], rows)
         lines += [f"<details><summary>{result.claim.text}</summary>", "", table, "</details>", ""] if rows else []
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from evaluation.metrics import RATES, Curves
-from evaluation.pooled import Contrast, Stratum, pooled_difference
+from evaluation.pooled import Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
 from reproduce.rotations import CONTROL, PARTNER, PARTS, BedCell, Rotations
 from reproduce.tables import DASH, markdown
@@ -59,7 +59,7 @@ class Bed:
         strata = []
         for part in PARTS:
             ours, others = self.scores(first, part), self.scores(second, part) if second else None
-            arm = [_contrast(ours[seed], others[seed] if second else []) for seed in ours
+            arm = [contrast(ours[seed], others[seed] if second else []) for seed in ours
                    if others is None or seed in others]
             if arm:
                 strata.append(Stratum("bed", [arm], *self.images(part)))
@@ -69,11 +69,6 @@ class Bed:
         """The commits of all attacks, models and attackers."""
         return sorted({one["commit"] for cell in map(self.results, self.cells.values())
                        for one in (cell, cell["victim"], cell.get("attacker", cell))})
-
-
-def _contrast(first: list[np.ndarray], second: list[np.ndarray]) -> Contrast:
-    """The mean over attacker seeds of `first` minus that of `second`, which may be empty."""
-    return Contrast([*first, *second], [1 / len(first)] * len(first) + [-1 / max(1, len(second))] * len(second))
 
 
 def bed_page(bed: Bed) -> str:

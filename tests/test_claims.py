@@ -158,7 +158,7 @@ def test_values_are_means_over_settings_of_differences_of_metrics(measured):
 
 def test_only_sizes_of_one_architecture_vote(measured):
     cases = result_of(measured, "patch-sizes").cases
-    assert [(case.label, case.votes) for case in cases] == [("16 - 10 positions", True), ("16 - 4 positions", False)]
+    assert [(case.label, case.counted) for case in cases] == [("16 - 10 positions", True), ("16 - 4 positions", False)]
     assert "2 and 0 halvings" in cases[1].note
 
 
@@ -184,9 +184,9 @@ def test_rejection_votes_only_where_it_changes_scores(measured, tmp_path):
         return cell | {"scores": pack(scores)}
 
     cases = result_of(changed(measured, tmp_path / "same", mostly_the_same), "rejection-above-random").cases
-    votes = {case.label: case.votes for case in cases}
-    assert len(votes) == 6 and all(vote == label.endswith("C+GT") for label, vote in votes.items())
-    assert all("changed 33 %" in case.note and "0 of 1 attackers" in case.note for case in cases if not case.votes)
+    counted = {case.label: case.counted for case in cases}
+    assert len(counted) == 6 and all(one == label.endswith("C+GT") for label, one in counted.items())
+    assert all("changed 33 %" in case.note and "0 of 1 attackers" in case.note for case in cases if not case.counted)
 
 
 def test_a_dear_defense_does_not_hold_and_one_below_one_half_does_not_vote(measured, tmp_path):
@@ -204,7 +204,7 @@ def test_a_dear_defense_does_not_hold_and_one_below_one_half_does_not_vote(measu
     costly = result_of(changed(measured, tmp_path / "dear", dear), "dpsgd-reference")
     assert costly.test == (FAILS, result.test[1]) and costly.lost == pytest.approx(2)
     wrong = result_of(changed(measured, tmp_path / "wrong", inverted), "dpsgd-reference")
-    assert wrong.auc is None and wrong.test == (OPEN, 1.0) and "does not vote: down to" in wrong.cases[0].note
+    assert wrong.auc is None and wrong.test == (OPEN, 1.0) and "is not counted: down to" in wrong.cases[0].note
 
 
 def test_a_claim_without_cases_has_no_verdict(measured):
