@@ -21,6 +21,7 @@ import yaml
 from conftest import ROOT, SMALL, must, script
 from PIL import Image
 
+from reproduce.cells import unpack
 from reproduce.dimension import measure, open_tree
 from reproduce.forms import form_of
 from reproduce.paper import COLUMNS, TABLE
@@ -374,7 +375,7 @@ def test_outputs_of_each_size(tmp_path):
         if y % 4 == x % 4 == 0:
             losses["1/4"].append(math.log(max(p[true], 6e-8)))
     for name, found in losses.items():
-        assert float(sizes[name]["scores"].split()[0]) == pytest.approx(np.mean(found), rel=1e-3)
+        assert unpack(sizes[name]["scores"])[0] == pytest.approx(np.mean(found), rel=1e-3)
     assert sizes["full"]["minus_full"] == 0 and sizes["full"]["minus_full_interval"] == [0, 0]
 
 
@@ -393,4 +394,4 @@ def test_translated_images_of_each_size(tmp_path):
     wanted = {"grey": -np.abs(one.mean(2) - two.mean(2)).mean(),
               "averages of 2 x 2": -np.abs(halved[0] - halved[1]).mean(),
               "1/4": -np.abs(one[::4, ::4] - two[::4, ::4]).mean()}
-    assert {name: float(sizes[name]["scores"].split()[0]) for name in wanted} == pytest.approx(wanted, abs=3e-3)
+    assert {name: unpack(sizes[name]["scores"])[0] for name in wanted} == pytest.approx(wanted, abs=3e-3)
