@@ -22,6 +22,7 @@ PARTS = ("A", "B", "C", "D")
 PARTNER = {"A": "B", "B": "A", "C": "D", "D": "C"}
 OTHERS = {"A": "CD", "B": "DC", "C": "AB", "D": "BA"}  # the parts of the shadows; a single shadow is of the first
 CONTROL = "control"
+DRAW = 1000  # distance between the seeds of two draws of patch locations
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,19 @@ class Direct:
 
     flags: str
     references: str = "none"
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """More cells of a learned attacker with one shadow, for the table of variances alone.
+
+    `shadows`: whether each model is attacked with the attackers of the shadows of all seeds, not only of its own;
+    `seeds`: attacker seeds on each of these shadows; `draws`: draws of the patch locations.
+    """
+
+    shadows: bool = False
+    seeds: int = 1
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,15 +92,21 @@ class Attacker:
 
 @dataclass(frozen=True)
 class BedCell:
-    """One attack on one model: `method` is the name of an attack, or `NAME-SELECTION` of a learned attacker."""
+    """One attack on one model: `method` is the name of an attack, or `NAME-SELECTION` of a learned attacker.
+
+    `shadow` is set in the cells of `Repeats` only: the seed of the shadow. `draw`: draw of the patch locations.
+    """
 
     model: Model
     method: str
     seed: int = 0
+    shadow: int | None = None
+    draw: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.method}/{self.model.name}_{self.seed}"
+        repeat = "" if self.shadow is None else f"-shadow{self.shadow}-draw{self.draw}"
+        return f"{self.method}/{self.model.name}{repeat}_{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +114,8 @@ class Rotations:
     """The keys of a scale file of this kind, and the runs and cells that follow from them. `read_rotations` makes one.
 
     `parts`: A, B, C and D -> split file. `seeds`: trainings on each part. `learned` and `direct`: attacks by name.
-    `minutes`: minutes of one core for: model, attacker and attack. `count`: patches of an image of learned attackers.
+    `repeats`: more cells of some learned attackers. `minutes`: minutes of one core for: model, attacker and attack.
+    `count`: patches of an image of learned attackers.
     """
 
     name: str
@@ -113,6 +134,7 @@ class Rotations:
     direct: dict[str, Direct]
     minutes: dict[str, float]
     count: int = 10
+    repeats: dict[str, Repeats] = field(default_factory=dict)
     claims: list[dict] = field(default_factory=list)
     launch: str = ""
 
@@ -135,7 +157,8 @@ class Rotations:
         kind = cell.method.rpartition("-")[0]
         if cell.method in self.direct or cell.method == CONTROL:
             return None
-        return Attacker(kind, self.shadows_of(cell.model, self.learned[kind].shadows), cell.seed)
+        of = cell.model if cell.shadow is None else Model(cell.model.part, cell.shadow)
+        return Attacker(kind, self.shadows_of(of, self.learned[kind].shadows), cell.seed)
 
     def references_of(self, cell: BedCell) -> tuple[Model, ...]:
         direct = self.direct.get(cell.method)
@@ -148,7 +171,17 @@ class Rotations:
                    *((f"{name}-{select}", seed) for name, one in self.learned.items() for select in one.select
                      for seed in range(one.seeds))]
         cells = [BedCell(model, method, seed) for model in self.models.values() for method, seed in methods]
+        cells += [cell for method in self.repeats for model in self.models.values()
+                  for cell in self._repeated(method, model)]
         return {cell.name: cell for cell in cells}
+
+    def _repeated(self, method: str, model: Model) -> list[BedCell]:
+        """The cells of `repeats` on a model. Those that exist anyway are left out."""
+        repeats, usual = self.repeats[method], self.learned[method.rpartition("-")[0]].seeds
+        shadows = range(self.seeds) if repeats.shadows else [model.seed]
+        return [*(BedCell(model, method, seed, shadow) for shadow in shadows for seed in range(repeats.seeds)
+                  if shadow != model.seed or seed >= usual),
+                *(BedCell(model, method, 0, model.seed, draw) for draw in range(1, repeats.draws))]
 
     @cached_property
     def attackers(self) -> dict[str, Attacker]:
@@ -189,7 +222,11 @@ class Rotations:
         return ["attack.py", "--out", str(self.run_of(cell)), "--victim", str(self.runs / asked.name / "last.pth.tar"),
                 "--keep", str(self.runs / asked.name / f"posteriors-{cell.model.part}"), "--root", self.root,
                 "--members", self.parts[cell.model.part], "--non-members", self.parts[PARTNER[cell.model.part]],
-                "--seed", str(cell.seed), *words, *self.attack.split()]
+                "--seed", str(self.seed_of(cell)), *words, *self.attack.split()]
+
+    def seed_of(self, cell: BedCell) -> int:
+        """The seed of the patch locations."""
+        return cell.seed + DRAW * cell.draw
 
     def control_of(self, model: Model) -> Model:
         """The model that is asked in the place of `model`: that of its seed on one of the other two parts."""
@@ -231,6 +268,7 @@ def read_rotations(path: str | Path) -> Rotations:
         keys["learned"] = {name: Learned(**one | {"select": tuple(one.get("select", ("random",)))})
                            for name, one in keys["learned"].items()}
         keys["direct"] = {name: Direct(**one) for name, one in keys["direct"].items()}
+        keys["repeats"] = {name: Repeats(**one) for name, one in keys.get("repeats", {}).items()}
         bed = Rotations(name=path.stem, data_marks=keys["runs"] / "data", **keys)
     except KeyError as error:
         raise UserError(f"{path} has no key {error}") from None
@@ -242,6 +280,9 @@ def read_rotations(path: str | Path) -> Rotations:
                  if getattr(one, "shadows", "one") not in ("one", "all")
                  or getattr(one, "references", "none") not in ("none", "one", "all")]:
         raise UserError(f"{path}: {wrong[0]}: `shadows` is one or all, `references` is none, one or all")
+    if wrong := set(bed.repeats) - {f"{name}-{select}" for name, one in bed.learned.items() if one.shadows == "one"
+                                    for select in one.select}:
+        raise UserError(f"{path}: `repeats` names {min(wrong)}, which is no selection of an attacker with one shadow")
     if untimed := [key for key in ("model", "attacker", "attack") if key not in bed.minutes]:
         raise UserError(f"{path}: `minutes` has no entry for {untimed[0]}")
     return bed

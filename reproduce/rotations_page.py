@@ -9,6 +9,7 @@ from evaluation.pooled import Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
 from reproduce.rotations import CONTROL, PARTNER, PARTS, BedCell, Rotations
 from reproduce.tables import DASH, markdown
+from reproduce.variance import ABOUT, FACTORS, Observation, variances
 from reproduce.verdicts import ABOVE, LEVEL, OPEN, UNKNOWN, holm
 from utils.cli import UserError
 from utils.files import atomic_open, read_json
@@ -42,8 +43,21 @@ class Bed:
         """Seed of a model of a part -> scores (n,) of an attack on it, one array for each attacker seed."""
         found: dict[int, list[np.ndarray]] = {}
         for cell in self.cells.values():
-            if (cell.method, cell.model.part) == (method, part):
+            if (cell.method, cell.model.part, cell.shadow) == (method, part, None):
                 found.setdefault(cell.model.seed, []).append(unpack(self.results(cell)["scores"]))
+        return found
+
+    def observations(self, method: str) -> list[Observation]:
+        """All cells of an attack, those of `Rotations.repeats` too, with their models, attacker and patch locations."""
+        found = []
+        for cell in (cell for cell in self.cells.values() if cell.method == method):
+            attacker = self.scale.attacker_of(cell)
+            others = attacker.shadows if attacker else self.scale.references_of(cell)
+            drawn = attacker and not method.endswith("-full")
+            levels = (cell.model.name, " ".join(one.name for one in others), attacker.name if attacker else "",
+                      str(self.scale.seed_of(cell)) if drawn else "")
+            found.append(Observation(cell.model.part, dict(zip(FACTORS, levels, strict=True)),
+                                     unpack(self.results(cell)["scores"]), *self.images(cell.model.part)))
         return found
 
     def images(self, part: str) -> tuple[np.ndarray, list[str]]:
@@ -96,7 +110,9 @@ def bed_page(bed: Bed) -> str:
         "Holm's correction for the number of claims.", "", claims(bed),
         "## AUC of each part", "",
         "AUC in %, the models of a part in the order of their seeds (means over attacker seeds). What makes one part "
-        "easier than its partner cancels in the mean of the two.", "", parts(bed), "## Models", "", models(bed),
+        "easier than its partner cancels in the mean of the two.", "", parts(bed),
+        "## Where the variance comes from", "", f"{ABOUT} Attacks on the same part are compared.", "",
+        variances({method: bed.observations(method) for method in compared(scale)}), "## Models", "", models(bed),
         "![ROC curves](roc.png)", ""])
 
 
@@ -152,6 +168,12 @@ def claims(bed: Bed) -> str:
                      f"**{verdict if p <= LEVEL else OPEN}**"])
     return markdown(["claim", "attacks", "metric", "the paper", "difference", "detectable", "p (Holm)", "verdict"],
                     rows)
+
+
+def compared(scale: Rotations) -> list[str]:
+    """The attacks of the table of variances: those with repeats, and those of the claims."""
+    claimed = (claim[side] for claim in scale.claims for side in ("first", "second"))
+    return list(dict.fromkeys([*scale.repeats, *claimed]))
 
 
 def parts(bed: Bed) -> str:

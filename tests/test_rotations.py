@@ -117,9 +117,39 @@ def test_claims_of_a_bed(simulated):
     assert row[5].startswith("**+") and float(row[6]) > 0
 
 
+def test_variances_of_a_bed(simulated):
+    """Cells of repeats are in the table of variances only. There, shadow and attacker of the tiny bed are one thing."""
+    bed = Bed(simulated)
+    repeats = [cell for cell in bed.cells.values() if cell.shadow is not None]
+    assert len(repeats) == 8 * 2 and {cell.method for cell in repeats} == {"loss-one-random"}
+    assert [len(arrays) for arrays in bed.scores("loss-one-random", "A").values()] == [1, 1]
+    for cell in bed.cells.values():  # AUCs that depend on the shadow alone
+        path, (member, _) = simulated.results / f"{cell.name}.json", bed.images(cell.model.part)
+        attacker = simulated.attacker_of(cell)
+        score = np.arange(60) + 20.0 * member * (attacker.shadows[0].seed if attacker else 0)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": pack(score)}))
+    text = bed_page(Bed(simulated)).partition("## Where the variance comes from")[2]
+    row = row_of(text, "loss-one-random")
+    assert row[1] == "24" and row[2] == "0.0 (0 %)" and row[4] == "with shadow" and row[5:7] == ["0.0 (0 %)"] * 2
+    assert float(row[3].split(" (")[0]) > 0 and "%" in row[7]
+    row = row_of(text, "loss-all-full")
+    assert row[3:6] == ["–"] * 3 and row[6] == "with victim"
+
+
+def test_repeats_of_a_bed():
+    """Each victim against the shadows of all seeds, more attacker seeds, and other seeds for the patch locations."""
+    bed = read_rotations("rotations-camvid")
+    cells = [cell for cell in bed.cells.values() if cell.method == "loss-one-random" and cell.model.name == "B1"]
+    assert len(cells) == 4 * 2 + 2
+    attackers = {bed.attacker_of(cell) for cell in cells}
+    assert {(one.shadows[0].name, one.seed) for one in attackers} == {(f"D{i}", k) for i in range(4) for k in (0, 1)}
+    seeds = [bed.cell_command(cell)[bed.cell_command(cell).index("--seed") + 1] for cell in cells]
+    assert sorted(seeds) == sorted(["0"] * 4 + ["1"] * 4 + ["1000", "2000"])
+
+
 def test_bed_without_all_cells(simulated):
     """A report of what is there: models of one seed, and attacks without their counterpart."""
-    for path in {*simulated.results.glob("*/[A-D]1_0.json"), *simulated.results.glob("loss/*")}:
+    for path in {*simulated.results.glob("*/[A-D]1*_0.json"), *simulated.results.glob("loss/*")}:
         path.unlink()
     text = bed_page(Bed(simulated))
     assert "cells are missing" in text and row_of(attacks(Bed(simulated)), "calibrated-all")[5] == "–"
@@ -134,6 +164,8 @@ def test_bed_without_all_cells(simulated):
     (lambda keys: keys.pop("seeds"), "seeds"), (lambda keys: keys["minutes"].pop("model"), "no entry for model"),
     (lambda keys: keys["direct"]["loss"].update(references="two"), "none, one or all"),
     (lambda keys: keys["learned"]["loss-one"].update(shadows="none"), "one or all"),
+    (lambda keys: keys["repeats"].update({"loss-all-full": {}}), "loss-all-full, which is no selection"),
+    (lambda keys: keys["repeats"].update({"loss-one-random": {"times": 2}}), "times"),
     (lambda keys: keys["learned"]["loss-one"].update(color="red"), "color")])
 def test_scale_of_a_bed_that_is_wrong(tmp_path, change, message):
     keys = yaml.safe_load((FOLDER / "scales" / "rotations-tiny.yaml").read_text())
