@@ -62,7 +62,7 @@ class LiveData:
     root: str
     strip_prefix: str = ""
     dataset: str | None = None
-    windows: bool = False
+    windows: bool | tuple[int, int] = False
 
 
 def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoices, defense: Defense,

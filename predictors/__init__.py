@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.cli import thousands
 from utils.tables import Entry, Table
 
 if TYPE_CHECKING:
@@ -22,11 +23,22 @@ PREDICTORS = Table("predictor", {
 })
 
 
+class _Windows(argparse.Action):
+    """Stores True, or the height and width that are given."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list[int],
+                 option: str | None = None) -> None:
+        if len(values) not in (0, 2):
+            raise argparse.ArgumentError(self, f"give a height and a width, or neither, not {len(values)} number(s)")
+        setattr(namespace, self.dest, tuple(values) or True)
+
+
 def add_windows_flag(flags: argparse._ActionsContainer, whose: str) -> None:
     """Add --windows. `whose`: the models that are queried, for the help."""
-    flags.add_argument("--windows", action="store_true", help=f"query {whose} about overlapping windows of the size of "
-                       "its training crops and about their mirror images, as PSPNet was tested, instead of the "
-                       "complete image; the posterior is their mean")
+    flags.add_argument("--windows", action=_Windows, nargs="*", type=thousands, default=False, metavar="PIXELS",
+                       help=f"query {whose} about overlapping windows and about their mirror images, as PSPNet was "
+                       "tested, instead of the complete image; the posterior is their mean. PIXELS: height and width "
+                       "of a window (default: those of the training crops)")
 
 
 def open_predictor(where: str, options: "PredictorOptions | None" = None) -> "Predictor":

@@ -133,13 +133,14 @@ class PredictorOptions:
     """Settings of a predictor: device and precision, stride (pixels per position of the output), and defense.
 
     If `stride` is None, a model has stride 1, and the stride of stored outputs is inferred from their size. `windows`:
-    whether a model is queried about windows of the size of its training crops, as by `models.windows.Windowed`.
+    True if a model is queried about windows of the size of its training crops, as by `models.windows.Windowed`, or the
+    height and width of the windows.
     """
 
     compute: Compute = CPU_FP32
     stride: int | None = None
     defense: Defense = NO_DEFENSE
-    windows: bool = False
+    windows: bool | tuple[int, int] = False
 
 
 class Predictor:

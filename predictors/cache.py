@@ -59,8 +59,8 @@ def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], conten
     spec, precision = predictor.options.defense.spec, predictor.options.compute.precision
     defense = [spec.describe(), spec.seed] if spec.stage == "query" else None  # others change the output afterwards
     about = {"precision": precision, "stride": predictor.stride, "defense": defense}
-    if predictor.options.windows:
-        about["windows"] = True
+    if windows := predictor.options.windows:
+        about["windows"] = windows if windows is True else list(windows)
     queried = [(record.member, str(record.image.absolute()), str(record.label.absolute()), record.dataset)
                for record in records]
     about["fingerprint"] = fingerprint(list(made_from), about, queried, contents)

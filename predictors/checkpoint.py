@@ -71,14 +71,14 @@ class CheckpointPredictor(ModelPredictor):
         checkpoint = read_segmenter(where)
         self.classes, self.dataset = checkpoint["model"]["classes"], checkpoint.get("dataset")
         self.class_names = checkpoint.get("classes")
-        self.crop = crop_of(checkpoint, where) if options.windows else None
+        self.window = crop_of(checkpoint, where) if options.windows is True else options.windows
         warn_if_unfinished(checkpoint, where)
 
     @cached_property
     def model(self) -> nn.Module:
         model, _ = load_segmenter(self.where)
-        if self.crop:
-            model = Windowed(model, self.crop)
+        if self.window:
+            model = Windowed(model, self.window)
         return self.options.defense.prepare(model.to(self.options.compute.device))
 
 

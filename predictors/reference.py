@@ -55,7 +55,9 @@ class ShadowRun:
         """Return the tree `posteriors-sN` (stride N): the shadow's posteriors on D^S. Missing ones are computed."""
         spec = options.defense.spec
         under = f"-{spec.describe()}-{spec.seed}".replace(" ", "-") if spec.stage == "query" else ""
-        tree = self.folder / f"posteriors-s{options.stride}{'-windows' if options.windows else ''}{under}"
+        size = "" if isinstance(options.windows, bool) else "-{}-{}".format(*options.windows)
+        windows = f"-windows{size}" if options.windows else ""
+        tree = self.folder / f"posteriors-s{options.stride}{windows}{under}"
         predictor = open_predictor(f"checkpoint:{self.checkpoint}", options)
         cache_outputs(tree, predictor, self.records(), [self.checkpoint])
         return tree

@@ -164,7 +164,7 @@ def argmax(measured: Measured) -> Figure | None:
 
 def utility(measured: Measured) -> Figure | None:
     """Fig. 4: mIoU on non-members against AUC under each defense. The optimum is the red diamond at an AUC of 50."""
-    settings = [s for s in measured.scale.settings if len({cell.defense for cell in measured.of_setting(s)}) > 1]
+    settings = [setting for setting in measured.scale.settings if len(measured.defenses(setting)) > 1]
     if not settings:
         return None
     figure, grid = _axes(len(settings), len(COLUMNS), sharex=True, sharey="row")
@@ -204,7 +204,7 @@ def _draw_defense(axes: Axes, points: dict[str, dict[str, tuple[float, float]]],
 def utility_points(measured: Measured, setting: str, method: str) -> dict[str, dict[str, tuple[float, float]]]:
     """Map each kind of defense to strength -> (AUC, mIoU on non-members) in %, for the first attacker seed."""
     points: dict[str, dict[str, tuple[float, float]]] = {}
-    for defense in dict.fromkeys(cell.defense for cell in measured.of_setting(setting)):
+    for defense in measured.defenses(setting):
         for cell in measured.seeds(setting, method, defense)[:1]:
             results, (kind, _, strength) = measured.results(cell), defense.partition("-")
             points.setdefault(kind, {})[strength] = (100 * results["image"]["auc"], 100 * results["miou"]["out"])

@@ -7,7 +7,7 @@ import numpy as np
 
 from reproduce.cells import unpack
 from reproduce.paper import SETTINGS
-from reproduce.plan import Cell, Scale
+from reproduce.plan import WINDOWS, Cell, Scale
 from utils.cli import UserError
 from utils.files import read_json
 
@@ -74,15 +74,19 @@ class Measured:
         """All cells of a setting."""
         return [cell for cell in self.cells.values() if cell.setting == setting]
 
+    def defenses(self, setting: str) -> list[str]:
+        """The defenses under which a setting was attacked, "none" among them."""
+        return list(dict.fromkeys(cell.defense for cell in self.of_setting(setting) if cell.defense != WINDOWS))
+
     def seeds(self, setting: str, method: str, defense: str = "none", **values: int) -> list[Cell]:
         """The cells of an attack, one for each attacker seed. `values`: `count` or `size`, if not the usual."""
-        wanted = {"count": self.scale.count, "size": self.scale.size_of(setting), **values}
+        wanted = {"count": self.scale.count, "size": self.scale.size_of(setting), "draw": 0, **values}
         return [cell for cell in self.of_setting(setting) if (cell.method, cell.defense) == (method, defense)
                 and all(getattr(cell, key) == value for key, value in wanted.items())]
 
     def sizes(self) -> list[Cell]:
         """The cells of fig. 1, of the first setting that has them, from the largest patch to the smallest."""
-        cells = [cell for cell in self.cells.values() if cell.patches]
+        cells = [cell for cell in self.cells.values() if cell.patches and self.scale.sizes.get(cell.size) == cell.count]
         return sorted((cell for cell in cells if cell.setting == cells[0].setting), key=lambda cell: -cell.size)
 
     def mean(self, cells: list[Cell], metric: str = "auc") -> float:

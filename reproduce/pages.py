@@ -1,11 +1,13 @@
 """Write the report of a scale, with tables and figures, and the page of findings over several scales."""
 
-from reproduce import figures, tables
+from reproduce import figures, paper, tables
 from reproduce.cases import Case, Value, pool
 from reproduce.claims import RULE, measure, verdicts
+from reproduce.defense_cases import taken
 from reproduce.measured import Measured
-from reproduce.plan import FOLDER
+from reproduce.plan import FOLDER, WINDOWS
 from reproduce.tables import DASH, markdown
+from reproduce.variance import ABOUT, of_scale, variances
 
 GAP = """\
 Each victim of the scale, with and without a defense in its training. The gap is mIoU on members minus mIoU on
@@ -28,7 +30,7 @@ def report(measured: Measured) -> str:
         "## Table 2", "",
         "Max-F / AUC: means over attacker seeds, with the range of the AUC in parentheses. The columns *paper* "
         "have the values of the paper. Each attack reaches at least the F of calling all images members, which is "
-        "above that of a coin.", "", tables.table_two(measured),
+        "above that of a coin.", "", tables.table_two(measured), *_single_patches(measured), *_windows(measured),
         "## Victims and shadows", "", tables.models(measured), "## Defenses", "",
         "Random patches, attacker seed 0. The number after a name is the variance of Gauss (the flag `-gauss` is its "
         "square root), the ratio of Dropout, or the noise variance of DPSGD. mIoU is measured on the attacked "
@@ -38,7 +40,40 @@ def report(measured: Measured) -> str:
         "under the defense with the CAM before it. The second needs two CAMs of the same attacker.", "",
         tables.activation(measured), *(f"## {FIGURES[name]}\n\n![{FIGURES[name]}]({name}.png)\n" for name in drawn),
         "## AUC against the generalisation gap", "", GAP, "",
-        tables.gap(measured), "## Claims", "", RULE, "", claims(measured)])
+        tables.gap(measured), "## Where the variance comes from", "", *_variances(measured), "## Claims", "", RULE, "",
+        claims(measured)])
+
+
+def _single_patches(measured: Measured) -> list[str]:
+    """The section about single patches, if a scale measures them with the number of patches of the paper."""
+    table = tables.single_patches(measured)
+    return ["## Single patches", "", "Metrics of single patches, in %, with about as many patches of both sides. The "
+            "paper has 20 patches of each member and 33 of each non-member (29,760 and 30,096 in all), and prints "
+            "49.85 as the F of a coin.", "", table] if table else []
+
+
+def _windows(measured: Measured) -> list[str]:
+    """The section about queries of windows, if a scale has such queries."""
+    rows = []
+    for setting in measured.scale.windows.settings:
+        for method in paper.TABLE:
+            for case in taken(measured, setting, method, WINDOWS):
+                cells = [measured.seeds(setting, method, name)[0] for name in ("none", WINDOWS)]
+                rows.append([measured.title(setting), paper.title(method),
+                             *(f"{100 * measured.mean([cell]):.1f}" for cell in cells), pool([case]).show(),
+                             *(f"{100 * measured.results(cell)['miou']['out']:.1f}" for cell in cells)])
+    size = measured.scale.windows
+    return ["## Queries about crops", "", "In the paper, the image is cropped before the victim is queried; elsewhere "
+            "on this page, the victim is queried about the complete image. Here the same victim is also queried about "
+            f"windows of {size.height} x {size.width} pixels and their mirror images (`--windows`). So is the shadow "
+            "of the attacker. The difference is paired: complete images minus windows.", "",
+            markdown(["setting", "attack", "AUC, complete images", "AUC, windows", "difference in AUC",
+                      "mIoU on non-members, complete images", "mIoU on non-members, windows"], rows)] if rows else []
+
+
+def _variances(measured: Measured) -> list[str]:
+    return [f"{ABOUT} Attacks in the same setting are compared.", "",
+            variances(of_scale(measured))]
 
 
 def _missing(measured: Measured) -> str:
@@ -71,7 +106,7 @@ def findings(all_measured: list[Measured]) -> str:
                   f"{_missing(measured)}{_others(measured)}", "", claims(measured),
                   "### AUC against the generalisation gap", "", GAP, "",
                   *([f"![AUC against generalisation gap]({folder}/gap.png)", ""] if tables.victims(measured) else []),
-                  tables.gap(measured)]
+                  tables.gap(measured), "### Where the variance comes from", "", *_variances(measured)]
     return "\n".join([*lines, (FOLDER / "notes.md").read_text(encoding="utf-8")])
 
 

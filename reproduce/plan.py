@@ -19,6 +19,8 @@ from utils.cli import UserError
 
 FOLDER = Path(__file__).resolve().parent
 INPUTS = ("concate", "loss")
+WINDOWS = "windows"  # stands for a defense in the name of a cell: models are queried about windows, without a defense
+DRAW = 1000  # distance between the seeds of two draws of patch locations
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Cell:
     """One attack. `method` names the attacker and its selection of patches, e.g. loss-random or threshold-loss.
 
     With `curve` the cell has metrics for each number of patches of `Selections.counts`. With `patches` it has the
-    scores of single patches.
+    scores of single patches. `draw`: draw of the patch locations; more than the first are for the table of variances.
     """
 
     setting: str
@@ -58,10 +60,12 @@ class Cell:
     size: int
     curve: bool = False
     patches: bool = False
+    draw: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.setting}/{self.method}-n{self.count}-s{self.size}_{self.defense}_{self.seed}"
+        draw = f"-draw{self.draw}" if self.draw else ""
+        return f"{self.setting}/{self.method}-n{self.count}-s{self.size}{draw}_{self.defense}_{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,18 @@ class Dpsgd:
 
     flags: str
     variances: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Settings in which models are also queried about windows, as by `--windows`, and their height and width in pixels.
+
+    Victim and shadow stay as they are; attackers are trained on the posteriors of the shadow for the windows.
+    """
+
+    settings: list[str]
+    height: int
+    width: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +145,9 @@ class Scale:
     rows: list[str] = field(default_factory=lambda: list(TABLE))  # rows of table 2
     sizes: dict[int, int] = field(default_factory=dict)  # fig. 1: patch size -> patches of an image
     selections: Selections = Selections([], [], 0, 0)
+    patch_count: int = 0  # patches of an image for metrics of single patches in dependent settings (33 in the paper)
+    draws: int = 1  # draws of the patch locations, for the table of variances
+    windows: Windows = Windows([], 0, 0)
     gauss: list[float] = field(default_factory=list)  # variances
     dropout: list[float] = field(default_factory=list)  # ratios
     dpsgd: Dpsgd = Dpsgd("", {})
@@ -149,7 +168,8 @@ class Scale:
     @cached_property
     def cells(self) -> dict[str, Cell]:
         """All cells by name. A cell that two figures share has the `curve` and `patches` of both."""
-        parts = (self._table, self._selections, self._sizes, self._defended)
+        parts = (self._table, self._selections, self._sizes, self._single_patches, self._draws, self._windows,
+                 self._defended)
         cells: dict[str, Cell] = {}
         for cell in itertools.chain.from_iterable(part(setting) for setting in self.settings for part in parts):
             same = cells.get(cell.name, cell)
@@ -193,6 +213,21 @@ class Scale:
         return [self._cell(setting, "loss-random", size=size, count=count, patches=True)
                 for size, count in self.sizes.items()]
 
+    def _single_patches(self, setting: str) -> list[Cell]:
+        """The cells with as many single patches as in the paper, in the dependent settings."""
+        if not self.patch_count or not self.settings[setting].dependent:
+            return []
+        return [self._cell(setting, f"{kind}-random", count=self.patch_count, patches=True) for kind in INPUTS]
+
+    def _draws(self, setting: str) -> list[Cell]:
+        """The attacks on random patches of table 2 with other patch locations, for the first attacker seed."""
+        return [self._cell(setting, f"{kind}-random", draw=draw) for kind in INPUTS for draw in range(1, self.draws)]
+
+    def _windows(self, setting: str) -> list[Cell]:
+        """The cells of the queries about windows."""
+        methods = ("threshold-loss", *(f"{kind}-random" for kind in INPUTS))
+        return [self._cell(setting, method, WINDOWS) for method in methods] if setting in self.windows.settings else []
+
     def _defended(self, setting: str) -> list[Cell]:
         """The cells of figs. 3 and 4.
 
@@ -221,10 +256,11 @@ class Scale:
         """The attacker of a cell.
 
         A dependent attacker is trained on a shadow under the defense of the victim. An independent attacker is trained
-        without a defense, except Argmax. A threshold uses the patch size of the attacker on loss maps.
+        without a defense, except Argmax. Windows are the same for victim and shadow. A threshold uses the patch size of
+        the attacker on loss maps.
         """
         setting, kind = self.settings[cell.setting], cell.method.partition("-")[0]
-        defense = cell.defense if setting.dependent or cell.defense == "argmax" else "none"
+        defense = cell.defense if setting.dependent or cell.defense in ("argmax", WINDOWS) else "none"
         if kind == "threshold":
             kind, defense = "loss", "none"
         return Attacker(setting.shadow, kind, defense, cell.seed, cell.size, setting.shadow_count or self.shadow_count)
@@ -289,7 +325,7 @@ class Scale:
                 "-input", "concate" if pixelwise else attacker.input, "--patch-size", str(attacker.size),
                 *self.length_of(attacker), "--seed", str(attacker.seed), *self.attacker.split(),
                 *self.attacker_flags.get(attacker.shadow, "").split(), *(["--arch", "pixelwise"] if pixelwise else []),
-                *_defense_flags(attacker.defense)]
+                *self._defense_flags(attacker.defense)]
 
     def length_of(self, attacker: Attacker) -> list[str]:
         """--epochs or --steps of an attacker: what the scale gives for its shadows, or else for all attackers."""
@@ -301,19 +337,32 @@ class Scale:
     def cell_command(self, cell: Cell) -> list[str]:
         kind, _, select = cell.method.partition("-")
         attacker, victim = self.attacker_of(cell), self.runs / f"victim-{self.victim_of(cell)}"
-        tree = "posteriors" + (f"-{cell.defense}" if cell.defense.startswith("dropout") else "")
+        tree = "posteriors" + (f"-{cell.defense}" if cell.defense.startswith(("dropout", WINDOWS)) else "")
         flags = {"threshold": ["--threshold", select], "pixelwise": []}.get(kind, ["--select", select])
         if self.has_maps(cell):
             flags += ["-cam", str(self.run_of(cell) / "cam"), "--cam-images", "1"]
         return ["attack.py", "--out", str(self.run_of(cell)), "-resume",
                 str(self.runs / "attackers" / attacker.name / "best.pth.tar"), "--victim", str(victim / "last.pth.tar"),
                 "--keep", str(victim / tree), *self.target[self.settings[cell.setting].victim].split(),
-                "-num-patch", str(cell.count), "--seed", str(cell.seed), *flags, *_defense_flags(cell.defense)]
+                "-num-patch", str(cell.count), "--seed", str(self.seed_of(cell)), *flags,
+                *self._defense_flags(cell.defense)]
+
+    def seed_of(self, cell: Cell) -> int:
+        """The seed of the patch locations."""
+        return cell.seed + DRAW * cell.draw
+
+    def _defense_flags(self, defense: str) -> list[str]:
+        """Flags of attack.py and train_attacker.py for a defense. A training defense needs none: it is in the model."""
+        name, _, value = defense.partition("-")
+        if name == "gauss":  # the paper gives the variance, the flag takes the standard deviation
+            return ["-gauss", f"{math.sqrt(float(value)):.6g}", "--gauss-floor", "0"]
+        return {"argmax": ["-argmax"], "dropout": ["-test-dropout", value],
+                WINDOWS: ["--windows", str(self.windows.height), str(self.windows.width)]}.get(name, [])
 
     def has_maps(self, cell: Cell) -> bool:
         """Whether a cell has activation maps (fig. 5): in one setting, one cell for each representation and defense."""
         return (cell.setting == self.activation and cell.method in ("loss-random", "concate-random")
-                and (cell.seed, cell.count, cell.size) == (0, self.count, self.size_of(cell.setting)))
+                and (cell.seed, cell.draw, cell.count, cell.size) == (0, 0, self.count, self.size_of(cell.setting)))
 
     def run_of(self, cell: Cell) -> Path:
         return self.runs / "cells" / cell.name
@@ -356,7 +405,8 @@ def read_scale(path: str | Path, again: int = 0) -> Scale:
         results = keys["again_folder"] / str(again)
     try:
         keys["settings"] = {name: Setting(**setting) for name, setting in keys["settings"].items()}
-        keys |= {key: kind(**keys[key]) for key, kind in (("selections", Selections), ("dpsgd", Dpsgd)) if key in keys}
+        parts = {"selections": Selections, "dpsgd": Dpsgd, "windows": Windows}
+        keys |= {key: kind(**keys[key]) for key, kind in parts.items() if key in keys}
         scale = Scale(name=path.stem, again=again, runs=runs, results=results, **keys)
     except KeyError as error:
         raise UserError(f"{path} has no key {error}") from None
@@ -403,11 +453,3 @@ def _split_flags(words: list[str], split: str) -> list[str]:
 def _variant(name: str, defense: str) -> str:
     """The name of a model under a training defense. Other defenses do not change the model."""
     return f"{name}@{defense}" if defense.partition("-")[0] in ("dpsgd", "frozen", "clip") else name
-
-
-def _defense_flags(defense: str) -> list[str]:
-    """Flags of attack.py and train_attacker.py for a defense. A training defense needs none: it is in the model."""
-    name, _, value = defense.partition("-")
-    if name == "gauss":  # the paper gives the variance, the flag takes the standard deviation
-        return ["-gauss", f"{math.sqrt(float(value)):.6g}", "--gauss-floor", "0"]
-    return {"argmax": ["-argmax"], "dropout": ["-test-dropout", value]}.get(name, [])

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from reproduce.plan import load_keys
+from reproduce.plan import DRAW, load_keys
 from utils.cli import UserError
 
 PARTS = ("A", "B", "C", "D")
 PARTNER = {"A": "B", "B": "A", "C": "D", "D": "C"}
 OTHERS = {"A": "CD", "B": "DC", "C": "AB", "D": "BA"}  # the parts of the shadows; a single shadow is of the first
 CONTROL = "control"
-DRAW = 1000  # distance between the seeds of two draws of patch locations
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from evaluation.report import balanced
 from reproduce import paper
 from reproduce.measured import Measured
 
@@ -87,7 +88,7 @@ def defenses(measured: Measured) -> str:
     """AUC of both attackers on random patches, and mIoU of the attacked posteriors, under each defense, in %."""
     rows = []
     for setting in measured.scale.settings:
-        for defense in dict.fromkeys(cell.defense for cell in measured.of_setting(setting)):
+        for defense in measured.defenses(setting):
             aucs, miou = [], {}
             for method in ("loss-random", "concate-random"):
                 cells = [cell for cell in measured.seeds(setting, method, defense) if cell.seed == 0]
@@ -99,6 +100,22 @@ def defenses(measured: Measured) -> str:
     return markdown(["setting", "defense", "AUC, Loss", "AUC, C+GT", "mIoU on members", "mIoU on non-members"], rows)
 
 
+def single_patches(measured: Measured) -> str:
+    """AUC and max-F of single patches, with as many patches of both sides as in the paper (section 2.4)."""
+    rows = []
+    for cell in measured.cells.values():
+        if cell.patches and cell.count == measured.scale.patch_count:
+            results, (member, _) = measured.results(cell), measured.images(cell.setting)
+            level = "balanced" if "balanced" in results else "patch"
+            kept = balanced(np.full(len(member), cell.count), member)
+            rows.append([measured.title(cell.setting), paper.title(cell.method),
+                         *(f"{kept[side].max()} ({kept[side].sum()})" for side in (member, ~member)),
+                         *(f"{100 * results[level][metric]:.1f}" for metric in ("auc", "max_f")),
+                         *(f"{100 * results['chance'][level][metric]:.2f}" for metric in ("random_f", "all_member_f"))])
+    return markdown(["setting", "attack", "patches of a member (all)", "patches of a non-member (all)", "AUC", "max-F",
+                     "F of a coin", "F of calling all patches members"], rows) if rows else ""
+
+
 def victims(measured: Measured) -> dict[str, dict[str, float]]:
     """Map each victim to its gap (mIoU on members minus non-members) and the AUC of each of `GAP_ATTACKS`, in %.
 
@@ -107,7 +124,7 @@ def victims(measured: Measured) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, list[float]]] = {}
     for cell in measured.cells.values():
         trained = cell.defense == "none" or cell.defense.partition("-")[0] in TRAINED
-        usual = (cell.count, cell.size) == (measured.scale.count, measured.scale.size_of(cell.setting))
+        usual = (cell.count, cell.size, cell.draw) == (measured.scale.count, measured.scale.size_of(cell.setting), 0)
         if trained and usual and cell.method in GAP_ATTACKS:
             results = measured.results(cell)
             victim = found.setdefault(measured.scale.victim_of(cell), {})

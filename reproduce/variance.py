@@ -7,9 +7,12 @@ import numpy as np
 
 from evaluation.metrics import compute_metrics
 from evaluation.variance import REST, components, variance_over_images
+from reproduce import paper
+from reproduce.measured import Measured
 from reproduce.tables import DASH, markdown
 
-FACTORS = ("victim", "shadow", "attacker", "patch locations")
+LOCATIONS = "patch locations"
+FACTORS = ("victim", "shadow", "attacker", LOCATIONS)
 IMAGES = "images"
 ABOUT = """\
 Standard deviation of the AUC of one attack, in points, and the share of the variance in parentheses. *Victim*,
@@ -34,6 +37,27 @@ class Observation:
     score: np.ndarray
     member: np.ndarray
     group: Sequence[str]
+
+
+def of_scale(measured: Measured) -> dict[str, list[Observation]]:
+    """The attacks of table 2 in all settings and trainings, with other draws of the patch locations, by title."""
+    found: dict[str, list[Observation]] = {paper.title(method): [] for method in paper.TABLE}
+    for training in (measured, *measured.trainings):
+        scale = training.scale
+        for cell in training.cells.values():
+            usual = (cell.defense, cell.count, cell.size) == ("none", scale.count, scale.size_of(cell.setting))
+            if not usual or cell.method not in paper.TABLE:
+                continue
+            kind, _, select = cell.method.partition("-")
+            models = [scale.victim_of(cell)]
+            if kind != "threshold":
+                models += [scale.attacker_of(cell).source, scale.attacker_of(cell).name]
+            levels = dict(zip(FACTORS, (f"{scale.again} {name}" for name in models), strict=False))
+            if select in ("random", "rejection"):
+                levels[LOCATIONS] = str(scale.seed_of(cell))
+            found[paper.title(cell.method)].append(
+                Observation(cell.setting, levels, training.scores(cell), *training.images(cell.setting)))
+    return found
 
 
 def variances(rows: Mapping[str, Sequence[Observation]]) -> str:

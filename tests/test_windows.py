@@ -78,5 +78,15 @@ def test_windows_in_the_scripts(world, live, tmp_path):
     must(script("train_attacker.py", "--shadow", world / "shadow", "--windows", "--patch-size", 12, "--width", 0.125,
                 "--epochs", 1, "--out", tmp_path / "attacker", "--precision", "fp32"))
     assert (world / "shadow" / "posteriors-s4-windows").is_dir() and results(tmp_path / "attacker")["epoch"] == 1
+    must(script("attack.py", "--attack", "loss", *live, "--windows", 40, 48, "--keep", tmp_path / "kept", "--out",
+                tmp_path / "small"))
+    small = scores(tmp_path / "small")
+    assert small.keys() == plain.keys()
+    assert all(small[name] != other[name] for other in (plain, windows) for name in small)
+    must(script("train_attacker.py", "--shadow", world / "shadow", "--windows", 40, 48, "--patch-size", 12, "--width",
+                0.125, "--epochs", 1, "--stride", 4, "--out", tmp_path / "attacker-small"))
+    assert (world / "shadow" / "posteriors-s4-windows-40-48").is_dir()
+    refused = script("attack.py", "--attack", "loss", *live, "--windows", 40, "--out", tmp_path / "one")
+    assert refused.returncode == 2 and "a height and a width" in refused.stderr
     refused = script("attack.py", "--attack", "loss", "--windows", "--out", tmp_path / "stored")
     assert refused.returncode == 2 and "--windows" in refused.stderr

@@ -114,7 +114,7 @@ def write_shadow_splits(folder: Path, inside: Sequence[Pair], outside: Sequence[
 
 
 def cache_shadows(folders: Sequence[str], stride: int, defense: Defense, compute: Compute,
-                  windows: bool = False) -> list[Path]:
+                  windows: bool | tuple[int, int] = False) -> list[Path]:
     """The trees of the shadows' posteriors on D^S. Missing posteriors are computed.
 
     `windows`: as in `PredictorOptions`. Raises `UserError` if a shadow is given twice, or if shadows have other classes
