@@ -1,5 +1,6 @@
 """Queries about overlapping windows and their mirror images."""
 
+import argparse
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.windows import Windowed, starts
+from predictors import add_windows_flag
+from utils import resume
 
 
 class Corner(torch.nn.Module):
@@ -62,6 +65,17 @@ def test_windows_cover_the_image(whole, side):
 def test_windows_of_the_release_of_pspnet():
     """Windows of 713 pixels, 476 apart: four along 2048 pixels, and two along 1024 (hszhao/semseg)."""
     assert starts(2048, 713) == [0, 476, 952, 1335] and starts(1024, 713) == [0, 311]
+
+
+def test_a_run_with_windows_can_be_resumed():
+    """A checkpoint stores True for windows of the training crops, or a height and a width."""
+    flags = argparse.ArgumentParser()
+    add_windows_flag(flags, "it")
+    [flag] = (action for action in flags._actions if action.dest == "windows")
+    for words in ([], ["--windows"], ["--windows", "40", "48"]):
+        value = flags.parse_args(words).windows
+        assert resume._accepts(flag, value) and value in (False, True, (40, 48))
+    assert not any(resume._accepts(flag, value) for value in ("yes", 40, [0, 48], ["a", "b"]))
 
 
 def test_windows_in_the_scripts(world, live, tmp_path):

@@ -77,10 +77,10 @@ def _as_list(value: object) -> object:
 
 
 def _accepts(flag: argparse.Action, value: object) -> bool:
-    if value is flag.default or flag.nargs == 0:
+    if value is flag.default or flag.nargs == 0 or (flag.nargs == "*" and isinstance(value, bool)):
         return value is flag.default or isinstance(value, bool)
     words = value if isinstance(value, (list, tuple)) else [value]
-    if (words is value) != (flag.nargs is not None) or flag.nargs not in (None, "+", len(words)):
+    if (words is value) != (flag.nargs is not None) or flag.nargs not in (None, "+", "*", len(words)):
         return False
     try:
         unchanged = all((flag.type or str)(str(word)) == word for word in words)
