@@ -30,9 +30,6 @@ def main(args: argparse.Namespace) -> None:
     from evaluation.report import describe_groups
     from evaluation.stored_scores import read_paired
 
-    places = [Path(name).resolve() for name in args.runs]
-    if twice := next((place for place in places if places.count(place) > 1), None):
-        raise UserError(f"{twice} is given twice; give each run once")
     columns, member, group = read_paired([Path(name) for name in args.runs])
     if compute_metrics(columns[0], member)[args.metric] is None:
         raise UserError(f"--metric {args.metric} cannot be decided with {int((~member).sum())} non-members; compare "

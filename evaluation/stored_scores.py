@@ -4,26 +4,33 @@ import csv
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from datasets.pairs import read_fields
 from datasets.provenance import IN, OUT, Identity, Images, read_provenance
 from utils.arrays import read_npz
 from utils.cli import UserError
 from utils.distributed import warn_once
+from utils.files import read_json
+from utils.names import spreadsheet_safe
 from utils.untrusted import reading
 
 SIDES = ("a non-member", "a member")
 KEYED = re.compile("[0-9a-f]{32}")  # a name that --hash-names wrote
+SETTINGS = ("attack", "input", "score", "select", "num_patch", "tau", "defense")  # of results.json: one scale of scores
 
 
 def read_paired(folders: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray, list[str]]:
     """Scores (n,) of each run, membership bool (n,), and the group of each image, sorted by the name of the image.
 
-    Raises `UserError` if the runs have scored different images, or give them other sides or groups. Warns if labels
-    differ.
+    Raises `UserError` if a run is given twice, or if the runs have scored different images, or give them other sides or
+    groups. Warns if labels differ.
     """
+    places = [folder.resolve() for folder in folders]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise UserError(f"{twice} is given twice; give each run once")
     _check_images(folders)
     tables = [read_scores(folder) for folder in folders]
     first = tables[0]
@@ -39,6 +46,47 @@ def read_paired(folders: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray, 
     names = sorted(first)
     columns = [np.array([scores[name][2] for name in names]) for scores in tables]
     return columns, np.array([first[name][0] for name in names]), [first[name][1] for name in names]
+
+
+def read_population(folder: Path, run: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Scores (n,), membership bool (n,) and groups of `folder`, a run of the attack of `run` on other images.
+
+    Raises `UserError` if results.json says that the attacks differ, or provenance.json that an image is in both.
+    """
+    attacks = [read_json(one / "results.json") for one in (folder, run) if (one / "results.json").is_file()]
+    if different := [key for key in SETTINGS if len({str(one.get(key)) for one in attacks}) > 1]:
+        first, second = (one.get(different[0]) for one in attacks)
+        raise UserError(f"{folder} and {run} have scores of two scales: {different[0]} is {first} and {second}; give "
+                        "both attacks the same flags")
+    images = [[*known[IN].all, *known[OUT].all] for one in (folder, run) if (known := read_provenance(one))]
+    if folder.resolve() == run.resolve() or (len(images) > 1 and Images(images[0]).shared(images[1])):
+        raise UserError(f"{folder} and {run} have scored the same images; give a run on other images, such as those of "
+                        "a shadow")
+    rows = read_scores(folder).values()
+    return np.array([row[2] for row in rows]), np.array([row[0] for row in rows]), [row[1] for row in rows]
+
+
+def read_list(path: Path, names: Sequence[str], folder: Path) -> np.ndarray:
+    """Which of the images `names` of the run `folder` a file lists, bool (n,).
+
+    A line has the name of an image, as in scores.csv, or is one of a split file: `image label [group]`; the suffix may
+    be left out. Raises `UserError` if the file lists no image, or an image twice or that the run has not scored.
+    """
+    place, found = {name: index for index, name in enumerate(names)}, np.zeros(len(names), bool)
+    for number, (image, *_) in read_fields(path, "IMAGE [label] [group]"):
+        known = [place[name] for name in map(spreadsheet_safe, (image, PurePosixPath(image).with_suffix("").as_posix()))
+                 if name in place]
+        if not known:
+            keyed = all(map(KEYED.fullmatch, names))
+            raise UserError(f"{path}, line {number}: {folder} has no score of {image}; " + (
+                "its names are keyed hashes, so list hashes" if keyed else
+                f"list names as in its scores.csv, such as {names[0]}"))
+        if found[known[0]]:
+            raise UserError(f"{path}, line {number}: {image} is listed twice; keep one of these lines")
+        found[known[0]] = True
+    if not found.any():
+        raise UserError(f"{path} lists no image")
+    return found
 
 
 def _check_names(first: Path, rows: dict, folder: Path, others: dict) -> None:
