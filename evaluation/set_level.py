@@ -66,16 +66,12 @@ def weigh(columns: Sequence[np.ndarray], claim: np.ndarray, group: Sequence[str]
           seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[float] | None]:
     """Combine attacks into one score: (scores (k,) of the tested images, which images bool (n,), weights).
 
-    The weights are those of a logistic regression (L2, C = 1, both sides with equal weight) on standardised scores. It
-    is fitted on half of the groups of each side; the others are tested, so the weights know nothing of them (Maini et
-    al., NeurIPS 2024, arXiv 2406.06443, with a linear regression). One attack is returned as it is, with weights None.
+    The weights are those of a ridge regression of the side on the standardised scores (penalty 1). It is fitted on half
+    of the groups of each side; the others are tested, so the weights know nothing of them (Maini et al., NeurIPS 2024,
+    arXiv 2406.06443). One attack is returned as it is, with weights None. Raises `UserError` with fewer than 4 groups.
     """
     if len(columns) == 1:
         return np.asarray(columns[0], float), np.ones(len(claim), bool), None
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     claim, table = np.asarray(claim, bool), np.stack(columns, axis=1)
     names, index = np.unique(np.asarray(group), return_inverse=True)
     sides = split_groups(group, claim)
@@ -87,9 +83,11 @@ def weigh(columns: Sequence[np.ndarray], claim: np.ndarray, group: Sequence[str]
     order = stream(seed, "weights").permutation(len(names))
     order = order[np.argsort(kind[order], kind="stable")]
     tested = np.isin(index, order[::2])
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    model.fit(table[~tested], claim[~tested])
-    return model.decision_function(table[tested]), tested, model[-1].coef_[0].tolist()
+    learned, spread = table[~tested], table[~tested].std(axis=0)
+    table = (table - learned.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    learned, side = table[~tested], claim[~tested] - claim[~tested].mean()
+    weights = np.linalg.solve(learned.T @ learned + np.eye(len(columns)), learned.T @ side)
+    return table[tested] @ weights, tested, weights.tolist()
 
 
 def p_value(score: np.ndarray, claim: np.ndarray, group: Sequence[str], seed: int = 0,
@@ -265,7 +263,7 @@ def _variance_of_none(hit: np.ndarray, side: Clusters, step: float) -> float:
     return ((high - low) / step) ** 2
 
 
-def null_check(columns: Sequence[np.ndarray], group: Sequence[str], times: int, seed: int = 0, deals: int = 999,
+def null_check(columns: Sequence[np.ndarray], group: Sequence[str], times: int, seed: int = 0, deals: int = 199,
                progress: Callable = iter) -> dict[str, float]:
     """Deal the null's groups into two random halves `times` times: the share of p-values of at most 1, 5 and 10 %.
 
