@@ -21,6 +21,7 @@ from pathlib import Path
 import attacks
 import datasets
 import defenses
+import evaluation
 from attacks import ATTACKS, REPRESENTATIONS, SETTINGS
 from predictors import PREDICTORS, add_windows_flag
 from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, refuse_unused, run
@@ -74,11 +75,7 @@ def parser() -> argparse.ArgumentParser:
                        "folder, one tree for each, for later calls with the same images")
     datasets.add_flags(flags, of_victim=True)
     defenses.add_flags(flags, training=True)
-    maps = flags.add_argument_group("activation maps")
-    flag(maps, "cam", metavar="DIR", help="output folder of class activation maps (CAM, figure 5): drawings, and "
-         "correlations.csv with the correlation of CAM and loss map for each image")
-    maps.add_argument("--cam-images", "--cam-pictures", type=number(0, 10**6, int), default=4, metavar="N",
-                      help="draw the maps of the first N members and the first N non-members, by name (default: 4)")
+    evaluation.add_flags(flags)
     flags.add_argument("--hash-names", metavar="KEYFILE", help="write keyed hashes (HMAC-SHA256) instead of the "
                        "images' names; the key is the content of this file, 16 bytes or more")
     flags.add_argument("--save-every", type=number(0), default=10, metavar="SECONDS", help="time between two saves of "
@@ -142,6 +139,7 @@ def check(args: argparse.Namespace) -> None:
          ["--select", "-num-patch", "--patch-size"]),
         (args.select != "rejection", "without --select rejection; give both, or leave it out", ["-tau"]),
         (not args.cam, "without -cam DIR; give both, or leave it out", ["--cam-images"]),
+        (not args.exposure, "without --exposure; give both, or leave it out", ["--exposure-maps"]),
         (args.gauss is None, "without -gauss STD; give both, or leave it out", ["--gauss-floor"])])
 
 

@@ -30,6 +30,7 @@ class Sample:
     `in_reference`: whether each reference model was trained on this image.
     `undefended`: the output before the defense; None unless the caller asks for it.
     `predictability`: the predictability error of the image; None unless the attack needs it.
+    `label`: uint8 (H, W), the label of which `truth` has every `stride`-th pixel; None unless "label" is needed.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Sample:
     in_reference: tuple[bool, ...] = ()
     undefended: torch.Tensor | None = None
     predictability: float | None = None
+    label: torch.Tensor | None = None
+    stride: int = 1
 
     @property
     def known(self) -> torch.Tensor:
@@ -93,10 +96,10 @@ class AttackSettings:
 class Attack:
     """The base class of attacks. A subclass defines `score`, and lists in `needs` which inputs it reads.
 
-    `needs` may contain "truth" (each sample has a label with known positions), "image", "references", "population"
-    (`fit` is called with samples of known membership), "predictability" (computed by `method` of
-    `attacks.predictability.METHODS`), "queries" and "weights" (`score` gets the predictor). If "truth" is not in
-    `needs`, `truth` may be None.
+    `needs` may contain "truth" (each sample has a label with known positions), "label" (beside "truth": that label at
+    full size), "image", "references", "population" (`fit` is called with samples of known membership), "predictability"
+    (computed by `method` of `attacks.predictability.METHODS`), "queries" and "weights" (`score` gets the predictor). If
+    "truth" is not in `needs`, `truth` may be None.
 
     `optional` lists inputs that it reads if they are given, of "references".
 

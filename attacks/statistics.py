@@ -7,9 +7,9 @@ of the loss map (section 2.1) and, with references, of its difference from that 
 
 from collections.abc import Iterable, Iterator
 
+import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -19,7 +19,6 @@ from sklearn.preprocessing import StandardScaler
 from attacks.calibrated import unseen_outputs, usable
 from attacks.representation import logit_map, true_class
 from attacks.sample import Attack, AttackSettings, Sample, Scored
-from utils import VOID
 from utils.cli import UserError
 from utils.randomness import stream
 
@@ -123,10 +122,12 @@ def statistics(values: torch.Tensor, sample: Sample) -> list[float]:
             *(float((part if len(part) else found).mean()) for part in parts)]
 
 
-def boundary(label: torch.Tensor) -> torch.Tensor:
-    """bool (h, w): whether one of the eight neighbours of a position has another class. Void is no class."""
-    classes = label.float()[None]
-    void = (label == VOID)[None]
-    highest = F.max_pool2d(classes.masked_fill(void, -1), 3, 1, 1)
-    lowest = -F.max_pool2d(-classes, 3, 1, 1)  # void, 255, is higher than all classes
-    return (highest > lowest)[0] & ~void[0]
+def boundary(label: torch.Tensor, distance: int = 1) -> torch.Tensor:
+    """bool (h, w): whether a position at most `distance` rows and columns away has another class. Void is no class.
+
+    `label`: uint8 (h, w). With the default these are the eight neighbours. No void position is at a boundary.
+    """
+    square, following = np.ones((2 * distance + 1,) * 2, np.uint8), label.numpy() + np.uint8(1)
+    highest = cv2.dilate(following, square)  # void, 255, has become 0
+    lowest = cv2.erode(label.numpy(), square) + np.uint8(1)
+    return torch.from_numpy((highest > lowest) & (following > 0))

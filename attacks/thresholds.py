@@ -32,13 +32,17 @@ class MapAttack(Attack):
 
     def score(self, samples: Iterable[Sample], predictor: object = None) -> Iterator[Scored]:
         for sample in samples:
-            values, known = self.evidence(sample), sample.known
-            selection = replace(self.settings.selection, size=min(self.settings.selection.size, *values.shape))
-            corners = selection.corners(tuple(values.shape), sample.id, lambda s=sample: true_posterior(s), known)
-            score = mean_known(values, known)
-            means = patch_means(values, known, corners, selection.size)
-            means = np.where(np.isfinite(means), means, score)
-            yield Scored(sample.name, sample.member, sample.group, score, corners.tolist(), means.tolist())
+            yield self.score_map(sample, self.evidence(sample))
+
+    def score_map(self, sample: Sample, values: torch.Tensor) -> Scored:
+        """Score a sample by its evidence `values` (h, w)."""
+        known = sample.known
+        selection = replace(self.settings.selection, size=min(self.settings.selection.size, *values.shape))
+        corners = selection.corners(tuple(values.shape), sample.id, lambda: true_posterior(sample), known)
+        score = mean_known(values, known)
+        means = patch_means(values, known, corners, selection.size)
+        means = np.where(np.isfinite(means), means, score)
+        return Scored(sample.name, sample.member, sample.group, score, corners.tolist(), means.tolist())
 
 
 class ConfidenceThreshold(MapAttack):

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,19 +11,21 @@ import torch
 
 from attacks.activation import record_cams
 from attacks.learned import LearnedAttack
-from attacks.sample import Attack, Scored
+from attacks.sample import Attack, Sample, Scored
 from datasets.inspection import inspect
 from datasets.provenance import IN, OUT, write_provenance
-from evaluation import controls, roles
+from evaluation import controls, exposure, roles
 from evaluation.activation import describe_cams, write_cams
 from evaluation.alignment import check_alignment, check_models
+from evaluation.evidence_maps import write_evidence_maps
 from evaluation.journal import Part, RunPlace, score_parts
 from evaluation.label_spaces import share_classes, view_of_control
+from evaluation.plots import plot_regions
 from evaluation.report import table, write_report
 from evaluation.utility import miou, record_confusion
 from models.pixelwise import Pixelwise
 from predictors import file_of, open_predictor
-from predictors.base import PredictorOptions, Record
+from predictors.base import Predictor, PredictorOptions, Record
 from predictors.cache import cache_outputs, check_stride
 from predictors.predictability import predictability_errors
 from predictors.reference import Reference
@@ -47,8 +49,9 @@ class AttackRun:
     queried; `control`: predictor of a model that saw neither side; `keep`: folder for the posteriors of the target;
     `keep_references`: folder for those of the references; `allow`: what is not refused, of "copies", "overlap" and
     "unseen"; `out`: output folder (None: the next free runs/attack-N); `hash_names`: key file for names; `cam`: folder
-    for activation maps; `cam_images`: number of members and of non-members that are drawn; `features`: feature
-    extractor of the predictability error; `save_every`: seconds between saves; `started`: start of the call by
+    for activation maps; `cam_images`: number of members and of non-members that are drawn; `exposure`: whether regions
+    of the images are measured; `exposure_maps`: folder for evidence maps of the most exposed images; `features`:
+    feature extractor of the predictability error; `save_every`: seconds between saves; `started`: start of the call by
     `time.monotonic`.
     """
 
@@ -65,6 +68,8 @@ class AttackRun:
     hash_names: str | None = None
     cam: str | None = None
     cam_images: int = 4
+    exposure: bool = False
+    exposure_maps: str | None = None
     features: str = "efficientnet_lite0"
     save_every: float = 10.0
     compute: Compute = CPU_FP32
@@ -76,6 +81,10 @@ class AttackRun:
         return fingerprint([*self.files, *code], same, commit(), torch.__version__,
                            self.compute.device.type, self.compute.precision,
                            [(r.name, r.member, r.group, r.dataset) for r in records])
+
+    def needs(self, attack: Attack) -> frozenset[str]:
+        """What the samples of the target model must have, in the words of `Attack.needs`."""
+        return attack.needs | (exposure.NEEDS if self.exposure else frozenset())
 
 
 def run_attack(attack: Attack, source: Source, run: AttackRun, population: Source | None = None) -> dict:
@@ -175,8 +184,8 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
         if isinstance(predictor, TriplePredictor):
             check_outputs(predictor, records)
     check_stride(records, source.predictor.stride)
-    for one in (source, population) if "truth" in attack.needs else ():
-        if one:
+    for one, needs in ((source, run.needs(attack)), (population, attack.needs)):
+        if one and "truth" in needs:
             roles.check_truth(one)
     for line in controls.describe_sides([inspect(*r.files) for r in records], [r.member for r in records]):
         warn_once(line)
@@ -239,6 +248,13 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
     if run.cam and isinstance(attack.model, Pixelwise):
         raise UserError("-cam shows where an attacker of patches finds evidence; a pixelwise attacker scores every "
                         "position by itself and has no activation map")
+    if run.exposure and not exposure.has_map(attack):
+        raise UserError(f"--exposure reads a map of evidence, and --attack {run.name} has none: leave --exposure out, "
+                        "or give an attack that scores positions, such as --attack loss or calibrated")
+    if run.exposure and source.predictor.kind == "image":
+        raise UserError("--exposure divides images by their labels, and translated images have none; leave it out")
+    if run.exposure_maps and Path(run.exposure_maps).is_file():
+        raise UserError(f"--exposure-maps {run.exposure_maps} must be a folder")
     if run.cam and (run.cam_images < 0 or Path(run.cam).is_file()):
         raise UserError(f"-cam {run.cam} must be a folder, and --cam-images {run.cam_images} must be 0 or more")
 
@@ -248,18 +264,22 @@ def make_scorer(attack: Attack, source: Source, run: AttackRun, drawn: set[str],
     """Return the function that scores records, and also computes their confusion matrices, CAM results and controls."""
     undefended = bool(run.cam and source.defense.spec.stage == "output")
     predictor = source.predictor if {"queries", "weights"} & attack.needs else None
+    needs = run.needs(attack)
+
+    def scores(samples: Iterable[Sample], queried: Predictor | None) -> list[Scored]:
+        return list(exposure.score_regions(attack, samples) if run.exposure else attack.score(samples, queried))
 
     def score(records: Sequence[Record]) -> Part:
         part = Part([])
-        samples = replace(source, records=records).samples(attack.needs, undefended)
+        samples = replace(source, records=records).samples(needs, undefended)
         samples = record_confusion(samples, part.matrices)
         if run.cam:
             samples = record_cams(samples, attack.model, attack.spec, run.compute, drawn, part.cams)
-        part.scored = list(attack.score(samples, predictor))
+        part.scored = scores(samples, predictor)
         check_scores(run.name, part.scored, records)
         if control:
             asked = replace(source, records=records, predictor=control.predictor, view=control.view)
-            part.control = list(attack.score(asked.samples(attack.needs), control.predictor if predictor else None))
+            part.control = scores(asked.samples(needs), control.predictor if predictor else None)
             check_scores(f"{run.name}, on --control", part.control, records)
         return part
 
@@ -298,6 +318,11 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
     if run.cam:
         cams = [replace(cam, name=write_name(cam.name)) for part in parts for cam in part.cams]
         about["cam"] = write_cams(Path(run.cam), cams, about["defense"])
+    if run.exposure:
+        names = source.names or (attack.settings.attacker and attack.settings.attacker.class_names)
+        about["exposure"] = {"regions": exposure.measure(scored, names)} | (
+            {"control": exposure.measure(on_control, names)} if on_control else {})
+        ranking = exposure.write_ranking(folder / "exposure.csv", scored, write_name)
     results = write_report(folder, scored, about, write_name)
     title = f"attack {run.name}" + (f" on {kind}" if isinstance(attack, LearnedAttack) else "")
     sides = f"{results['members']} members, {results['non_members']} non-members"
@@ -315,6 +340,11 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
         print(f"mIoU of the attacked output: {100 * utility['in']:.1f} members, {100 * utility['out']:.1f} non-members")
     if run.cam:
         print(f"{describe_cams(results['cam'])}; maps in {run.cam}")
+    if run.exposure:
+        plot_regions(folder, results["exposure"], results["image"]["auc"])
+        print(exposure.table(**results["exposure"]))
+        if run.exposure_maps:
+            write_evidence_maps(Path(run.exposure_maps), attack, source, ranking, write_name)
     return results
 
 

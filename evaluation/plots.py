@@ -1,4 +1,4 @@
-"""Precision-recall and ROC curves of an attack (section 2.3)."""
+"""Precision-recall and ROC curves of an attack (section 2.3), and its AUC on regions of the images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +46,29 @@ def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
         axes.plot([0.5], [share], "k*", label=f"random guess, F {results['chance']['image']['random_f']:.3f}")
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
         _save(figure, folder / "precision-recall.png")
+
+
+def plot_regions(folder: Path, exposure: dict, auc: float) -> None:
+    """Write exposure.png: the AUC of each region of `evaluation.exposure` with its interval, and that of the control.
+
+    `auc`: that of complete images, a dashed line. Regions without an AUC are left out.
+    """
+    rows = [(f"{kind}: {region}", one, kind, region) for kind, regions in exposure["regions"].items()
+            for region, one in regions.items() if one["auc"] is not None]
+    with rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
+        figure = Figure(figsize=(1.5 * PANEL, 0.2 * len(rows) + 1.3), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([one["auc"] for _, one, *_ in rows], range(len(rows)), "o", label="one region", zorder=3)
+        axes.hlines(*zip(*[(row, *(one["auc_interval"] or [one["auc"]] * 2)) for row, (_, one, *_) in enumerate(rows)],
+                         strict=True), color="C0")
+        if "control" in exposure:
+            axes.plot([exposure["control"][kind][region]["auc"] for *_, kind, region in rows], range(len(rows)), "x",
+                      label="the same, control")
+        axes.axvline(auc, ls="--", color="C0", label=f"complete images, {auc:.3f}")
+        axes.axvline(0.5, ls=":", color="grey", label="random guess")
+        axes.set_yticks(range(len(rows)), [name for name, *_ in rows], parse_math=False)
+        axes.set(xlabel="AUC", ylim=(len(rows) - 0.5, -0.5))
+        _save(figure, folder / "exposure.png")
 
 
 def _panels(count: int) -> tuple[Figure, np.ndarray]:

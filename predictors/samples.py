@@ -86,7 +86,7 @@ class Source:
         if expected not in (None, output.shape[0]):
             raise UserError(f"the posterior of {record.name} has {output.shape[0]} classes; the "
                             f"{'model' if self.view else 'attacker'} was trained for {expected}")
-        truth = self._truth(answer, output, "truth" in needs)
+        truth, label, stride = self._truth(answer, output, "truth" in needs)
         plain = check_output(output, self.predictor, record.name)
         apply = self.defense.apply if self.predictor.kind == "posterior" else self.defense.apply_to_image
         defended = apply(plain, record.id)
@@ -103,36 +103,39 @@ class Source:
             outputs = tuple(output for output, saw in zip(outputs, in_reference, strict=True) if not saw)[: self.unseen]
             in_reference = (False,) * self.unseen
         return Sample(record.name, record.id, record.group, record.member, seen(defended), truth, image, outputs,
-                      in_reference, seen(plain) if undefended else None, self.predictability.get(record.name))
+                      in_reference, seen(plain) if undefended else None, self.predictability.get(record.name),
+                      label if "label" in needs else None, stride)
 
-    def _truth(self, answer: Answer, output: torch.Tensor, needed: bool) -> torch.Tensor | None:
-        """The label at the positions of the output, (h, w), or the image that is the ground truth.
+    def _truth(self, answer: Answer, output: torch.Tensor,
+               needed: bool) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+        """The label at the positions of the output, (h, w), or the image that is the ground truth; the label at full
+        size, (H, W); and the number of pixels per position.
 
-        None if it is not needed, and is missing or all void.
+        Instead of a label it is None if it is not needed, and is missing or all void.
         """
         record = answer.record
         if not needed and not record.label.is_file():
-            return None
+            return None, None, 1
         if record.dataset == IMAGES:
             truth = torch.from_numpy(record.load_truth())
             if truth.shape != output.shape:
                 raise UserError(f"the output for {record.name} is {output.shape[2]} x {output.shape[1]}, and its "
                                 f"ground truth {truth.shape[2]} x {truth.shape[1]}")
-            return truth
-        label = self.load_label(answer)
-        stride = self.stride or self.predictor.stride or infer_stride(label.shape, output.shape[1:])
-        label = torch.from_numpy(label[::stride, ::stride].copy())
+            return truth, None, 1
+        full = torch.from_numpy(self.load_label(answer))
+        stride = self.stride or self.predictor.stride or infer_stride(full.shape, output.shape[1:])
+        label = full[::stride, ::stride].clone()
         if label.shape != output.shape[1:]:
             height, width = output.shape[1:]
             reason = f"the attacker was trained at stride {stride}" if self.stride else "no stride fits"
             raise UserError(f"the posterior of {record.name} has {height} x {width} positions, its label "
                             f"{label.shape[0]} x {label.shape[1]} at stride {stride}; {reason}")
         if not (label == VOID).all():
-            return label
+            return label, full, stride
         if needed:
             raise UserError(f"{record.name}: its label is void everywhere, so it cannot be attacked; leave the image "
                             "out")
-        return None
+        return None, None, stride
 
     def load_label(self, answer: Answer) -> np.ndarray:
         """The label uint8 (H, W) at full size; classes that the view leaves out are void. Raises `UserError`."""
