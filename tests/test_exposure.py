@@ -239,7 +239,6 @@ def test_two_processes_measure_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--exposure-maps", "maps"], "--exposure-maps has no effect without --exposure"),
     (["--exposure", "--threshold", "loss", "--exposure-maps", "FILE"], "must be a folder"),
     (["--exposure"], "--exposure reads a map of evidence, and --attack learned has none"),
     (["--exposure", "--attack", "statistics", "--population", "TREE"], "--attack statistics has none"),

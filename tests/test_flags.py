@@ -42,7 +42,7 @@ def check(name, words):
     *(f"attack.py {flag}" for flag in (
         "--stride 4", "--root DIR", "--strip-prefix TEXT", "--dataset camvid", "--classes 3", "--class-names FILE",
         "--label-map FILE", "--members SPLIT", "--non-members SPLIT", "--keep TREE", "--c 0.5", "-tau 0.5",
-        "--cam-images 2", "--gauss-floor 0")),
+        "--cam-images 2", "--gauss-floor 0", "--exposure-maps DIR")),
     f"attack.py {LIVE} --examples TREE", "attack.py --select full -tau 0.5", "attack.py -argmax --gauss-floor 0",
     "attack.py --attack loss -input concate", "attack.py --attack calibrated -arch resnet18",
     "attack.py --attack confidence -dilation", "attack.py --attack loss --score release",
