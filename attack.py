@@ -133,7 +133,7 @@ def check(args: argparse.Namespace) -> None:
          ["--examples", "--references", "--population", "--control"]),
         (not attacker_path(args), f"with --attack {name}, which reads no attacker here; leave it out, or give -resume",
          ["-input", "-arch", "-dilation"]),
-        (not args.references, "without --references; give both, or leave it out", ["--keep-references"]),
+        (not args.references, "without --references; give both, or leave it out", ["--keep-references", "--c"]),
         (True, f"with --attack {name}; leave it out", [f"--{field}" for field in sorted(unread)]),
         (not attack.patches, f"with --attack {name}, which scores whole images; leave it out",
          ["--select", "-num-patch", "--patch-size"]),

@@ -30,6 +30,12 @@ ATTACKS = Table("attack", {
     "lira-bayes-online": Entry("attacks.lira:OnlineBayesianLiRA", "lira-online with such a prior"),
     "statistics": Entry("attacks.statistics:StatisticsAttack", "logistic model of statistics of the loss, trained on "
                         "--population"),
+    "augmented": Entry("attacks.queries:Augmented", "calibrated, or loss without --references, mean over transformed "
+                       "versions of the image"),
+    "agreement": Entry("attacks.queries:Agreement", "share of correct classes over transformed versions of the image "
+                       "(label only, Choquette-Choo et al.)"),
+    "repeated": Entry("attacks.queries:Repeated", "calibrated, or loss without --references, of the mean posterior "
+                      "over queries under a defense that draws noise"),
     "reconstruction": Entry("attacks.membership_error:ReconstructionError", "minus the error of the output"),
     "membership-error": Entry("attacks.membership_error:MembershipError", "reconstruction error, corrected by how "
                               "predictable an image is (Shafran et al.)"),
@@ -39,7 +45,7 @@ ATTACKS = Table("attack", {
                                        "in their code"),
 })
 
-SETTINGS = ("floor", "score", "c", "offline-a", "weight", "features")  # flags that some attacks read
+SETTINGS = ("floor", "score", "c", "offline-a", "weight", "features", "queries")  # flags that some attacks read
 
 SCHEMES = ("random", "sliding", "rejection", "full")  # how the patches of an image are selected
 
@@ -62,10 +68,12 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
                        "image; paper: mean member probability; release: sum of member logits (default: paper)")
     own.add_argument("--floor", type=float, metavar="P", help="lower bound of posteriors before the logarithm "
                        "(default: that of the attacker, which is 1e-30 in the release; without an attacker 6e-8)")
-    own.add_argument("--c", type=float, default=0.75, help="--attack calibrated: weight of the references "
-                       "(default: 0.75)")
+    own.add_argument("--c", type=float, default=0.75, help="--attack calibrated, augmented and repeated: weight of "
+                       "the references (default: 0.75)")
     own.add_argument("--offline-a", type=float, default=0.3, metavar="A", help="--attack rmia: how far the mean over "
                        "references is that over models that were trained on an image, too, 0 to 1 (default: 0.3)")
+    own.add_argument("--queries", type=thousands, default=6, metavar="N", help="--attack augmented, agreement and "
+                       "repeated: number of queries about each image (default: 6)")
     own.add_argument("--weight", type=number(0), default=1.0, help="--attack membership-error: weight of the "
                        "predictability error (default: 1)")
     own.add_argument("--features", choices=FEATURES, default="efficientnet_lite0", help="--attack membership-error: "

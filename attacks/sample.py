@@ -1,6 +1,6 @@
 """The types that attacks share: a sample, the scores of a sample, and the base class of attacks."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,11 @@ class Sample:
     `undefended`: the output before the defense; None unless the caller asks for it.
     `predictability`: the predictability error of the image; None unless the attack needs it.
     `label`: uint8 (H, W), the label of which `truth` has every `stride`-th pixel; None unless "label" is needed.
+    `stride`: pixels per position of `output`; None if it is not known.
+    `ask`: queries the models about another image uint8 (H, W, 3) in the place of this one: `ask(image, number)` yields
+    the output of the target model under its defense, and then those of `references`, each when it is asked for. For
+    each `number`, 1 or more, a defense draws other noise. None unless the attack needs "queries", and the model can be
+    queried.
     """
 
     name: str
@@ -45,7 +50,8 @@ class Sample:
     undefended: torch.Tensor | None = None
     predictability: float | None = None
     label: torch.Tensor | None = None
-    stride: int = 1
+    stride: int | None = None
+    ask: Callable[[np.ndarray, int], Iterator[torch.Tensor]] | None = None
 
     @property
     def known(self) -> torch.Tensor:
@@ -60,7 +66,8 @@ class Scored:
     """The result of an attack on one sample. A higher score means that the sample is more likely a member.
 
     `corners` (N, 2) and `patch_scores` (N,) are empty if the attack has no patches. `statistics`: what `Attack.finish`
-    reads. All are lists, because small arrays fragment the heap: each image would cost 20 kB.
+    reads; and "queries": the scores by the first 1, 2, ..., N queries, whose AUC the report gives. All are lists,
+    because small arrays fragment the heap: each image would cost 20 kB.
     """
 
     name: str
@@ -79,7 +86,8 @@ class AttackSettings:
     `selection`: which patches are scored; `floor`: lower bound of posteriors before the logarithm; `attacker`: a
     trained attacker; `score`: "paper" (mean member probability) or "release" (sum of member logits); `batch`: number of
     patches in memory; `c`: weight of the references in the calibrated score; `weight`: that of the predictability error
-    in the membership error; `compute`: device and precision; `offline_a`: the a of RMIA.
+    in the membership error; `compute`: device and precision; `offline_a`: the a of RMIA; `queries`: number of queries
+    about an image.
     """
 
     selection: Selection = RANDOM
@@ -91,6 +99,7 @@ class AttackSettings:
     weight: float = 1.0
     compute: Compute = CPU_FP32
     offline_a: float = 0.3
+    queries: int = 6
 
 
 class Attack:
@@ -98,8 +107,9 @@ class Attack:
 
     `needs` may contain "truth" (each sample has a label with known positions), "label" (beside "truth": that label at
     full size), "image", "references", "population" (`fit` is called with samples of known membership), "predictability"
-    (computed by `method` of `attacks.predictability.METHODS`), "queries" and "weights" (`score` gets the predictor). If
-    "truth" is not in `needs`, `truth` may be None.
+    (computed by `method` of `attacks.predictability.METHODS`), "queries" (each sample has `ask`), "weights" (`score`
+    gets the predictor), and "noise" (the defense draws random numbers for each query). If "truth" is not in `needs`,
+    `truth` may be None.
 
     `optional` lists inputs that it reads if they are given, of "references".
 

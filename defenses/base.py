@@ -17,17 +17,21 @@ class Defense:
     It defines `apply` for posteriors, `apply_to_image` for translated images, or both.
 
     `one_hot`: whether the defended posteriors are one-hot, as under Argmax. `kinds`: the kinds of predictors whose
-    outputs it can change, "posterior" and "image".
+    outputs it can change, "posterior" and "image". `draws_noise`: whether the output depends on random numbers.
     """
 
     one_hot = False
+    draws_noise = False
     kinds = frozenset({"posterior"})
 
     def __init__(self, spec: DefenseSpec):
         self.spec = spec
 
     def apply(self, output: torch.Tensor, key: str) -> torch.Tensor:
-        """The defended posterior, of the same shape (C, h, w). Random numbers depend only on (seed, `key`)."""
+        """The defended posterior, of the same shape (C, h, w). Random numbers depend only on (seed, `key`).
+
+        `key` identifies the image, or one of several queries about it (`predictors.base.Query.key`).
+        """
         return output
 
     def apply_to_image(self, image: torch.Tensor, key: str) -> torch.Tensor:
@@ -45,7 +49,7 @@ class Defense:
         return model
 
     def query_seed(self, key: str) -> int | None:
-        """Seed of the random numbers that a query of the image `key` draws; None if it draws none."""
+        """Seed of the random numbers that the query `key` draws; None if it draws none."""
         return None
 
 

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 class Dropout(Defense):
-    """Each dropout layer drops the share `spec.strength` of its inputs. The draw depends only on (seed, image)."""
+    """Each dropout layer drops the share `spec.strength` of its inputs. The draw depends only on (seed, query)."""
 
     def __init__(self, spec: "DefenseSpec"):
         super().__init__(spec)
         if not 0 <= spec.strength < 1:
             raise UserError(f"-test-dropout {spec.strength}: must be 0 or more, and less than 1")
+        self.draws_noise = spec.strength > 0
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """`model` in eval mode, with active dropout layers. Raises `UserError` if it has no dropout layer.

@@ -16,7 +16,7 @@ RELEASE_FLOOR = 1e-6
 
 
 class Gauss(Defense):
-    """Add N(0, STD²) to each posterior, or to each channel of an image. The noise depends only on (seed, image)."""
+    """Add N(0, STD²) to each posterior, or to each channel of an image. The noise depends only on (seed, query)."""
 
     kinds = frozenset({"posterior", "image"})
 
@@ -24,6 +24,7 @@ class Gauss(Defense):
         super().__init__(spec)
         if not 0 <= spec.strength < float("inf"):
             raise UserError(f"-gauss {spec.strength}: a standard deviation must be 0 or more, and finite")
+        self.draws_noise = spec.strength > 0
 
     def apply(self, output: torch.Tensor, key: str) -> torch.Tensor:
         if not self.spec.strength:

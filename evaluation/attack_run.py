@@ -21,7 +21,7 @@ from evaluation.evidence_maps import write_evidence_maps
 from evaluation.journal import Part, RunPlace, score_parts
 from evaluation.label_spaces import share_classes, view_of_control
 from evaluation.plots import plot_regions
-from evaluation.report import table, write_report
+from evaluation.report import query_curve, show_query_curve, table, write_report
 from evaluation.utility import miou, record_confusion
 from models.pixelwise import Pixelwise
 from predictors import file_of, open_predictor
@@ -98,7 +98,7 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     source, known = check_images(attack, source, run, population)
     if population and source.references:
         population = roles.lend_references(population, source.references)
-    control = open_control(source, run, known)
+    control = open_control(attack, source, run, known)
     roles.say(known)
     check_models(source, [*((f"the reference {one.predictor.where}", one.predictor, one.view)
                             for one in source.references),
@@ -192,7 +192,7 @@ def check_images(attack: Attack, source: Source, run: AttackRun,
     return replace(source, records=records), known
 
 
-def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Reference | None:
+def open_control(attack: Attack, source: Source, run: AttackRun, known: roles.Roles) -> Reference | None:
     """The model of --control.
 
     Raises `UserError` if its model was trained on an attacked image, has other classes, or cannot be queried.
@@ -206,6 +206,7 @@ def open_control(source: Source, run: AttackRun, known: roles.Roles) -> Referenc
     if control.reads_images and not source.records[0].image.is_file():
         raise UserError(f"{source.records[0].image} is missing, so --control cannot be queried about it; give "
                         "posteriors on disk (stored:TREE)")
+    check_queries(attack, run, [control])
     check_forms(control, source.records)
     return Reference(control, view=view_of_control(control, source))
 
@@ -235,9 +236,10 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
         raise UserError(f"--attack {run.name} reads posteriors, and {source.predictor.where} gives translated images; "
                         "give --attack reconstruction or membership-error")
     source.defense.check_kind(source.predictor.kind)
-    if {"queries", "weights"} & attack.needs and not source.predictor.reads_images:
-        raise UserError(f"--attack {run.name} queries the model: give --victim, because stored posteriors cannot "
-                        "be queried")
+    check_queries(attack, run, [one.predictor for one in (source, *source.references)])
+    if "noise" in attack.needs and not source.defense.draws_noise:
+        raise UserError(f"--attack {run.name} averages the noise that a defense draws for each query, and none is "
+                        "drawn here: give a defense that does, such as -gauss STD, or --attack augmented")
     if "unseen" in run.allow and not run.victim:
         raise UserError("--allow unseen has no effect on posteriors on disk, whose model is not known; leave it out")
     if "overlap" in run.allow and not (attack.settings.attacker or population):
@@ -259,11 +261,24 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
         raise UserError(f"-cam {run.cam} must be a folder, and --cam-images {run.cam_images} must be 0 or more")
 
 
+def check_queries(attack: Attack, run: AttackRun, models: Sequence[Predictor]) -> None:
+    """Raise `UserError` if an attack queries one of `models` itself, and its outputs are, or would be, stored."""
+    if not {"queries", "weights"} & attack.needs:
+        return
+    for name, folder in (("--keep", run.keep), ("--keep-references", run.keep_references)):
+        if folder:
+            raise UserError(f"{name} stores one output of each image, and --attack {run.name} queries the models "
+                            "itself; leave it out")
+    if stored := next((one for one in models if not one.reads_images), None):
+        raise UserError(f"--attack {run.name} queries the models, and the outputs in {stored.where} are stored: give "
+                        "--victim, and references and a control that can be queried, too")
+
+
 def make_scorer(attack: Attack, source: Source, run: AttackRun, drawn: set[str],
                 control: Reference | None) -> Callable[[Sequence[Record]], Part]:
     """Return the function that scores records, and also computes their confusion matrices, CAM results and controls."""
     undefended = bool(run.cam and source.defense.spec.stage == "output")
-    predictor = source.predictor if {"queries", "weights"} & attack.needs else None
+    predictor = source.predictor if "weights" in attack.needs else None
     needs = run.needs(attack)
 
     def scores(samples: Iterable[Sample], queried: Predictor | None) -> list[Scored]:
@@ -314,6 +329,8 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
     check_scores(run.name, scored, source.records)
     on_control = [one for part in parts for one in part.control]
     on_control = attack.finish(on_control) if on_control else []
+    if curve := query_curve(scored):
+        about["auc_by_queries"] = curve
     about["controls"] = write_controls(folder, source, scored, [one.score for one in on_control], run.seed, write_name)
     if run.cam:
         cams = [replace(cam, name=write_name(cam.name)) for part in parts for cam in part.cams]
@@ -331,6 +348,8 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
     if attack.chosen:
         print("chosen on --population: " + ", ".join(f"{name} {value:.3g}" for name, value in attack.chosen.items()))
     print(table(results))
+    if curve:
+        print(show_query_curve(curve))
     for name, judged in about["controls"].items():
         print(controls.verdict(name, judged))
     if "blind" not in about["controls"]:

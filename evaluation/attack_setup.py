@@ -48,6 +48,7 @@ class AttackChoices:
     c: float = 0.75
     weight: float = 1.0
     offline_a: float = 0.3
+    queries: int = 6
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoic
                           choices.seed)
     return build_attack(name, AttackSettings(
         selection, spec.floor if spec else choices.floor or TINY, attacker and replace(attacker, spec=spec),
-        choices.score, choices.batch, choices.c, choices.weight, compute, choices.offline_a))
+        choices.score, choices.batch, choices.c, choices.weight, compute, choices.offline_a,
+        choices.queries))
 
 
 def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,

@@ -20,7 +20,7 @@ def share_classes(attack: Attack, source: Source, population: Source | None) -> 
     An attacker decides: the classes are those that it was trained on. Without one, they are those that the target
     model, its references and the population share. Prints which classes are kept. Models without class names are taken
     to have those of the target model. Raises `UserError` if a model lacks a class of the attacker, if fewer than two
-    classes are shared, if classes are in another order, and for attacks that query the target model themselves.
+    classes are shared, if classes are in another order, and for attacks that read the weights of the target model.
     """
     attacker, target, space = attack.settings.attacker, source.predictor.where, source.names
     others = {f"the reference {one.predictor.where}": one.predictor.class_names for one in source.references}
@@ -39,9 +39,8 @@ def share_classes(attack: Attack, source: Source, population: Source | None) -> 
         if missing := lacking(other, names):
             raise UserError(f"{who} lacks the class {missing[0]!r} of {attacker.path}; give models that have the "
                             "classes of the attacker")
-    if {"queries", "weights"} & attack.needs:
-        raise UserError(f"this attack queries {target} itself, and gets all its classes; give models of the same "
-                        "classes")
+    if "weights" in attack.needs:
+        raise UserError(f"this attack reads {target} itself, and gets all its classes; give models of the same classes")
     references = tuple(replace(one, view=view_of(one.predictor.class_names, space, names)) for one in source.references)
     source = replace(source.with_classes(space, names), references=references)
     if population:

@@ -42,6 +42,20 @@ def summarise(scored: Sequence[Scored]) -> dict:
                   "patches": int(counts.sum())}
 
 
+def query_curve(scored: Sequence[Scored]) -> dict[str, float]:
+    """AUC of images by the first n queries about each, for n = 1, 2, ..., N; empty if the attack counts no queries."""
+    member = np.array([s.member for s in scored], bool)
+    columns = np.array([s.statistics.get("queries", []) for s in scored]).T
+    return {str(n): compute_metrics(column, member)["auc"] for n, column in enumerate(columns, start=1)}
+
+
+def show_query_curve(curve: dict[str, float]) -> str:
+    """Two lines of AUCs by the number of queries: 1, 2, 4, 8, ..., and all."""
+    shown = sorted({2**power for power in range(len(curve).bit_length())} | {len(curve)})
+    return (f"{'queries':8}" + "".join(f"{n:7}" for n in shown) + f"\n{'AUC':8}"
+            + "".join(f"{curve[str(n)]:7.3f}" for n in shown))
+
+
 def balanced(counts: np.ndarray, member: np.ndarray) -> np.ndarray:
     """How many patches of each image (n,) make the two sides about equal: counts int (n,), member bool (n,).
 

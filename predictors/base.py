@@ -122,10 +122,19 @@ def look_alikes(first: Sequence[Record], second: Sequence[Record]) -> list[tuple
 
 @dataclass(frozen=True)
 class Query:
-    """One query of a model: a record and its image uint8 (H, W, 3), which is None if no predictor reads it."""
+    """One query of a model: a record and its image uint8 (H, W, 3), which is None if no predictor reads it.
+
+    `number`: 0 for the image of the record; else that of a further query in its place, perhaps about another image.
+    """
 
     record: Record
     image: np.ndarray | None
+    number: int = 0
+
+    @property
+    def key(self) -> str:
+        """Key of the random numbers that a defense draws for this query."""
+        return f"{self.record.id}/{self.number}" if self.number else self.record.id
 
 
 @dataclass(frozen=True)

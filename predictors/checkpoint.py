@@ -31,7 +31,7 @@ class ModelPredictor(Predictor):
         outputs = []
         for _, run in groupby(queries, key=lambda query: query.image.shape):
             run = list(run)
-            seeds = [self.options.defense.query_seed(query.record.id) for query in run]
+            seeds = [self.options.defense.query_seed(query.key) for query in run]
             together = len(run) if self.options.compute.device.type == "cuda" and seeds == [None] * len(run) else 1
             for start in range(0, len(run), together):
                 images = np.stack([query.image for query in run[start : start + together]])

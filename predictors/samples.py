@@ -6,7 +6,7 @@ comes before, because it changes what the target model answers, and that model k
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from datasets.pairs import read_split
 from defenses.base import NO_DEFENSE, Defense
 from defenses.gauss import normalise
 from predictors import open_predictor
-from predictors.base import Answer, Predictor, PredictorOptions, Record, predict_records
+from predictors.base import Answer, Predictor, PredictorOptions, Query, Record, predict_records
 from predictors.classes import ClassView
 from predictors.reference import Reference
 from predictors.stored import StoredPredictor, infer_stride, list_records
@@ -87,24 +87,48 @@ class Source:
             raise UserError(f"the posterior of {record.name} has {output.shape[0]} classes; the "
                             f"{'model' if self.view else 'attacker'} was trained for {expected}")
         truth, label, stride = self._truth(answer, output, "truth" in needs)
-        plain = check_output(output, self.predictor, record.name)
-        apply = self.defense.apply if self.predictor.kind == "posterior" else self.defense.apply_to_image
-        defended = apply(plain, record.id)
-        if defended is not plain and not defended.isfinite().all():
-            raise UserError(f"{record.name}: the output under -{self.defense.spec.name} is not finite; give it a "
-                            "smaller value")
+        plain, defended = self._defend(answer)
         image = None
         if "image" in needs:
             image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
-        seen = self.view.posterior if self.view else lambda output: output
-        outputs = tuple(map(self._reference_output, self.references, answer.others, repeat(answer)))
-        in_reference = tuple(one.saw(record) for one in self.references)
-        if self.unseen is not None:
-            outputs = tuple(output for output, saw in zip(outputs, in_reference, strict=True) if not saw)[: self.unseen]
-            in_reference = (False,) * self.unseen
-        return Sample(record.name, record.id, record.group, record.member, seen(defended), truth, image, outputs,
-                      in_reference, seen(plain) if undefended else None, self.predictability.get(record.name),
-                      label if "label" in needs else None, stride)
+        used, asks = self._references_of(record), "queries" in needs and self.predictor.reads_images
+        outputs = tuple(self._reference_output(self.references[index], answer.others[index], answer) for index in used)
+        in_reference = tuple(self.references[index].saw(record) for index in used)
+        return Sample(record.name, record.id, record.group, record.member, self._seen(defended), truth, image, outputs,
+                      in_reference, self._seen(plain) if undefended else None, self.predictability.get(record.name),
+                      label if "label" in needs else None, stride,
+                      partial(self._ask, record) if asks else None)
+
+    def _references_of(self, record: Record) -> list[int]:
+        """The indices of the references that the sample of a record gets."""
+        return [index for index, one in enumerate(self.references)
+                if self.unseen is None or not one.saw(record)][: self.unseen]
+
+    def _defend(self, answer: Answer) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output of the target model, checked, and the same under its defense. Raises `UserError`."""
+        plain = check_output(answer.output, self.predictor, answer.record.name)
+        apply = self.defense.apply if self.predictor.kind == "posterior" else self.defense.apply_to_image
+        defended = apply(plain, answer.query.key)
+        if defended is not plain and not defended.isfinite().all():
+            raise UserError(f"{answer.record.name}: the output under -{self.defense.spec.name} is not finite; give it "
+                            "a smaller value")
+        return plain, defended
+
+    def _seen(self, output: torch.Tensor) -> torch.Tensor:
+        """An output of the target model as its samples have it."""
+        return self.view.posterior(output) if self.view else output
+
+    def _ask(self, record: Record, image: np.ndarray, number: int) -> Iterator[torch.Tensor]:
+        """`Sample.ask` of a record. Raises `UserError` for outputs that are no valid answer about `image`."""
+        query, stride = Query(record, image, number), self.predictor.stride
+        answer = Answer(query, self.predictor.predict([query])[0])
+        expected = tuple(-(-side // stride) for side in image.shape[:2])
+        if answer.output.shape[1:] != expected:
+            raise UserError(f"{self.predictor.where} gives {tuple(answer.output.shape[1:])} positions for an "
+                            f"image of {tuple(image.shape[:2])} pixels; expected are {expected} at stride {stride}")
+        yield self._seen(self._defend(answer)[1])
+        for reference in [self.references[index] for index in self._references_of(record)]:
+            yield self._reference_output(reference, reference.predictor.predict([query])[0], answer)
 
     def _truth(self, answer: Answer, output: torch.Tensor,
                needed: bool) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
@@ -115,7 +139,7 @@ class Source:
         """
         record = answer.record
         if not needed and not record.label.is_file():
-            return None, None, 1
+            return None, None, self.predictor.stride
         if record.dataset == IMAGES:
             truth = torch.from_numpy(record.load_truth())
             if truth.shape != output.shape:

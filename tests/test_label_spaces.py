@@ -343,12 +343,12 @@ def test_shared_with_without_effect(foreign, tmp_path):
     assert_refused(result, "--shared-with has no effect with --plan")
 
 
-def test_attack_that_queries_the_victim_itself(foreign, live, tmp_path, monkeypatch):
+def test_attack_that_reads_the_victim_itself(foreign, live, tmp_path, monkeypatch):
     monkeypatch.setitem(ATTACKS, "asks", Entry("test_label_spaces:Asks", "asks"))
     result = script("attack.py", "--attack", "asks", "-resume", foreign / "loss" / "best.pth.tar", *live, "--out",
                     tmp_path / "run")
-    assert_refused(result, "queries", "gets all its classes")
+    assert_refused(result, "reads", "gets all its classes")
 
 
 class Asks(MapAttack):
-    needs = frozenset({"truth", "queries"})
+    needs = frozenset({"truth", "weights"})

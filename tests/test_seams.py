@@ -25,7 +25,7 @@ from defenses import DEFENSES, DefenseEntry
 from defenses.base import Defense
 from models import MODELS
 from predictors import PREDICTORS
-from predictors.base import Predictor, Query
+from predictors.base import Predictor
 from utils.device import CPU, resolve_precision
 from utils.tables import Entry
 
@@ -157,7 +157,7 @@ class ReadsEverything(MapAttack):
     def score(self, samples, predictor=None):
         for sample in samples:
             assert sample.image.dtype == torch.uint8 and sample.image.shape == (3, 64, 128)
-            repeated = predictor.predict([Query(sample, sample.image.permute(1, 2, 0).numpy())])[0]
+            [repeated] = sample.ask(sample.image.permute(1, 2, 0).numpy(), 1)
             torch.testing.assert_close(repeated, sample.output)
             yield Scored(sample.name, sample.member, sample.group, 0.0)
 
