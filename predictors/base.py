@@ -1,6 +1,6 @@
 """The records of images on disk, the base class of predictors, and the loop that queries a predictor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,12 +144,14 @@ class PredictorOptions:
     If `stride` is None, a model has stride 1, and the stride of stored outputs is inferred from their size. `windows`:
     True if a model is queried about windows of the size of its training crops, as by `models.windows.Windowed`, or the
     height and width of the windows.
+    `preprocess`: entries of a `predictors.preprocess.Preprocess` that replace those which a loader guesses.
     """
 
     compute: Compute = CPU_FP32
     stride: int | None = None
     defense: Defense = NO_DEFENSE
     windows: bool | tuple[int, int] = False
+    preprocess: Mapping[str, object] | None = None
 
 
 class Predictor:
@@ -159,7 +161,8 @@ class Predictor:
     in the same case. `class_names`, `dataset`: names of the classes and of the data set of the training, if known.
     `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
     `takes_query_defenses`: whether the subclass calls `prepare` and `query_seed` of its defense, as dropout at test
-    time requires. If not, a defense with the stage "query" raises `UserError`. `takes_windows`: the same for `windows`.
+    time requires. If not, a defense with the stage "query" raises `UserError`. `takes_windows`, `takes_preprocess`: the
+    same for `windows` and `preprocess`.
     """
 
     classes: int | None = None
@@ -169,6 +172,7 @@ class Predictor:
     reads_images: bool = True
     takes_query_defenses: bool = False
     takes_windows: bool = False
+    takes_preprocess: bool = False
     kind: str = "posterior"
 
     def __init__(self, where: str, options: PredictorOptions):
@@ -180,6 +184,8 @@ class Predictor:
         if options.windows and not self.takes_windows:
             raise UserError(f"--windows is for checkpoints of train_victim.py and train_shadow.py, and {where} is "
                             "none; leave it out")
+        if options.preprocess and not self.takes_preprocess:
+            raise UserError(f"--preprocess has no effect on {where}, which stores what it needs; leave it out")
 
     def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
         """Outputs float32 (C, ceil(H/s), ceil(W/s)) on the CPU; position (i, j) belongs to pixel (i s, j s)."""

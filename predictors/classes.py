@@ -39,12 +39,22 @@ class ClassView:
         A position where all that is kept is 0 gets the uniform distribution. If all classes are kept in their order,
         the posterior is returned unchanged.
         """
-        if self.places == tuple(range(len(self.names))):
-            return posterior
-        places = torch.tensor(self.places)
-        merged = posterior.new_zeros(len(self.names), *posterior.shape[1:])
-        return normalise_or_uniform(merged.index_add_(0, places[places != VOID], posterior[places != VOID]))
+        return merge_channels(posterior, self.places, len(self.names))
 
     def __str__(self) -> str:
         void = [name for name, place in zip(self.space, self.places, strict=True) if place == VOID]
         return f"{len(self.names)} classes are kept ({', '.join(self.names)}); void: {', '.join(void) or 'none'}"
+
+
+def merge_channels(posterior: torch.Tensor, places: Sequence[int], count: int) -> torch.Tensor:
+    """(C, h, w) -> (K, h, w): channel c is added to class `places[c]` of `count` K classes, or dropped if that is 255.
+
+    The sum over K becomes 1; a position where all that is kept is 0 gets the uniform distribution. If `places` is
+    0, 1, ..., K - 1, the posterior is returned unchanged.
+    """
+    if tuple(places) == tuple(range(count)):
+        return posterior
+    where = torch.tensor(places)
+    merged = posterior.new_zeros(count, *posterior.shape[1:])
+    kept = (where != VOID).to(posterior.device)
+    return normalise_or_uniform(merged.index_add_(0, where[where != VOID].to(posterior.device), posterior[kept]))
