@@ -22,13 +22,13 @@ import attacks
 import datasets
 import defenses
 import evaluation
+import predictors
 from attacks import ATTACKS, REPRESENTATIONS, SETTINGS
-from predictors import PREDICTORS, add_windows_flag
 from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, positive, refuse_unused, run
 
 ATTACKER = "weights/loss.pth.tar"
 QUERY = ("--members", "--non-members", "--keep", "--stride", "--windows", "--root", "--strip-prefix", "--dataset",
-         "--classes", "--class-names", "--label-map")  # flags of a target model that is queried
+         "--classes", "--class-names", "--label-map", *predictors.ACCESS)  # flags of a target model that is queried
 ALLOWED = {"copies": "equal images on one side, which then form one group",
            "overlap": "attacked images that the attacker was trained on (D^S)",
            "unseen": "members that the target model was not trained on"}
@@ -55,12 +55,13 @@ def parser() -> argparse.ArgumentParser:
                        "{train,val}/{input,output,truth}, for --attack reconstruction and membership-error")
     live = flags.add_argument_group("a target model that is queried")
     live.add_argument("--victim", metavar="[KIND:]WHERE", help="the target model V; needs --members and "
-                      f"--non-members. KIND: {PREDICTORS.help()} (default: checkpoint)")
+                      f"--non-members. KIND: {predictors.PREDICTORS.help()} (default: checkpoint)")
     live.add_argument("--members", metavar="SPLIT", help="split file of the members, D_in^V")
     live.add_argument("--non-members", metavar="SPLIT", help="split file of the non-members, D_out^V")
     live.add_argument("--stride", type=positive, help="pixels per position of the posteriors (default: that of the "
                       "attacker, or 8)")
-    add_windows_flag(live, "V and the references")
+    predictors.add_windows_flag(live, "V and the references")
+    predictors.add_access_flags(live)
     live.add_argument("--keep", metavar="TREE", help="store the posteriors of V in this folder for later calls, in "
                       "float16 and in the layout of examples/; those of another query are replaced")
     flags.add_argument("--control", metavar="[KIND:]WHERE", help="a model that was trained on no attacked image, such "
@@ -93,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
     name, resume = args.threshold or args.attack, attacker_path(args)
     attacker = resume and setup.load_attacker(resume, args.arch, args.dilation, args.patch_size)
     attack = setup.make_attack(name, attacker, pick(args, setup.AttackChoices), defense, compute)
-    data = pick(args, setup.LiveData, dataset=datasets.chosen(args))
+    data = pick(args, setup.LiveData, dataset=datasets.chosen(args), access=predictors.chosen(args))
     if args.triples:
         source = setup.triples_source(args.triples, defense, compute)
     elif args.victim:
@@ -102,8 +103,8 @@ def main(args: argparse.Namespace) -> None:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
     known = args.population and setup.population_source(args.population, source, attack, defense, compute)
     call = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume}, compute=compute,
-                files=setup.existing_files([resume, args.victim, args.control, args.population, *args.references]),
-                started=started)
+                files=setup.existing_files([resume, args.victim, args.control, args.population, args.preprocess,
+                                            *args.references]), started=started)
     setup.run_attack(attack, source, call, known)
 
 

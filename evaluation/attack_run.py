@@ -25,7 +25,7 @@ from evaluation.report import query_curve, show_query_curve, table, write_report
 from evaluation.utility import miou, record_confusion
 from models.pixelwise import Pixelwise
 from predictors import file_of, open_predictor
-from predictors.base import Predictor, PredictorOptions, Record
+from predictors.base import Predictor, Record
 from predictors.cache import cache_outputs, check_stride
 from predictors.predictability import predictability_errors
 from predictors.reference import Reference
@@ -77,7 +77,8 @@ class AttackRun:
 
     def stamp(self, records: Sequence[Record], code: Sequence[Path] = ()) -> str:
         """A hash of the call. A later call with the same stamp resumes it. `code`: source files that it depends on."""
-        same = {key: value for key, value in self.arguments.items() if key not in ("out", "gpu", "save_every")}
+        free = ("out", "gpu", "save_every", "query_budget")
+        same = {key: value for key, value in self.arguments.items() if key not in free}
         return fingerprint([*self.files, *code], same, commit(), torch.__version__,
                            self.compute.device.type, self.compute.precision,
                            [(r.name, r.member, r.group, r.dataset) for r in records])
@@ -201,8 +202,8 @@ def open_control(attack: Attack, source: Source, run: AttackRun, known: roles.Ro
         return None
     roles.compare_with_control(known, run.control)
     stride = source.predictor.stride or source.form()[1]
-    control = open_predictor(run.control, PredictorOptions(run.compute, stride, source.defense,
-                                                           source.predictor.options.windows))
+    control = open_predictor(run.control, replace(source.predictor.options, compute=run.compute, stride=stride,
+                                                  defense=source.defense))
     if control.reads_images and not source.records[0].image.is_file():
         raise UserError(f"{source.records[0].image} is missing, so --control cannot be queried about it; give "
                         "posteriors on disk (stored:TREE)")

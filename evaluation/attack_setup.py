@@ -1,7 +1,7 @@
 """Build the attack, and the source of its samples, from the choices of a user."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from attacks import build_attack
@@ -14,7 +14,7 @@ from evaluation.attack_run import AttackRun, existing_files, run_attack
 from models import LoadedAttacker, load_attacker
 from models.pixelwise import Pixelwise
 from predictors import open_predictor
-from predictors.base import PredictorOptions
+from predictors.base import Access, PredictorOptions
 from predictors.reference import open_references, read_shadow
 from predictors.samples import Source, live_records, open_victim, tree_source
 from predictors.stored import TINY, describe_tree, warn_of_folders
@@ -55,7 +55,8 @@ class AttackChoices:
 class LiveData:
     """The images about which a target model is queried: two split files, and the settings to read them.
 
-    `dataset`: None for that of the target model or, if it names none, streets. `windows`: as in `PredictorOptions`.
+    `dataset`: None for that of the target model or, if it names none, streets. `windows`, `access`: as in
+    `PredictorOptions`.
     """
 
     members: str
@@ -64,6 +65,7 @@ class LiveData:
     strip_prefix: str = ""
     dataset: str | None = None
     windows: bool | tuple[int, int] = False
+    access: Access = field(default_factory=Access)
 
 
 def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoices, defense: Defense,
@@ -136,7 +138,7 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
     if stride and expected_stride and stride != expected_stride:
         raise UserError(f"--stride {stride}: the attacker was trained on posteriors at stride {expected_stride}; leave "
                         "--stride out")
-    options = PredictorOptions(compute, stride or expected_stride or 8, defense, data.windows)
+    options = PredictorOptions(compute, stride or expected_stride or 8, defense, data.windows, data.access)
     predictor, dataset = open_victim(victim, data.dataset, options, ("posterior", "image"))
     if predictor.kind == "image" and stride:
         raise UserError(f"--stride has no effect on the images of {victim}; leave it out")
@@ -144,7 +146,7 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
         raise UserError(f"{victim} was trained on the data set {show_dataset(predictor.dataset)}, so its members are "
                         f"images of it, not of {show_dataset(data.dataset)}; leave --dataset out")
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset)
-    models = open_references(references, replace(options, defense=NO_DEFENSE))
+    models = open_references(references, replace(predictor.options, stride=options.stride, defense=NO_DEFENSE))
     known = predictor.kind == "posterior" and (data.dataset or predictor.dataset)
     names = find_dataset(dataset).CLASSES if known else None
     return Source(records, predictor, defense, models, classes, names=names)

@@ -8,11 +8,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.cli import thousands
+from utils.cli import pick, positive, thousands
 from utils.tables import Entry, Table
 
 if TYPE_CHECKING:
-    from predictors.base import Predictor, PredictorOptions
+    from predictors.base import Access, Predictor, PredictorOptions
 
 CHECKPOINT = "last.pth.tar"  # in the folder of a training
 
@@ -20,7 +20,17 @@ PREDICTORS = Table("predictor", {
     "checkpoint": Entry("predictors.checkpoint:open_checkpoint", "a checkpoint of train_victim.py or "
                         "train_translator.py"),
     "stored": Entry("predictors.stored:StoredPredictor", "posteriors on disk, in the layout of the release"),
+    "folder": Entry("predictors.answers:FolderPredictor", "posteriors or labels on disk, one file for each image"),
+    "onnx": Entry("predictors.onnx:ONNX", "an ONNX file"),
+    "torchscript": Entry("predictors.own_process:TorchScript", "a TorchScript file, with --trust-code"),
+    "exported": Entry("predictors.own_process:Exported", "a file of torch.export, with --trust-code"),
+    "python": Entry("predictors.own_process:PythonFunction", "FILE.py:FUNCTION of an image uint8 (H, W, 3), with "
+                    "--trust-code"),
+    "http": Entry("predictors.endpoint:HTTP", "a URL that answers PNG images, or a JSON file with its settings; only "
+                  "with the permission of its owner"),
+    "https": Entry("predictors.endpoint:HTTPS", "the same"),
 })
+ACCESS = ("--preprocess", "--trust-code", "--query-budget")  # flags of `add_access_flags`
 
 
 class _Windows(argparse.Action):
@@ -41,6 +51,24 @@ def add_windows_flag(flags: argparse._ActionsContainer, whose: str) -> None:
                        "of a window (default: those of the training crops)")
 
 
+def add_access_flags(flags: argparse._ActionsContainer) -> None:
+    """Add the flags `ACCESS` for models of other people."""
+    flags.add_argument("--preprocess", metavar="FILE", help="JSON file with the normalisation, the size, the channels "
+                       "and the classes of a model of other people; see docs/usage.md")
+    flags.add_argument("--trust-code", action="store_true", help="load a model from a file that can run any code on "
+                       "this machine, in a process of its own: for torchscript:, exported: and python:")
+    flags.add_argument("--query-budget", type=positive, metavar="N", help="stop before request N + 1 to an endpoint, "
+                       "repeated ones included; answers are kept, so a later call continues")
+
+
+def chosen(args: argparse.Namespace) -> "Access":
+    """What the flags of `add_access_flags` say. Raises `UserError` if the file of --preprocess is wrong."""
+    from predictors.base import Access
+    from predictors.preprocess import read_changes
+
+    return pick(args, Access, preprocess=read_changes(args.preprocess) if args.preprocess else {})
+
+
 def open_predictor(where: str, options: "PredictorOptions | None" = None) -> "Predictor":
     """Open the predictor `KIND:WHERE`, or the checkpoint of a path or of the folder of a run.
 
@@ -55,11 +83,15 @@ def open_predictor(where: str, options: "PredictorOptions | None" = None) -> "Pr
 
 
 def file_of(where: str | None) -> Path | None:
-    """The file that `where` names: a path, KIND:PATH, or the checkpoint in the folder of a run. None without a file."""
+    """The file that `where` names: a path, KIND:PATH, KIND:PATH:NAME, or the checkpoint in the folder of a run.
+
+    None without a file.
+    """
     if not where:
         return None
-    place = Path(_split(where)[1])
-    return next((path for path in (place, place / CHECKPOINT) if path.is_file()), None)
+    place = _split(where)[1]
+    candidates = (Path(place), Path(place, CHECKPOINT), Path(place.rpartition(":")[0]))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _split(where: str) -> tuple[str, str]:

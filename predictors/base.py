@@ -1,7 +1,7 @@
 """The records of images on disk, the base class of predictors, and the loop that queries a predictor."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -138,20 +138,34 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Access:
+    """What a user says about a model of other people; each field has the name of its flag.
+
+    `preprocess`: entries of `predictors.preprocess.Preprocess` that replace those of the format. `trust_code`: whether
+    a file that can run code is loaded. `query_budget`: largest number of requests to an endpoint (None: any number).
+    """
+
+    preprocess: Mapping[str, object] = field(default_factory=dict)
+    trust_code: bool = False
+    query_budget: int | None = None
+
+
+@dataclass(frozen=True)
 class PredictorOptions:
     """Settings of a predictor: device and precision, stride (pixels per position of the output), and defense.
 
     If `stride` is None, a model has stride 1, and the stride of stored outputs is inferred from their size. `windows`:
     True if a model is queried about windows of the size of its training crops, as by `models.windows.Windowed`, or the
     height and width of the windows.
-    `preprocess`: entries of a `predictors.preprocess.Preprocess` that replace those which a loader guesses.
+    `classes`: number of classes of the data set, for answers that are labels (None: not known).
     """
 
     compute: Compute = CPU_FP32
     stride: int | None = None
     defense: Defense = NO_DEFENSE
     windows: bool | tuple[int, int] = False
-    preprocess: Mapping[str, object] | None = None
+    access: Access = field(default_factory=Access)
+    classes: int | None = None
 
 
 class Predictor:
@@ -161,8 +175,8 @@ class Predictor:
     in the same case. `class_names`, `dataset`: names of the classes and of the data set of the training, if known.
     `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
     `takes_query_defenses`: whether the subclass calls `prepare` and `query_seed` of its defense, as dropout at test
-    time requires. If not, a defense with the stage "query" raises `UserError`. `takes_windows`, `takes_preprocess`: the
-    same for `windows` and `preprocess`.
+    time requires. If not, a defense with the stage "query" raises `UserError`. `takes_windows`: the same for `windows`.
+    `takes`: the fields of `Access` that have an effect.
     """
 
     classes: int | None = None
@@ -172,7 +186,7 @@ class Predictor:
     reads_images: bool = True
     takes_query_defenses: bool = False
     takes_windows: bool = False
-    takes_preprocess: bool = False
+    takes: frozenset[str] = frozenset()
     kind: str = "posterior"
 
     def __init__(self, where: str, options: PredictorOptions):
@@ -184,8 +198,13 @@ class Predictor:
         if options.windows and not self.takes_windows:
             raise UserError(f"--windows is for checkpoints of train_victim.py and train_shadow.py, and {where} is "
                             "none; leave it out")
-        if options.preprocess and not self.takes_preprocess:
-            raise UserError(f"--preprocess has no effect on {where}, which stores what it needs; leave it out")
+
+    def check_access(self) -> None:
+        """Raise `UserError` if the user said something about the access that has no effect on this predictor."""
+        unused = [name.name for name in fields(Access) if name.name not in self.takes
+                  and getattr(self.options.access, name.name) != getattr(Access(), name.name)]
+        if unused:
+            raise UserError(f"--{unused[0].replace('_', '-')} has no effect on {self.where}; leave it out")
 
     def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
         """Outputs float32 (C, ceil(H/s), ceil(W/s)) on the CPU; position (i, j) belongs to pixel (i s, j s)."""

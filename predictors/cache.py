@@ -61,6 +61,10 @@ def _prepare(tree: Path, predictor: Predictor, records: Sequence[Record], conten
     about = {"precision": precision, "stride": predictor.stride, "defense": defense}
     if windows := predictor.options.windows:
         about["windows"] = windows if windows is True else list(windows)
+    if predictor.options.access.preprocess:
+        about["preprocess"] = repr(sorted(predictor.options.access.preprocess.items()))
+    if not made_from:
+        about["where"] = predictor.where
     queried = [(record.member, str(record.image.absolute()), str(record.label.absolute()), record.dataset)
                for record in records]
     about["fingerprint"] = fingerprint(list(made_from), about, queried, contents)

@@ -13,15 +13,15 @@ from predictors.preprocess import Preprocess
 class ForeignPredictor(Predictor):
     """A model that gets a prepared image and returns logits or a posterior. A subclass defines `answer`.
 
-    `preprocess`: what the format says about the model; the entries of `options.preprocess` replace it. Each image has a
+    `preprocess`: what the format says about the model; the entries of --preprocess replace it. Each image has a
     separate query, so that an output does not depend on the other images.
     """
 
-    takes_preprocess = True
+    takes = frozenset({"preprocess"})
 
     def __init__(self, where: str, options: PredictorOptions, preprocess: Preprocess):
         super().__init__(where, options)
-        self.preprocess = preprocess.changed(options.preprocess or {})
+        self.preprocess = preprocess.changed(options.access.preprocess)
 
     @abstractmethod
     def answer(self, inputs: torch.Tensor, key: str) -> torch.Tensor:

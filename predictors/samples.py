@@ -232,12 +232,14 @@ def open_victim(where: str, dataset: str | None, options: PredictorOptions,
     set.
     """
     predictor = open_predictor(where, options)
+    predictor.check_access()
     if predictor.kind not in kinds:
         raise UserError(f"{where} gives translated images, and posteriors are needed here; give a segmentation model")
     if predictor.kind == "image":
         return predictor, IMAGES
     dataset = dataset or predictor.dataset or "streets"
     names, own = list(find_dataset(dataset).CLASSES), predictor.class_names
+    predictor.options = replace(predictor.options, classes=len(names))
     if predictor.classes is None:
         return predictor, dataset
     if len(names) != predictor.classes:

@@ -493,7 +493,8 @@ LEVELS = ({"utils"}, {"models", "datasets"}, {"attacks", "defenses"}, {"predicto
           {"reproduce", "tools", "examples", "scripts"})  # a folder imports from its own level and the ones before it
 LEVEL = {folder: number for number, folders in enumerate(LEVELS) for folder in folders}
 FROM_NAMESPACE = {  # the functions that scripts call with their parsed arguments
-    "datasets/__init__.py:chosen", "defenses/__init__.py:chosen", "training/setup.py:begin",
+    "datasets/__init__.py:chosen", "defenses/__init__.py:chosen", "predictors/__init__.py:chosen",
+    "training/setup.py:begin",
     "training/setup.py:plan_of", "utils/cli.py:pick", "utils/cli.py:refuse_unused", "utils/cli.py:run",
     "utils/resume.py:resume_arguments"}
 

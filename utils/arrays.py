@@ -35,6 +35,15 @@ def read_npy(path: str | Path) -> np.ndarray:
         return np.memmap(path, dtype, "r", start, shape, order)
 
 
+def parse_npy(content: bytes) -> np.ndarray:
+    """The array of the bytes of a .npy file, as `read_npy` reads it, but writable only by a copy.
+
+    Raises `ValueError` in the cases of `read_npy`.
+    """
+    shape, dtype, order, start = _parse_header(content[:HEAD], len(content))
+    return np.ndarray(shape, dtype, content, start, order=order)
+
+
 def read_npz(path: str | Path, wanted: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Read arrays of a .npz file into a dict by name: all of them, or those of `wanted` that the file has.
 

@@ -28,7 +28,7 @@ def reading(path: str | Path, kind: str, missing: str = "", broken: str = "") ->
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
         if not reason or isinstance(error, KeyError):
             reason = f"{type(error).__name__} {reason}"
-        article = "an" if kind[0] in "aeiou" else "a"
+        article = "an" if kind[0].lower() in "aeiou" else "a"
         raise UserError(f"{path} cannot be read as {article} {kind}: {reason}{broken and '; '}{broken}") from None
 
 
