@@ -52,6 +52,9 @@ class Worker:
                 raise ValueError(f"its answer has more than {LIMIT / 2**30:g} GiB")
             return parse_npy(self._read(size, deadline))
         except (OSError, EOFError, ValueError) as error:
+            if isinstance(error, (EOFError, BrokenPipeError)):
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(5)  # its exit code comes after the end of its pipes
             self.close()
             raise UserError(f"{self.where}: {self._reason(error)}") from None
 
