@@ -142,7 +142,8 @@ class HTTP(ArrayPredictor):
                 if status == HTTPStatus.OK:
                     return self._type_of(headers), content
                 if headers["Location"] and 300 <= status < 400:
-                    raise UserError(f"{self.where} redirects to {headers['Location'][:200]}, which is not followed; if "
+                    target = " ".join(headers["Location"].split())[:200]
+                    raise UserError(f"{self.where} redirects to {target}, which is not followed; if "
                                     "its owner permits queries there, give that URL")
                 if status not in AGAIN:
                     raise UserError(f"{self.where} answers with status {status} for {query.record.name}; check the "
