@@ -15,7 +15,7 @@ help:
 	@echo "make lint     check the code with ruff"
 	@echo "Each target first installs the packages into $(VENV), about 6 GB, if they are missing or out of date."
 
-$(STAMP): requirements.txt requirements-dev.txt reproduce/requirements.txt
+$(STAMP): requirements.txt requirements-dev.txt requirements-audit.txt reproduce/requirements.txt
 	@echo "== installing into $(VENV) (about 6 GB; once)"
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)

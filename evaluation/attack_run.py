@@ -24,7 +24,7 @@ from evaluation.plots import plot_regions
 from evaluation.report import query_curve, show_query_curve, table, write_report
 from evaluation.utility import miou, record_confusion
 from models.pixelwise import Pixelwise
-from predictors import file_of, open_predictor
+from predictors import file_of, files_of, open_predictor
 from predictors.base import Predictor, Record
 from predictors.cache import cache_outputs, check_stride
 from predictors.predictability import predictability_errors
@@ -156,8 +156,8 @@ def keep_references(source: Source, folder: Path) -> Source:
 
 
 def existing_files(places: Sequence[str | None]) -> list[Path]:
-    """The files that `places` name, as `predictors.file_of` finds them."""
-    return [path for place in places if (path := file_of(place))]
+    """The files that `places` name, as `predictors.files_of` finds them."""
+    return [path for place in places for path in files_of(place)]
 
 
 def check_images(attack: Attack, source: Source, run: AttackRun,

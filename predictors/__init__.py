@@ -29,6 +29,10 @@ PREDICTORS = Table("predictor", {
     "http": Entry("predictors.endpoint:HTTP", "a URL that answers PNG images, or a JSON file with its settings; only "
                   "with the permission of its owner"),
     "https": Entry("predictors.endpoint:HTTPS", "the same"),
+    "torchvision": Entry("predictors.torchvision:TorchvisionPredictor", "NAME=FILE, a model of torchvision and its "
+                         "state_dict"),
+    "smp": Entry("predictors.smp:SmpPredictor", "a folder of segmentation-models-pytorch"),
+    "hf": Entry("predictors.huggingface:HuggingFacePredictor", "a folder of Hugging Face"),
 })
 ACCESS = ("--preprocess", "--trust-code", "--query-budget")  # flags of `add_access_flags`
 
@@ -83,15 +87,26 @@ def open_predictor(where: str, options: "PredictorOptions | None" = None) -> "Pr
 
 
 def file_of(where: str | None) -> Path | None:
-    """The file that `where` names: a path, KIND:PATH, KIND:PATH:NAME, or the checkpoint in the folder of a run.
+    """The file that `where` names: a path, KIND:PATH, KIND:PATH:NAME, KIND:NAME=PATH, or the checkpoint of a run.
 
     None without a file.
     """
     if not where:
         return None
     place = _split(where)[1]
-    candidates = (Path(place), Path(place, CHECKPOINT), Path(place.rpartition(":")[0]))
+    candidates = (Path(place), Path(place, CHECKPOINT), Path(place.rpartition(":")[0]),
+                  Path(place.partition("=")[2]))
     return next((path for path in candidates if path.is_file()), None)
+
+
+def files_of(where: str | None) -> list[Path]:
+    """The files that `where` names: that of `file_of`, or the weights and descriptions in the folder of a model."""
+    if file := file_of(where):
+        return [file]
+    folder = Path(_split(where or "")[1])
+    if not where or not (folder / "config.json").is_file():
+        return []
+    return sorted(path for end in ("safetensors", "json") for path in folder.glob(f"*.{end}"))
 
 
 def _split(where: str) -> tuple[str, str]:

@@ -23,9 +23,9 @@ def cache_outputs(tree: Path, predictor: Predictor, records: Sequence[Record],
 
     Posteriors become float16, and translated images PNG of 8 bits. What is already stored is not computed again, so a
     second call resumes an interrupted one. `made_from`: the files of the model. If these files, the records, the pixels
-    of an image or a label, the precision, the stride, the windows or the defense at query time have changed, all
-    outputs are deleted and computed again. Raises `UserError` if `tree` is a folder that this function did not make,
-    and as `check_stride`.
+    of an image or a label, the precision, the stride, the windows, the preprocessing or the defense at query time have
+    changed, all outputs are deleted and computed again. Raises `UserError` if `tree` is a folder that this function did
+    not make, and as `check_stride`.
     """
     contents = [(found.image, found.label) for found in inspect_all([record.files for record in records])]
     check_stride(records, predictor.stride)

@@ -1,23 +1,33 @@
-"""The base classes of predictors for models that were not trained here."""
+"""The base classes of predictors for models that were not trained here, and what their loaders share."""
 
+import importlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
 
+from datasets.pairs import describe_folder
 from predictors.base import Predictor, PredictorOptions, Query
 from predictors.preprocess import Preprocess
+from utils.cli import UserError
+from utils.files import read_json
+from utils.untrusted import reading
 
 
 class ForeignPredictor(Predictor):
     """A model that gets a prepared image and returns logits or a posterior. A subclass defines `answer`.
 
     `preprocess`: what the format says about the model; the entries of --preprocess replace it. Each image has a
-    separate query, so that an output does not depend on the other images.
+    separate query, so that an output does not depend on the other images. `own_names`: the names that the files of the
+    model give its channels; they are shown, and not compared with those of a data set, which may be spelled otherwise.
     """
 
     takes = frozenset({"preprocess"})
+    own_names: Sequence[str] | None = None
 
     def __init__(self, where: str, options: PredictorOptions, preprocess: Preprocess):
         super().__init__(where, options)
@@ -30,17 +40,20 @@ class ForeignPredictor(Predictor):
         `key`: identifies the image, for defenses that draw random numbers.
         """
 
-    def ask(self, query: Query) -> torch.Tensor:
-        """The output of the model as it is, for `Preprocess.posterior`."""
-        return self.answer(self.preprocess.prepare(query.image), query.record.id)
+    def ask(self, query: Query, preprocess: Preprocess) -> torch.Tensor:
+        """The output of the model as it is, for an image that `preprocess` prepared."""
+        return self.answer(preprocess.prepare(query.image), query.key)
 
     def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
-        return [self.preprocess.posterior(self.ask(query), query.image.shape[:2], self.stride).cpu()
-                for query in queries]
+        found = []
+        for query in queries:
+            raw = self.ask(query, self.preprocess)
+            found.append(self.preprocess.posterior(raw, query.image.shape[:2], self.stride).cpu())
+        return found
 
 
 class ForeignModel(ForeignPredictor):
-    """A PyTorch model. A subclass may define `logits`, if the model does not return a tensor (N, C, h, w)."""
+    """A PyTorch model. A subclass may define `forward`, if the model does not return a tensor (N, C, h, w)."""
 
     takes_query_defenses = True
 
@@ -51,7 +64,7 @@ class ForeignModel(ForeignPredictor):
         self.model = options.defense.prepare(model.eval().to(options.compute.device))
         self.classes = self.preprocess.kept or max(channels, 2)
 
-    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The output (1, C, h, w) for the input (1, 3, H, W)."""
         return self.model(inputs)
 
@@ -61,4 +74,54 @@ class ForeignModel(ForeignPredictor):
         if seed is not None:
             torch.manual_seed(seed)
         with self.options.compute.autocast():
-            return self.logits(inputs[None].to(self.options.compute.device))[0].float()
+            return self.forward(inputs[None].to(self.options.compute.device))[0].float()
+
+
+def optional(package: str, kind: str) -> ModuleType:
+    """Import an optional package. `kind`: the kind of predictor that needs it. Raises `UserError` without it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(f"{kind}: needs the package {package}; install it with `pip install -r "
+                        "requirements-audit.txt`") from None
+
+
+def read_folder(where: str, kind: str, name: str = "config.json") -> dict:
+    """The JSON object in WHERE/`name`. Raises `UserError` if it is missing or holds something else.
+
+    `kind`: what the folder should be, such as "Hugging Face".
+    """
+    folder = Path(where)
+    if not (folder / name).is_file():
+        raise UserError(f"{where} is no folder of a {kind} model: it must hold {name}, but {describe_folder(folder)}")
+    content = read_json(folder / name)
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / name} must hold one JSON object")
+    return content
+
+
+def find_weights(where: str) -> Path:
+    """The safetensors weights of a folder, or their index. Raises `UserError` without them, as for pickles."""
+    folder = Path(where)
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (folder / name).is_file():
+            return folder / name
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
+    reason = f"; {pickles[0]} can hold code and is not opened; convert it to safetensors" if pickles else ""
+    raise UserError(f"{where} holds no model.safetensors{reason}")
+
+
+@contextmanager
+def loading(path: Path, kind: str) -> Iterator[None]:
+    """Load a model without the network. Every exception becomes a `UserError` of one line about `path`.
+
+    `kind`: what the file should be, for the message.
+    """
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        with reading(path, kind):
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -30,6 +30,10 @@ def _is_number(value: object, low: float = -1e6, kind: type | tuple = (int, floa
     return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= 1e6
 
 
+def _is_side(value: object) -> bool:
+    return _is_number(value, 1, int) and value <= LARGEST
+
+
 def _are(test: Callable[[object], bool], count: int | None = None) -> Callable[[object], bool]:
     return lambda value: isinstance(value, tuple) and (len(value) == count if count else len(value) > 0) and all(
         map(test, value))
@@ -43,9 +47,10 @@ ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
     "mean": (lambda value: value is None or _are(_is_number)(value), "a list with one number per channel"),
     "std": (lambda value: value is None or _are(lambda one: _is_number(one, 1e-6))(value),
             "a list with one positive number per channel"),
-    "size": (lambda value: value is None or _are(lambda one: _is_number(one, 1, int) and one <= LARGEST, 2)(value),
-             "[HEIGHT, WIDTH], or null for the size of the image"),
-    "multiple": (lambda value: _is_number(value, 1, int) and value <= LARGEST, "a whole number, such as 32"),
+    "size": (lambda value: value is None or _is_side(value) or _are(_is_side, 2)(value),
+             "[HEIGHT, WIDTH], the length of the short side, or null for the size of the image"),
+    "longest": (lambda value: value is None or _is_side(value), "the largest length of the long side, or null"),
+    "multiple": (lambda value: _is_side(value), "a whole number, such as 32"),
     "layout": (lambda value: value in ("nchw", "nhwc"), '"nchw" or "nhwc"'),
     "output": (lambda value: value in ("logits", "posterior", "sigmoid"), '"logits", "posterior" or "sigmoid"'),
     "classes": (lambda value: value is None or _are(lambda one: _is_number(one, 0, int) and one <= VOID)(value),
@@ -59,10 +64,11 @@ class Preprocess:
 
     `channels`: the colour of each input channel, "rgb", "bgr", or more letters for more channels. `scale`: the value of
     a full pixel, 1 or 255. `mean`, `std`: per input channel, after `scale` (None: 0 and 1). `size`: height and width to
-    which an image is resized (None: its own). `multiple`: without `size`, the sides are padded to a multiple of this.
-    `layout`: of input and output, "nchw" or "nhwc". `output`: "logits", "posterior", or "sigmoid", which are logits of
-    independent classes. `classes`: the train id of each channel of the output (None: its index); channels of one train
-    id are added, and channels with 255 are left out.
+    which an image is resized, or its short side (None: its own size). `longest`: with a short side, the length that the
+    long side may have (None: any). `multiple`: the sides are then padded to a multiple of this. `layout`: of input and
+    output, "nchw" or "nhwc". `output`: "logits", "posterior", or "sigmoid", which are logits of independent classes.
+    `classes`: the train id of each channel of the output (None: its index); channels of one train id are added, and
+    channels with 255 are left out.
 
     Raises `UserError` for any other value.
     """
@@ -71,7 +77,8 @@ class Preprocess:
     scale: float = 1
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | int | None = None
+    longest: int | None = None
     multiple: int = 1
     layout: str = "nchw"
     output: str = "logits"
@@ -84,8 +91,8 @@ class Preprocess:
             if getattr(self, name) and len(getattr(self, name)) != len(self.channels):
                 raise UserError(f'"{name}" of the preprocessing has {len(getattr(self, name))} numbers for the '
                                 f'{len(self.channels)} channels "{self.channels}"; give one per channel')
-        if self.size and self.multiple > 1:
-            raise UserError('the preprocessing has "size" and "multiple"; give one of them')
+        if self.longest and not isinstance(self.size, int):
+            raise UserError('"longest" of the preprocessing needs "size" with the length of the short side')
         kept = set(self.classes or ()) - {VOID}
         if self.classes and kept != set(range(max(len(kept), 2))):
             raise UserError(f'"classes" of the preprocessing must use each train id from 0 to the largest, and two or '
@@ -93,9 +100,8 @@ class Preprocess:
                             "for a class, make that class void in the labels")
 
     def changed(self, changes: Mapping[str, object]) -> "Preprocess":
-        """The preprocessing with the entries of `changes`, of which "size" and "multiple" replace one another."""
-        implied = {"multiple": 1} if changes.get("size") else {"size": None} if changes.get("multiple", 1) != 1 else {}
-        return replace(self, **implied | dict(changes))
+        """The preprocessing with the entries of `changes`."""
+        return replace(self, **changes)
 
     @property
     def kept(self) -> int | None:
@@ -110,8 +116,7 @@ class Preprocess:
         """
         order = [COLOURS.index(colour) for colour in self.channels]
         pixels = torch.from_numpy(np.ascontiguousarray(image[..., order].transpose(2, 0, 1))).float()
-        if self.size and pixels.shape[1:] != self.size:
-            pixels = F.interpolate(pixels[None], self.size, mode="bilinear", align_corners=False, antialias=True)[0]
+        pixels = _resize(pixels, self.resized(image.shape[:2]), antialias=True)
         pixels = pixels * self.scale / 255
         if self.mean:
             pixels = pixels - torch.tensor(self.mean)[:, None, None]
@@ -121,26 +126,36 @@ class Preprocess:
         pixels = F.pad(pixels, (0, width - pixels.shape[2], 0, height - pixels.shape[1]))
         return pixels if self.layout == "nchw" else pixels.permute(1, 2, 0).contiguous()
 
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width to which an image of `size` (H, W) is resized, without padding."""
+        if not isinstance(self.size, int):
+            return self.size or tuple(size)
+        factor = self.size / min(size)
+        if self.longest:
+            factor = min(factor, self.longest / max(size))
+        return tuple(max(1, round(factor * side)) for side in size)
+
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the input for an image of `size` (H, W)."""
-        return self.size or tuple(-(-side // self.multiple) * self.multiple for side in size)
+        """Height and width of the input for an image of `size` (H, W), with padding."""
+        return tuple(-(-side // self.multiple) * self.multiple for side in self.resized(size))
 
     def posterior(self, raw: torch.Tensor, size: tuple[int, int], stride: int = 1) -> torch.Tensor:
         """The posterior float32 (K, ceil(H/s), ceil(W/s)) of an output for an image of `size` (H, W).
 
         `raw`: (C, h, w), or (h, w, C) with the layout "nhwc", of any h and w: it is resized bilinearly, as it is and
-        before any softmax, to the size of the input, and its padding is cut off. Position (i, j) of the result belongs
-        to pixel (i s, j s) of the image. One channel p becomes two classes, 1 - p and p. Raises `UserError` for another
-        shape, another number of channels than `classes` has, and for a posterior with values outside 0..1.
+        before any softmax, its padding is cut off, and position (i, j) of the result belongs to pixel (i s, j s) of the
+        image. One channel p becomes two classes, 1 - p and p. Raises `UserError` for another shape, another number of
+        channels than `classes` has, a posterior with values outside 0..1, and for logits that are posteriors.
         """
         if raw.ndim != 3 or 0 in raw.shape:
             raise UserError(f"the output of the model has the shape {tuple(raw.shape)}; it must be (classes, height, "
                             "width) for one image")
         raw = (raw if self.layout == "nchw" else raw.permute(2, 0, 1)).float()
-        covered = size if self.size else self.input_size(size)
-        if raw.shape[1:] != covered:
-            raw = F.interpolate(raw[None], covered, mode="bilinear", align_corners=False)[0]
-        found = self.probabilities(raw[:, : size[0] : stride, : size[1] : stride])
+        self.check_kind(raw)
+        resized, covered = self.resized(size), self.input_size(size)
+        if covered != resized:
+            raw = _resize(raw, covered)[:, : resized[0], : resized[1]]
+        found = self.probabilities(_resize(raw, size)[:, ::stride, ::stride])
         if not self.classes:
             return found
         if len(self.classes) != len(found):
@@ -151,15 +166,35 @@ class Preprocess:
     def probabilities(self, raw: torch.Tensor) -> torch.Tensor:
         """Values (C, h, w) of the kind `output` -> posterior (C, h, w); one channel becomes two classes."""
         if self.output == "posterior":
-            low, high = float(raw.min()), float(raw.max())
-            if low < -TOLERANCE or high > 1 + TOLERANCE:
-                raise UserError(f"the output of the model has values from {low:.3g} to {high:.3g}, so it is no "
-                                'posterior; give --preprocess with "output": "logits", or "sigmoid"')
             raw = raw.clamp(0, 1)
             return normalise_or_uniform(raw if len(raw) > 1 else torch.cat([1 - raw, raw]))
         if len(raw) == 1:
             return torch.cat([-raw, raw]).sigmoid()
         return raw.softmax(dim=0) if self.output == "logits" else normalise_or_uniform(raw.sigmoid())
+
+    def check_kind(self, raw: torch.Tensor) -> None:
+        """Raise `UserError` if the values (C, h, w) of an output contradict `output`."""
+        low, high = float(raw.min()), float(raw.max())
+        if self.output == "posterior" and (low < -TOLERANCE or high > 1 + TOLERANCE):
+            raise UserError(f"the output of the model has values from {low:.3g} to {high:.3g}, so it is no posterior: "
+                            'the softmax is missing; give --preprocess FILE with {"output": "logits"}')
+        if self.output != "posterior" and are_posteriors(raw):
+            raise UserError("the output of the model has values in 0..1 that sum to 1 over the classes, so it is a "
+                            "posterior, and the softmax would be applied twice; give --preprocess FILE with "
+                            '{"output": "posterior"}')
+
+
+def are_posteriors(values: torch.Tensor) -> bool:
+    """Whether values (C, h, w) of two channels or more lie in 0..1 and sum to 1 everywhere."""
+    return bool(len(values) > 1 and values.min() >= -TOLERANCE and values.max() <= 1 + TOLERANCE
+                and ((values.sum(dim=0) - 1).abs() < TOLERANCE).all())
+
+
+def _resize(maps: torch.Tensor, size: tuple[int, int], antialias: bool = False) -> torch.Tensor:
+    """Maps (C, h, w) -> (C, H, W), bilinear; unchanged if they have this size."""
+    if tuple(maps.shape[1:]) == tuple(size):
+        return maps
+    return F.interpolate(maps[None], tuple(size), mode="bilinear", align_corners=False, antialias=antialias)[0]
 
 
 def read_changes(path: str | Path) -> dict[str, object]:

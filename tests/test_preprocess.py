@@ -64,9 +64,20 @@ def test_smaller_logits_are_resized_before_the_softmax():
     full = F.interpolate(raw[None], (8, 12), mode="bilinear", align_corners=False)[0]
     padded = Preprocess(multiple=4).posterior(raw, (7, 10), 2)
     assert torch.equal(padded, full[:, :7:2, :10:2].softmax(0))
+    both = Preprocess(size=(5, 9), multiple=4).posterior(raw, (7, 10))
+    assert torch.equal(both, F.interpolate(full[None, :, :5, :9], (7, 10), mode="bilinear")[0].softmax(0))
     resized = Preprocess(size=(8, 12)).posterior(raw, (7, 10))
     expected = F.interpolate(raw[None], (7, 10), mode="bilinear", align_corners=False)[0].softmax(0)
     assert torch.equal(resized, expected)
+
+
+@pytest.mark.parametrize("size, longest, expected", [(20, None, (20, 41)), (20, 30, (15, 30)), ((3, 4), None, (3, 4)),
+                                                     (None, None, (39, 80))])
+def test_sizes(size, longest, expected):
+    preprocess = Preprocess(size=size, longest=longest, multiple=8)
+    assert preprocess.resized((39, 80)) == expected
+    padded = preprocess.prepare(np.zeros((39, 80, 3), np.uint8)).shape[1:]
+    assert all(side % 8 == 0 and 0 <= side - own < 8 for side, own in zip(padded, expected, strict=True))
 
 
 def test_classes_are_merged_and_dropped():
@@ -76,7 +87,7 @@ def test_classes_are_merged_and_dropped():
     binary = Preprocess(output="posterior", classes=(1, 0)).posterior(raw[3:], (2, 2))
     assert binary[:, 1, 1].tolist() == pytest.approx([0.4, 0.6])
     with pytest.raises(UserError, match="has 3 entries, and the model gives 4 classes"):
-        Preprocess(classes=(0, 1, 2)).posterior(raw, (2, 2))
+        Preprocess(classes=(0, 1, 2)).posterior(9 * raw, (2, 2))
 
 
 def test_confident_binary_logits_keep_their_precision():
@@ -91,6 +102,8 @@ def test_confident_binary_logits_keep_their_precision():
 def test_outputs_that_are_refused(raw, message):
     with pytest.raises(UserError, match=message):
         Preprocess(output="posterior").posterior(raw, (3, 3))
+    with pytest.raises(UserError, match=r'softmax would be applied twice.*"output": "posterior"'):
+        Preprocess().posterior(torch.randn(3, 4, 4).softmax(0), (4, 4))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -98,7 +111,8 @@ def test_outputs_that_are_refused(raw, message):
     ('{"channels": "bgx"}', "letters r, g and b"), ('{"channels": ""}', "letters"), ('{"scale": 0}', "positive"),
     ('{"scale": true}', "positive"), ('{"scale": 1e999}', "positive"), ('{"mean": 0.5}', "a list"),
     ('{"mean": [0.5, "x", 1]}', "a list"), ('{"std": [1, 0, 1]}', "a list"), ('{"size": [512]}', "HEIGHT, WIDTH"),
-    ('{"size": [512, 99999999]}', "HEIGHT"), ('{"size": 512}', "HEIGHT"), ('{"size": [1.5, 2]}', "HEIGHT"),
+    ('{"size": [512, 99999999]}', "HEIGHT"), ('{"size": 512.5}', "HEIGHT"), ('{"longest": []}', "long side"),
+    ('{"size": [1.5, 2]}', "HEIGHT"),
     ('{"multiple": 0}', "whole number"), ('{"layout": "chw"}', "nchw"), ('{"output": "softmax"}', "logits"),
     ('{"output": ["logits"]}', "logits"), ('{"classes": [0, 256]}', "train id"), ('{"classes": []}', "train id"),
     ("[]", "one JSON object"), ("{", "cannot be read as a JSON file"), ("[" * 100_000, "cannot be read")])
@@ -115,13 +129,14 @@ def test_a_file_changes_what_was_guessed(tmp_path):
     path.write_text(json.dumps({"channels": "bgr", "size": [4, 6], "classes": [0, 1, 1, 255], "mean": None}))
     guessed = Preprocess(multiple=32, **IMAGENET)
     found = guessed.changed(read_changes(path))
-    assert found == Preprocess("bgr", std=IMAGENET["std"], size=(4, 6), classes=(0, 1, 1, 255)) and found.kept == 2
-    assert found.changed({"multiple": 8}).size is None and guessed.changed({}) == guessed
+    expected = Preprocess("bgr", std=IMAGENET["std"], size=(4, 6), multiple=32, classes=(0, 1, 1, 255))
+    assert found == expected and found.kept == 2
+    assert guessed.changed({}) == guessed
 
 
 @pytest.mark.parametrize("changes, message", [
     ({"mean": (1, 2)}, "has 2 numbers for the 3 channels"), ({"channels": "rgbb", "std": (1, 1, 1)}, "3 numbers"),
-    ({"size": (8, 8), "multiple": 2}, "give one of them"), ({"classes": (0, 2)}, "each train id"),
+    ({"size": (8, 8), "longest": 20}, "the short side"), ({"classes": (0, 2)}, "each train id"),
     ({"classes": (0, 0)}, "two or more"), ({"classes": (255, 255)}, "found none")])
 def test_changes_that_contradict_one_another(changes, message):
     with pytest.raises(UserError, match=message):

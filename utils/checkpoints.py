@@ -65,17 +65,42 @@ def load_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     with reading(path, "checkpoint", missing="`make weights` trains those of the demo, `python -m utils.download` "
                                              "downloads those of the authors"):
-        check_file(path)
-        try:
-            # PyTorch warns about tensors that `check_contents` refuses.
-            with warnings.catch_warnings(action="ignore"), _short_storage_text():
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            requested = re.search(r"GLOBAL (\S+) was not", str(error))
-            raise UserError(f"{path} is damaged, or contains more than tensors and plain values"
-                            f"{f' ({requested[1][:60]})' if requested else ''}; it was not opened") from None
+        checkpoint = _load(path)
         check_contents(checkpoint, path)
     return checkpoint
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights in a file of another program: .safetensors, or a state_dict of torch.save, onto the CPU.
+
+    The state_dict may be the entry "state_dict" or "model" of a dict. Raises `UserError` as `load_checkpoint` does.
+    """
+    path = Path(path)
+    with reading(path, "file of weights"):
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            loaded = load_file(path)
+        else:
+            loaded = _load(path)
+        for key in ("state_dict", "model"):
+            if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
+        check_contents({"state_dict": loaded}, path)
+    return _without_wrapper(loaded)
+
+
+def _load(path: Path) -> object:
+    """The content of a file of torch.save. Raises `UserError` if it is more than tensors and plain values."""
+    check_file(path)
+    try:
+        # PyTorch warns about tensors that `check_contents` refuses.
+        with warnings.catch_warnings(action="ignore"), _short_storage_text():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        requested = re.search(r"GLOBAL (\S+) was not", str(error))
+        raise UserError(f"{path} is damaged, or contains more than tensors and plain values"
+                        f"{f' ({requested[1][:60]})' if requested else ''}; it was not opened") from None
 
 
 @contextmanager
