@@ -87,9 +87,9 @@ class _Variant:
         return self.miou - WORTH * len(self.words)
 
 
-def check_segments(predictor: Predictor, records: Sequence[Record]) -> Finding:
+def check_segments(predictor: Predictor, records: Sequence[Record], count: int = IMAGES) -> Finding:
     """The finding of `examine`. Raises `UserError` with the cause and the repair if something is wrong."""
-    finding = examine(predictor, records)
+    finding = examine(predictor, records, count)
     if finding.cause:
         raise UserError(f"{predictor.where}: {finding}")
     return finding
@@ -107,8 +107,10 @@ def examine(predictor: Predictor, records: Sequence[Record], count: int = IMAGES
         raise UserError(f"{predictor.where}: none of the images has a label, so it cannot be checked whether the model "
                         "segments them; give masks")
     labels = [query.record.load_label() for query in queries]
-    kind = _kind(predictor, queries)
-    variants = list(_variants(predictor, queries, labels, kind[1] if kind else {}))
+    foreign = isinstance(predictor, ForeignPredictor)
+    outputs = _ask(predictor, queries, predictor.preprocess) if foreign else predictor.predict(queries)
+    kind = _kind(predictor, outputs)
+    variants = list(_variants(predictor, queries, outputs, labels, kind[1] if kind else {}))
     given, best = variants[0], _best(variants)
     finding = Finding(given.miou, _constant(given.matrices), len(queries))
     gains = [mean_iou(mended) > mean_iou(before)
@@ -148,12 +150,14 @@ def _constant(matrices: Sequence[np.ndarray]) -> float:
     return float(shares.max() / max(shares.sum(), 1) / max((shares > 0).sum(), 1))
 
 
-def _kind(predictor: Predictor, queries: Sequence[Query]) -> tuple[str, dict[str, object]] | None:
+def _ask(predictor: ForeignPredictor, queries: Sequence[Query], preprocess: Preprocess) -> list[torch.Tensor]:
+    """The outputs of a model as they are, for images that `preprocess` prepared."""
+    return [predictor.ask(query, preprocess).float() for query in queries]
+
+
+def _kind(predictor: Predictor, outputs: Sequence[torch.Tensor]) -> tuple[str, dict[str, object]] | None:
     """What is wrong with the values of the outputs, in words, and the entries that repair it. None: nothing."""
-    if not isinstance(predictor, ForeignPredictor):
-        outputs = predictor.predict(queries)
-    else:
-        outputs = [predictor.ask(query, predictor.preprocess).float() for query in queries]
+    if isinstance(predictor, ForeignPredictor):
         low, high = min(float(raw.min()) for raw in outputs), max(float(raw.max()) for raw in outputs)
         inside = low >= -TOLERANCE and high <= 1 + TOLERANCE
         if predictor.preprocess.output == "posterior" and not inside:
@@ -180,18 +184,19 @@ def _is_flat(posterior: torch.Tensor) -> bool:
     return bool(1.5 < ratio <= math.e * 1.02)
 
 
-def _variants(predictor: Predictor, queries: Sequence[Query], labels: Sequence[np.ndarray],
-              changes: Mapping[str, object]) -> Iterator[_Variant]:
-    """The model as it is, and with each repair. `changes`: entries that it needs in any case."""
+def _variants(predictor: Predictor, queries: Sequence[Query], outputs: Sequence[torch.Tensor],
+              labels: Sequence[np.ndarray], changes: Mapping[str, object]) -> Iterator[_Variant]:
+    """The model as it is, which gave `outputs`, and with each repair. `changes`: entries that it needs in any case."""
     if not isinstance(predictor, ForeignPredictor):
-        yield from _shifted((), {}, predictor.predict(queries), labels)
+        yield from _shifted((), {}, outputs, labels)
         return
     given = predictor.preprocess.changed(changes)
     for words, entries in _inputs(given):
         preprocess = given.changed(entries)
-        outputs = [preprocess.posterior(predictor.ask(query, preprocess), query.image.shape[:2], predictor.stride).cpu()
-                   for query in queries]
-        yield from _shifted(words, entries, outputs, labels)
+        raws = _ask(predictor, queries, preprocess) if entries else outputs
+        posteriors = [preprocess.posterior(raw, query.image.shape[:2], predictor.stride).cpu()
+                      for raw, query in zip(raws, queries, strict=True)]
+        yield from _shifted(words, entries, posteriors, labels)
 
 
 def _inputs(given: Preprocess) -> Iterator[tuple[tuple[str, ...], dict[str, object]]]:
