@@ -69,14 +69,13 @@ class Finding:
 class _Variant:
     """A change of what the model gets, or of the meaning of its classes. `places`: see `merge_channels`.
 
-    `matrices`: a confusion matrix for each image; `loss`: the mean loss over the images.
+    `matrices`: a confusion matrix for each image.
     """
 
     words: tuple[str, ...]
     changes: Mapping[str, object]
     places: tuple[int, ...]
     matrices: Sequence[np.ndarray]
-    loss: float
 
     @property
     def miou(self) -> float:
@@ -111,7 +110,7 @@ def examine(predictor: Predictor, records: Sequence[Record], count: int = IMAGES
     outputs = _ask(predictor, queries, predictor.preprocess) if foreign else predictor.predict(queries)
     kind = _kind(predictor, outputs)
     variants = list(_variants(predictor, queries, outputs, labels, kind[1] if kind else {}))
-    given, best = variants[0], _best(variants)
+    given, best = variants[0], max(variants, key=lambda variant: variant.worth)
     finding = Finding(given.miou, _constant(given.matrices), len(queries))
     gains = [mean_iou(mended) > mean_iou(before)
              for mended, before in zip(best.matrices, given.matrices, strict=True)]
@@ -126,13 +125,6 @@ def examine(predictor: Predictor, records: Sequence[Record], count: int = IMAGES
                        "the model does not segment these images, and no usual repair of input or classes mends it. It "
                        "may have other classes than the masks, in another order, or be the wrong model")
     return finding
-
-
-def _best(variants: Sequence[_Variant]) -> _Variant:
-    """The variant of the largest `worth`; among those that are about as good, that of the smallest loss."""
-    worths = [variant.worth for variant in variants]
-    close = [variant for variant, worth in zip(variants, worths, strict=True) if worth > max(worths) - WORTH]
-    return min(close, key=lambda variant: variant.loss)
 
 
 def _spread(records: Sequence[Record], count: int) -> list[Record]:
@@ -232,23 +224,19 @@ def _shifted(words: tuple[str, ...], changes: Mapping[str, object], outputs: Seq
         if count == 2 and VOID in places:  # one class would be left
             continue
         kept = 1 + max(place for place in places if place != VOID)
-        pairs = [_compare(merge_channels(output, places, kept), label, size)
-                 for output, label in zip(outputs, labels, strict=True)]
-        yield _Variant((*words, *more), changes, places, [matrix for matrix, _ in pairs],
-                       float(np.mean([loss for _, loss in pairs])))
+        matrices = [_confusion(merge_channels(output, places, kept), label, size)
+                    for output, label in zip(outputs, labels, strict=True)]
+        yield _Variant((*words, *more), changes, places, matrices)
 
 
-def _compare(posterior: torch.Tensor, label: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-    """Confusion matrix (size, size) and mean loss of a posterior (C, h, w), for a label at full size."""
+def _confusion(posterior: torch.Tensor, label: np.ndarray, size: int) -> np.ndarray:
+    """Confusion matrix (size, size) of a posterior (C, h, w) and a label at full size."""
     stride = -(-label.shape[0] // posterior.shape[1])
     small = label[::stride, ::stride]
     if small.shape != posterior.shape[1:]:
         raise UserError(f"an output has {posterior.shape[1]} x {posterior.shape[2]} positions, and its label "
                         f"{label.shape[0]} x {label.shape[1]}; give masks of the size of the images")
-    known = small < len(posterior)
-    true = posterior.numpy()[small[known], *np.nonzero(known)]
-    loss = -np.log(true.clip(1e-6)).mean() if known.any() else np.inf
-    return confusion(posterior.argmax(dim=0).numpy(), small, size), float(loss)
+    return confusion(posterior.argmax(dim=0).numpy(), small, size)
 
 
 def _repair(predictor: Predictor, best: _Variant) -> dict[str, object]:

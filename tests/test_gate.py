@@ -17,7 +17,7 @@ from predictors.preprocess import IMAGENET, Preprocess
 from utils.cli import UserError
 
 CLASSES = 6
-COLOURS = np.array([(90, 60, 140), (220, 180, 60), (40, 120, 60), (200, 40, 40), (30, 190, 230), (120, 120, 20)])
+COLOURS = np.array([(60 + 28 * k, 110, 200 - 28 * k) for k in range(CLASSES)])  # in a row: a wrong scale mixes them
 RIGHT = {"none": Preprocess(), "imagenet": Preprocess(**IMAGENET), "255": Preprocess(scale=255),
          "one": Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3), "bgr": Preprocess("bgr", **IMAGENET)}
 
