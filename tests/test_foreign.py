@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from conftest import ROOT, must, results, script
 
 from predictors import open_predictor
-from predictors.base import PredictorOptions, Query, Record
+from predictors.base import Access, PredictorOptions, Query, Record
 from predictors.foreign import optional
 from predictors.preprocess import IMAGENET, Preprocess
 from utils.cli import UserError
@@ -42,7 +42,7 @@ def query():
 
 def ask(where, stride=1, **changes):
     """The posterior of the predictor `where` for IMAGE."""
-    predictor = open_predictor(str(where), PredictorOptions(stride=stride, preprocess=changes))
+    predictor = open_predictor(str(where), PredictorOptions(stride=stride, access=Access(preprocess=changes or {})))
     [found] = predictor.predict([query()])
     assert found.dtype == torch.float32 and found.shape == (predictor.classes, -(-52 // stride), -(-70 // stride))
     return found
