@@ -30,6 +30,9 @@ ATTACKS = Table("attack", {
     "lira-bayes-online": Entry("attacks.lira:OnlineBayesianLiRA", "lira-online with such a prior"),
     "statistics": Entry("attacks.statistics:StatisticsAttack", "logistic model of statistics of the loss, trained on "
                         "--population"),
+    "statistics-crossfit": Entry("attacks.statistics:CrossFittedStatistics", "the same, trained on the other groups of "
+                                 "the attacked images, so it knows more than an attacker"),
+    "references-alone": Entry("attacks.calibrated:ReferencesAlone", "the loss of --references alone: a control"),
     "augmented": Entry("attacks.queries:Augmented", "calibrated, or loss without --references, mean over transformed "
                        "versions of the image"),
     "agreement": Entry("attacks.queries:Agreement", "share of correct classes over transformed versions of the image "

@@ -56,6 +56,15 @@ class CalibratedScore(ReferenceAttack):
         return self.settings.c * reference - target
 
 
+class ReferencesAlone(CalibratedScore):
+    """A control: the mean loss of the references alone, which must find nothing, because they saw neither side."""
+
+    reads = frozenset({"floor"})
+
+    def evidence(self, sample: Sample) -> torch.Tensor:
+        return self.losses(sample)[1]
+
+
 class WeightedCalibratedScore(CalibratedScore):
     """The calibrated score with a weight c that is chosen on the population, such as a shadow attacked with references.
 

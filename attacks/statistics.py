@@ -5,7 +5,8 @@ of the loss map (section 2.1) and, with references, of its difference from that 
 2022).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -51,12 +52,16 @@ class StatisticsAttack(Attack):
                       for sample in usable(population))
         _, groups, member, table = zip(*rows, strict=True)
         groups, member = np.array(groups), np.array(member)
-        table, parts = np.array(table), split(member, groups, self.settings.selection.seed)
+        table, parts = np.array(table), split(member, groups, self.settings.selection.seed, "--population has")
+        self.model = model(self.choose(table, member, parts)).fit(table, member)
+
+    def choose(self, table: np.ndarray, member: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
+        """The regularisation with the highest AUC over the folds `parts`, which is also noted in `chosen`."""
         aucs = {strength: round(roc_auc_score(member, cross_val_predict(
             model(strength), table, member, cv=parts, method="decision_function")), 9) for strength in STRENGTHS}
         best = max(STRENGTHS, key=lambda strength: (aucs[strength], -strength))
-        self.model = model(best).fit(table, member)
         self.chosen = {"C": best, "auc": aucs[best]}
+        return best
 
     def score(self, samples: Iterable[Sample], predictor: object = None) -> Iterator[Scored]:
         for sample in samples:
@@ -76,13 +81,35 @@ class StatisticsAttack(Attack):
         return [float(value) for value in found]
 
 
+class CrossFittedStatistics(StatisticsAttack):
+    """The same model, trained on the attacked images: each score is that of a model of the other groups of images.
+
+    It needs no population, but knows on which side the other images are, which an attacker does not. With many images
+    it is an upper bound of what such a model finds. Raises `UserError` if a side has fewer than two groups.
+    """
+
+    needs = frozenset({"truth"})
+
+    def score(self, samples: Iterable[Sample], predictor: object = None) -> Iterator[Scored]:
+        for sample in samples:
+            yield Scored(sample.name, sample.member, sample.group, 0.0, statistics={"features": self.features(sample)})
+
+    def finish(self, scored: Sequence[Scored]) -> Sequence[Scored]:
+        table = np.array([one.statistics["features"] for one in scored])
+        groups, member = np.array([one.group for one in scored]), np.array([bool(one.member) for one in scored])
+        parts = split(member, groups, self.settings.selection.seed, "the attacked images have")
+        strength = self.choose(table, member, parts)
+        odds = cross_val_predict(model(strength), table, member, cv=parts, method="decision_function")
+        return [replace(one, score=float(value), statistics={}) for one, value in zip(scored, odds, strict=True)]
+
+
 def model(strength: float) -> Pipeline:
     """An unfitted logistic regression on standardised features."""
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
 
 
-def split(member: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Indices of training and test in each of at most `FOLDS` folds of whole groups.
+def split(member: np.ndarray, groups: np.ndarray, seed: int, who: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Indices of training and test in each of at most `FOLDS` folds of whole groups. `who`: the images, for an error.
 
     Raises `UserError` if a side has fewer than two groups, or a fold has all groups of a side.
     """
@@ -91,7 +118,7 @@ def split(member: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.nd
     parts = list(StratifiedGroupKFold(folds, shuffle=True, random_state=random_state).split(
         member, member, groups)) if folds > 1 else []
     if not parts or not all(0 < member[train].sum() < len(train) for train, _ in parts):
-        raise UserError("--population has too few groups of members or of non-members, so no model can be chosen by "
+        raise UserError(f"{who} too few groups of members or of non-members, so no model can be chosen by "
                         "cross-validation; give images of more groups")
     return parts
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -79,13 +79,12 @@ class Folder:
         there are fewer groups than parts.
         """
         pairs = find_pairs(root)
-        groups = propose_groups([pair.image for pair in pairs])
+        groups = [pair.group for pair in pairs]
         if (count := len(set(groups))) < len(PARTS):
             raise UserError(f"{root} has {count} groups of images, and each of the parts {', '.join(PARTS)} needs one "
                             f"or more: add images, until there are {len(PARTS)} groups")
         part = deal(groups, (1, 1, 1, 1), seed)
-        found = {name: [Pair(pair.image, pair.label, group, root)
-                        for pair, group, number in zip(pairs, groups, part, strict=True) if number == index]
+        found = {name: [pair for pair, number in zip(pairs, part, strict=True) if number == index]
                  for index, name in enumerate(PARTS)}
         return found | {"shadow": found["shadow_in"] + found["shadow_out"]}
 
@@ -196,23 +195,33 @@ def find_pairs(root: Path) -> list[Pair]:
     if other := sorted(path for name in (*IMAGES, *MASKS) for path in root.glob(f"*/{name}")
                        if path.is_dir() and path.parent.name not in ("images", masks)):
         warn_once(f"{other[0]} is left out: only {root / 'images'} and {root / masks} are read")
-    images, labels = ({name: file.relative_to(root).as_posix() for name, file in files_by_name(root / kind).items()}
-                      for kind in ("images", masks))
-    for kind, one, other in ((masks, images, labels), ("images", labels, images)):
-        if lacking := sorted(one.keys() - other.keys()):
-            raise UserError(f"{len(lacking)} of {len(one)} files, such as {root / one[lacking[0]]}, have no file of "
-                            f"the same name in {root / kind}; add them, or move these files away")
-    if not images:
-        raise UserError(f"{root}/images holds no files")
-    return [Pair(images[stem], labels[stem], images[stem], root) for stem in sorted(images)]
+    return match_files(root, root / "images", root / masks)
 
 
-def propose_groups(images: Sequence[str]) -> list[str]:
-    """A group for each path images/NAME: the folder of the image, or its name without the number at the end.
+def match_files(root: Path, images: Path, masks: Path) -> list[Pair]:
+    """The pairs of files of equal names in two folders below `root`, sorted, in the groups of `propose_groups`.
 
-    Each image is its own group if neither gives `FEWEST` groups of which some have several images.
+    Raises `UserError` if a folder has no file, an image has no mask, a mask no image, or a name occurs twice.
     """
-    names = [PurePosixPath(image).relative_to("images").with_suffix("").as_posix() for image in images]
+    found = [files_by_name(folder) for folder in (images, masks)]
+    for (one, other), folder in zip((found, found[::-1]), (masks, images), strict=True):
+        if lacking := sorted(one.keys() - other.keys()):
+            raise UserError(f"{len(lacking)} of {len(one)} files, such as {one[lacking[0]]}, have no file of the same "
+                            f"name in {folder}; add them, or move these files away")
+    if not found[0]:
+        raise UserError(f"{images} holds no files")
+    names = sorted(found[0])
+    paths = [[files[name].relative_to(root).as_posix() for name in names] for files in found]
+    return [Pair(image, label, group, root)
+            for image, label, group in zip(*paths, propose_groups(paths[0], names), strict=True)]
+
+
+def propose_groups(images: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A group for each of `images`, whose names are `names`, such as a folder and a number: `drive/12`.
+
+    It is the folder of the name, or the name without the number at its end. Each image is its own group if neither
+    gives `FEWEST` groups of which some have several images.
+    """
     by_folder = [name.rpartition("/")[0] for name in names]
     by_text = [re.sub(r"[-_]*\d+$", "", name) for name in names]
     for groups in (by_folder, by_text):

@@ -213,12 +213,12 @@ def test_copies_are_left_out_and_groups_stay_whole(tmp_path):
 
 
 def test_groups_are_folders_or_names_without_their_number():
-    nested = [f"images/{city}/{index}.png" for city in "abcdefgh" for index in range(3)]
-    assert propose_groups(nested)[:4] == ["a", "a", "a", "b"]
-    named = [f"images/{name}_{index:03d}.png" for name in "abcdefgh" for index in range(3)]
-    assert propose_groups(named)[:4] == ["a", "a", "a", "b"]
-    single = [f"images/{index}.png" for index in range(20)]
-    assert propose_groups(single) == single
+    nested = [f"{city}/{index}" for city in "abcdefgh" for index in range(3)]
+    assert propose_groups(images := [f"images/{name}.png" for name in nested], nested)[:4] == ["a", "a", "a", "b"]
+    named = [f"{name}_{index:03d}" for name in "abcdefgh" for index in range(3)]
+    assert propose_groups(images, named)[:4] == ["a", "a", "a", "b"]
+    single = [str(index) for index in range(24)]
+    assert propose_groups(images, single) == images
 
 
 def test_near_duplicates_are_found(tmp_path):

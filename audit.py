@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Audit a segmentation model: does it give away which images it was trained on?
+
+    python audit.py                                                       # the shipped answers, in examples/
+    python audit.py --model runs/victim --images data/my/images --masks data/my/masks --classes 5 \\
+        --members list.txt                                                # all other images are non-members
+    python audit.py --model runs/victim --root data/streets --members splits/streets/victim_in.txt \\
+        --non-members splits/streets/victim_out.txt                       # split files, as for attack.py
+    ... --references runs/shadow --try argmax gauss:0.1                   # with a reference model, and under defenses
+    python audit.py --compare runs/audit-1/audit.json runs/audit-2/audit.json
+
+Runs every attack whose inputs are at hand, with controls, and writes a page (report.html, report.md) and its content
+(audit.json) into the folder of the audit. A stopped audit goes on with the same command.
+
+Exit code: 0; 1 if a condition of --fail-if holds; 2 after an error.
+"""
+
+import argparse
+import sys
+
+import datasets
+from attacks import ATTACKS
+from predictors import PREDICTORS
+from utils.cli import UserError, add_run_flags, new_parser, pick, positive, refuse_unused, run
+
+EXAMPLES = "stored:examples"
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = new_parser(__doc__)
+    flags.add_argument("--model", metavar="[KIND:]WHERE", default=EXAMPLES, help=f"the target model. KIND: "
+                       f"{PREDICTORS.help()} (default: {EXAMPLES})")
+    flags.add_argument("--stride", type=positive, help="pixels per position of the posteriors (default: 8)")
+    sides = flags.add_argument_group("members and non-members")
+    sides.add_argument("--images", metavar="DIR", help="folder of the images")
+    sides.add_argument("--masks", metavar="DIR", help="folder of their ground truth: masks of the names of the images")
+    sides.add_argument("--members", metavar="LIST", help="the images that the model was trained on: with --images, a "
+                       "list of names or a CSV file with the columns image and member; else a split file")
+    sides.add_argument("--non-members", metavar="LIST", help="the images that it was not trained on (default, with "
+                       "--images: all others)")
+    flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="models of the same task that were "
+                       "not trained on these images: runs of train_shadow.py, or [KIND:]WHERE")
+    flags.add_argument("--population", metavar="WHERE", help="images whose membership in another model is known: a run "
+                       "of train_shadow.py")
+    flags.add_argument("--control", metavar="[KIND:]WHERE", help="a model that saw neither side; the attacks on it "
+                       "must find nothing")
+    flags.add_argument("--attacks", nargs="+", metavar="NAME", default=[], help=f"only these attacks, of "
+                       f"{', '.join(ATTACKS)} (default: all whose inputs are at hand)")
+    flags.add_argument("--try", nargs="+", metavar="DEFENSE", default=[], dest="tries", help="defenses whose effect is "
+                       "measured: argmax, gauss:STD, rounding:STEP, test-dropout:RATIO")
+    flags.add_argument("--fail-if", nargs="+", metavar="CONDITION", default=[], help="exit code 1 if a condition such "
+                       "as auc>0.6 or tpr@1%%>0.05 holds for the attack that answers the question")
+    flags.add_argument("--show-images", action="store_true", help="the page shows photographs and plain names of the "
+                       "most exposed images; without it, only maps and keyed hashes")
+    flags.add_argument("--hash-names", metavar="KEYFILE", help="key of the hashes of names (default: a new key in the "
+                       "folder of the audit)")
+    flags.add_argument("--compare", nargs=2, metavar="JSON", help="compare two audits by their audit.json, and stop")
+    flags.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    flags.add_argument("--json", action="store_true", help="print audit.json instead of the answer")
+    datasets.add_flags(flags, of_victim=True)
+    add_run_flags(flags, "audit")
+    return flags
+
+
+def main(args: argparse.Namespace) -> None:
+    check(args)
+    from evaluation import audit_setup as setup
+
+    if args.compare:
+        print(setup.compare(*args.compare))
+        return
+    conditions = [setup.read_condition(text) for text in args.fail_if]
+    tries = [setup.parse_defense(text, args.seed) for text in args.tries]
+    compute = setup.choose_compute(args.gpu, args.precision)
+    folder = setup.start(vars(args), args.out, compute)
+    dataset, data = datasets.chosen(args), None
+    if args.images:
+        data = setup.list_data(args.images, args.masks, args.members, args.non_members, dataset, folder)
+    elif args.members:
+        data = pick(args, setup.LiveData, dataset=dataset)
+    key = None if args.show_images else setup.key_of(folder, args.hash_names)
+    audit = pick(args, setup.Audit, data=data, out=folder, defenses=tries, key=key, compute=compute,
+                 arguments=vars(args))
+    found = setup.run_audit(audit)
+    if not args.quiet:
+        print(setup.as_json(found) if args.json else setup.as_text(found, folder))
+    failed = [one.text for one in conditions if one.holds(found)]
+    if failed:
+        print(f"--fail-if {failed[0]}: the condition holds", file=sys.stderr)
+        sys.exit(1)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict one another, or have no effect, before anything is loaded."""
+    own = {action.option_strings[0] for action in parser()._actions if action.dest not in ("compare", "help")}
+    refuse_unused(args, parser(), [
+        (args.compare, "with --compare; leave it out", sorted(own - {"--try"})),
+        (not args.images, "without --images; give both, or leave it out", ["--masks"]),
+        (not args.members, "without --members; give both, or leave it out", ["--images", "--non-members", "--dataset"]),
+        (args.show_images, "with --show-images, which writes plain names; leave it out", ["--hash-names"])])
+    if args.images and not args.masks:
+        raise UserError("--images needs --masks, the folder of the ground truth")
+    if args.members and not args.images and not args.non_members:
+        raise UserError("--members SPLIT needs --non-members SPLIT; or give --images and --masks, and a list of names")
+
+
+if __name__ == "__main__":
+    run(main, parser())

@@ -1,0 +1,81 @@
+"""A user's lists of members and non-members, as split files of images and masks in two folders."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.folder import match_files
+from datasets.pairs import MAX_BYTES, Pair, write_split
+from utils.cli import UserError
+from utils.untrusted import reading
+
+YES, NO = ("1", "true", "yes", "member", "in"), ("0", "false", "no", "non-member", "out", "")
+
+
+def write_sides(images: str, masks: str, members: str, non_members: str | None,
+                folder: Path) -> tuple[str, str, Path]:
+    """Write members.txt and non_members.txt into `folder`, and return their paths and the root of their paths.
+
+    `images`, `masks`: folders with files of equal names. `members`: a list of names, one per line, or a CSV file whose
+    header has the columns `image` and `member` (1 or 0). `non_members`: a list of names; None for all images that are
+    not in `members`. A name is a path below `images`, with or without its suffix. Raises `UserError` if a folder or a
+    file is missing or wrong, a name is no image, or a side is empty.
+    """
+    for place in (images, masks):
+        if not Path(place).is_dir():
+            raise UserError(f"{place} is no folder; give the folder of the images as --images, and that of their "
+                            "ground truth as --masks")
+    root = Path(os.path.commonpath([Path(images).absolute(), Path(masks).absolute()]))
+    pairs = {os.path.relpath(root / pair.image, Path(images).absolute()): pair
+             for pair in match_files(root, Path(images).absolute(), Path(masks).absolute())}
+    inside, outside = read_sides(members)
+    if non_members and outside is not None:
+        raise UserError(f"{members} says which images are no members; leave --non-members out")
+    chosen = _find(inside, pairs, members, images)
+    if non_members:
+        outside = read_sides(non_members)[0]
+    others = _find(outside, pairs, non_members or members, images) if outside is not None else [
+        pair for pair in pairs.values() if pair not in chosen]
+    for what, side in (("member", chosen), ("non-member", others)):
+        if not side:
+            raise UserError(f"{non_members or members} leaves no image as a {what}; an audit needs both sides")
+    files = folder / "members.txt", folder / "non_members.txt"
+    for file, side in zip(files, (chosen, others), strict=True):
+        write_split(file, side)
+    return str(files[0]), str(files[1]), root
+
+
+def read_sides(path: str) -> tuple[list[str], list[str] | None]:
+    """The names of a list and None or, of a CSV file, the names of its members and of its non-members.
+
+    Raises `UserError` if the file is no UTF-8 text, or a CSV file lacks a column or has another value than `YES`, `NO`.
+    """
+    with reading(path, "text"):
+        if os.path.getsize(path) > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
+        text = Path(path).read_text(encoding="utf-8-sig")
+    lines = [line.strip() for line in text.splitlines()]
+    if "," not in next((line for line in lines if line), ""):
+        return [line for line in lines if line and not line.startswith("#")], None
+    table = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+    if not table or not {"image", "member"} <= table[0].keys():
+        raise UserError(f"{path} must have the columns `image` and `member` in its first line, or one name per line")
+    sides: tuple[list[str], list[str]] = [], []
+    for number, row in enumerate(table, 2):
+        value = (row["member"] or "").strip().lower()
+        if value not in YES + NO:
+            raise UserError(f"{path}, line {number}: `{value[:40]}` is no membership; write 1 for a member, 0 for none")
+        sides[value in NO].append((row["image"] or "").strip())
+    return sides
+
+
+def _find(names: Sequence[str], pairs: dict[str, Pair], path: str, images: str) -> list[Pair]:
+    """The pairs of `names`, sorted, each once. Raises `UserError` for a name that is no image."""
+    by_stem = {os.path.splitext(name)[0]: pair for name, pair in pairs.items()}
+    found = [pairs.get(name) or by_stem.get(name) for name in names]
+    if None in found:
+        raise UserError(f"{path} names {names[found.index(None)]}, which is no image below {images}; write paths "
+                        "relative to that folder")
+    return sorted(set(found), key=lambda pair: pair.image)

@@ -1,0 +1,129 @@
+"""What the script of an audit composes: its folder, its inputs, its conditions, its comparison, and what it prints."""
+
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.sides import write_sides
+from evaluation import audit_words as words
+from evaluation.attack_setup import LiveData, choose_compute
+from evaluation.audit import VERSION, Audit, parse_defense, run_audit
+from evaluation.intervals import paired_difference
+from evaluation.stored_scores import read_paired
+from utils.cli import UserError
+from utils.device import Compute
+from utils.files import atomic_open, read_json, start_run
+
+__all__ = ["Audit", "Condition", "LiveData", "as_json", "as_text", "choose_compute", "compare", "key_of", "list_data",
+           "parse_defense", "read_condition", "run_audit", "start"]
+
+CONDITION = re.compile(r"(auc|max_f|tpr@([0-9.]+)%)\s*>\s*([0-9.]+)")
+PLACE_ONLY = ("out", "gpu", "quiet", "json", "fail_if")  # arguments that change no result
+
+
+def start(arguments: dict, out: str | None, compute: Compute) -> Path:
+    """The folder of an audit, locked: `out`, or an unfinished runs/audit-N of the same arguments, or the next free."""
+    if out is None:
+        out = next((str(folder) for folder in sorted(Path("runs").glob("audit-*"))
+                    if not (folder / "audit.json").exists() and _same(folder, arguments)), None)
+    return start_run("audit", arguments, out, compute)
+
+
+def _same(folder: Path, arguments: dict) -> bool:
+    """Whether an audit with the same arguments was started in `folder`."""
+    if not (folder / "args.json").is_file():
+        return False
+    before = read_json(folder / "args.json").get("args", {})
+    return all(before.get(key) == value for key, value in arguments.items() if key not in PLACE_ONLY)
+
+
+def list_data(images: str, masks: str, members: str, non_members: str | None, dataset: str | None,
+              folder: Path) -> LiveData:
+    """The images of two folders and a list of members (`datasets.sides`), whose split files go into `folder`."""
+    inside, outside, root = write_sides(images, masks, members, non_members, folder)
+    return LiveData(inside, outside, str(root), "", dataset)
+
+
+def key_of(folder: Path, key_file: str | None) -> str:
+    """The key file of the hashes of names: `key_file`, or that in `folder`, which is made if there is none."""
+    if key_file:
+        return key_file
+    own = folder / "key"
+    if not own.exists():
+        with atomic_open(own, private=True) as file:
+            file.write(secrets.token_bytes(32))
+    return str(own)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition of --fail-if on the attack that answers the question: METRIC > LIMIT."""
+
+    text: str
+    metric: str
+    limit: float
+
+    def holds(self, found: dict) -> bool:
+        """Whether it holds for the content of audit.json. Raises `UserError` if the metric could not be measured."""
+        row = next(row for row in found["attacks"] if row["name"] == found["primary"])
+        if row.get(self.metric) is None:
+            raise UserError(f"--fail-if {self.text}: it cannot be measured with {found['images']['non_members']} "
+                            "non-members; give more, or a larger FPR")
+        return row[self.metric] > self.limit
+
+
+def read_condition(text: str) -> Condition:
+    """The condition of a text such as `auc>0.6` or `tpr@1%>0.05`. Raises `UserError` for another text."""
+    found = CONDITION.fullmatch(text.strip())
+    rates = {"10": "tpr_at_10_fpr", "5": "tpr_at_5_fpr", "1": "tpr_at_1_fpr", "0.1": "tpr_at_0.1_fpr"}
+    metric = found and (rates.get(found[2]) if found[2] else found[1])
+    if not metric:
+        raise UserError(f"--fail-if {text}: give auc>X, max_f>X, or tpr@R%>X with R 10, 5, 1 or 0.1")
+    return Condition(text, metric, float(found[3]))
+
+
+def as_json(found: dict) -> str:
+    """The content of audit.json."""
+    return json.dumps(found, indent=2)
+
+
+def as_text(found: dict, folder: Path) -> str:
+    """What an audit prints: the answer, the attacks, and where the page is."""
+    lines = [words.sentence(found), words.meaning(found), ""]
+    lines += [f"  {row['name']:28} AUC {row['auc']:.3f}" + (" [{:.3f}, {:.3f}]".format(*row["auc_interval"])
+              if row["auc_interval"] else "") for row in found["attacks"]]
+    return "\n".join([*lines, "", f"page: {folder / 'report.html'}; also report.md and audit.json"])
+
+
+def compare(first: str, second: str) -> str:
+    """What changed between two audits: the AUC of each attack that both have, and the difference.
+
+    The difference is paired, with a 95 % interval, where both audits scored the same images: their folders hold the
+    scores, and their names are hashed with one key. Raises `UserError` if a file is no audit.json of this version.
+    """
+    audits = [_read_audit(path) for path in (first, second)]
+    rows = [{row["name"]: row for row in audit["attacks"]} for audit in audits]
+    lines = [f"{'attack':28} {'first':>7} {'second':>7} {'second - first':>15}  95 % interval (paired)"]
+    for name in [name for name in rows[0] if name in rows[1]]:
+        one, two = (row[name]["auc"] for row in rows)
+        try:
+            folders = [Path(path).parent / "attacks" / name for path in (first, second)]
+            scores, member, group = read_paired(folders)
+            around = paired_difference([scores[1]], [scores[0]], member, group, "auc")["interval"]
+        except UserError:
+            around = None
+        shown = "[{:+.3f}, {:+.3f}]".format(*around) if around else "-"
+        lines.append(f"{name:28} {one:7.3f} {two:7.3f} {two - one:+15.3f}  {shown}")
+    utility = [audit["miou"]["out"] for audit in audits]
+    if None not in utility:
+        lines.append(f"{'mIoU of non-members':28} {utility[0]:7.3f} {utility[1]:7.3f} {utility[1] - utility[0]:+15.3f}")
+    return "\n".join(lines)
+
+
+def _read_audit(path: str) -> dict:
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("version") != VERSION or not isinstance(found.get("attacks"), list):
+        raise UserError(f"{path} is no audit.json of version {VERSION}; give one that audit.py has written")
+    return found

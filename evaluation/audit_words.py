@@ -1,0 +1,66 @@
+"""The sentences of an audit: the answer, what the verdict means, what to do next, and a glossary."""
+
+VERDICTS = {
+    "leak": "The model gives away which images it was trained on.",
+    "no evidence": "The audit found no evidence that the model gives away its training images.",
+    "other difference": "The two lists of images differ, but not more for this model than without any model.",
+    "undecided": "The audit cannot decide whether the model gives away its training images.",
+}
+
+GLOSSARY = {
+    "member": "an image that the model was trained on, by the list that the user gave",
+    "non-member": "an image that the model was not trained on, by the list that the user gave",
+    "AUC": "the probability that the attack gives a random member a higher score than a random non-member: 0.5 is "
+           "guessing, 1 is certainty",
+    "interval": "a range that contains the true value in 95 of 100 such audits; it accounts for images that belong "
+                "together (a group)",
+    "false positive rate (FPR)": "the share of non-members that are called members",
+    "true positive rate (TPR)": "the share of members that are called members",
+    "mIoU": "mean intersection over union: how well the model segments, 100 % is perfect",
+    "reference model": "another model for the same task that was not trained on the image; it tells how difficult the "
+                       "image is",
+    "control": "a test that must find nothing; if it finds something, the lists differ by more than membership",
+    "group": "images that belong together, such as frames of one drive",
+}
+
+
+def sentence(found: dict) -> str:
+    """The answer in one sentence, with its interval."""
+    one, interval = found["answer"], found["answer"]["interval"]
+    shown = f"AUC {one['auc']:.3f}" + (f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "")
+    return f"{VERDICTS[one['verdict']]} The attack \"{found['primary']}\" reaches {shown} (0.5 is guessing)."
+
+
+def meaning(found: dict) -> str:
+    """What the verdict does and does not say."""
+    one = found["answer"]
+    if one["verdict"] == "undecided":
+        groups = found["images"]["groups"]
+        return (f"There are {groups['members']} groups of members and {groups['non_members']} of non-members; an "
+                "interval needs at least 10 of each. Give more images, or groups in the split files.")
+    if one["verdict"] == "no evidence":
+        return (f"This is no proof of safety. An AUC of {one['detectable']:.2f} or more would have been found with a "
+                "probability of 80 %; a smaller leak may exist, and a stronger attack may find more.")
+    if one["verdict"] == "other difference":
+        return ("Classifiers that see only images and labels tell the two sides apart as well. Choose members and "
+                "non-members at random from one collection, and repeat the audit.")
+    return ("The two lists were compared by classifiers that do not see the model, and the attack finds more than "
+            "they do." if any(row["name"] == "blind" for row in found["controls"]) else
+            "No control without the model was possible, so make sure that both lists are from one collection.")
+
+
+def advice(found: dict) -> list[str]:
+    """What to do next."""
+    steps = []
+    if not any(row["references"] for row in found["attacks"]):
+        steps.append("Train reference models and give them as --references: attacks that compare the model with them "
+                     "find more.")
+    if found["answer"]["verdict"] == "leak" and len(found["defenses"]) < 2:
+        steps.append("Measure what a defense would change: --try argmax gauss:0.1.")
+    if found["answer"]["verdict"] in ("no evidence", "undecided"):
+        steps.append("Give more members and non-members: the interval becomes narrower with more groups of images.")
+    if not any(row["name"] == "model" for row in found["controls"]):
+        steps.append("Give a model that saw neither side as --control: the same attack on it must find nothing.")
+    steps.append("Repeat the audit after each change of the model or of its training, and compare the two by "
+                 "audit.py --compare.")
+    return steps
