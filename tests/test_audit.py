@@ -1,0 +1,143 @@
+"""audit.py: one command from a model and lists to a page, its conditions, its comparison, and hostile names."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import must, results, script, write_tree
+
+from datasets.sides import read_sides
+from evaluation.audit import answer, parse_defense
+from evaluation.audit_setup import read_condition
+from utils.cli import UserError
+
+NAMES = [f"scene{number}" for number in range(12)]
+FAST = ["--attacks", "loss", "confidence", "statistics-crossfit", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("audit") / "a <b>tree</b>", names=NAMES)
+
+
+@pytest.fixture(scope="module")
+def audit(tree, tmp_path_factory):
+    """The folder of an audit of `tree` under a defense, and what it printed."""
+    folder = tmp_path_factory.mktemp("audits") / "first"
+    done = must(script("audit.py", "--model", f"stored:{tree}", "--try", "argmax", "rounding:0.1", "--out", folder,
+                       *FAST))
+    return folder, done.stdout
+
+
+def test_an_audit_has_the_metrics_of_its_attacks(audit):
+    folder, printed = audit
+    found = json.loads((folder / "audit.json").read_text(), parse_constant=pytest.fail)
+    assert found["primary"] == "loss" and found["answer"]["verdict"] == "leak"
+    assert [row["name"] for row in found["attacks"]] == ["confidence", "loss", "statistics-crossfit"]
+    for row in found["attacks"]:
+        own = results(folder / "attacks" / row["name"])
+        assert row["auc"] == own["image"]["auc"] and row["roc"][0] == [0, 0] and row["roc"][-1] == [1, 1]
+        x, y = np.array(row["roc"]).T
+        assert np.trapezoid(y, x) == pytest.approx(row["auc"], abs=0.02)
+    assert [row["defense"] for row in found["defenses"]] == [None, "argmax", "rounding 0.1"]
+    worst = {row["defense"]: row["auc"] for row in found["defenses"]}
+    assert worst["argmax"] <= worst[None] and str(folder / "report.html") in printed
+    assert f"{found['answer']['auc']:.3f}" in printed
+
+
+def test_the_page_stands_alone_and_escapes_names(audit):
+    page = (audit[0] / "report.html").read_text()
+    assert "<b>tree</b>" not in page and "a &lt;b&gt;tree&lt;/b&gt;" in page
+    links = set(re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([a-z]+:)""", page))
+    assert links <= {"data:"} and "<script" not in page
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) and len(re.findall("<svg", page)) == 4
+    assert not any(name in page for name in NAMES), "names are keyed hashes"
+    assert "a &lt;b&gt;tree" in (audit[0] / "report.md").read_text()
+
+
+def test_an_audit_resumes_and_another_key_starts_again(audit, tree):
+    folder = audit[0]
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("attacks/**/results.json")}
+    must(script("audit.py", "--model", f"stored:{tree}", "--try", "argmax", "rounding:0.1", "--out", folder, *FAST))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    must(script("audit.py", "--model", f"stored:{tree}", "--out", folder, *FAST, "--seed", 1))
+    assert (folder / "attacks/loss/results.json").stat().st_mtime_ns != before[folder / "attacks/loss/results.json"]
+
+
+def test_conditions_decide_the_exit_code(tree, tmp_path):
+    command = ["audit.py", "--model", f"stored:{tree}", "--attacks", "loss", "--precision", "fp32", "--out",
+               tmp_path / "one", "--quiet"]
+    assert script(*command, "--fail-if", "auc>0.6").returncode == 1
+    assert must(script(*command, "--fail-if", "auc>1", "max_f>1")).stdout == ""
+    undecided = script(*command, "--fail-if", "tpr@1%>0.05")
+    assert undecided.returncode == 2 and "12 non-members" in undecided.stderr
+    for text in ("auc<0.6", "tpr@2%>0.1", "accuracy>1"):
+        with pytest.raises(UserError, match="give auc>X"):
+            read_condition(text)
+
+
+def test_folders_and_a_list_give_the_metrics_of_split_files(world, live, tmp_path):
+    members = tmp_path / "members.csv"
+    members.write_text("image,member\n" + "".join(f"{i}.png,{int(i < 100)}\n" for i in [*range(8), *range(100, 108)]))
+    done = must(script("audit.py", "--model", world / "victim", "--images", world / "data/img", "--masks",
+                       world / "data/label", "--members", members, "--out", tmp_path / "audit", "--attacks", "loss",
+                       "--precision", "fp32", "--json", "--seed", 3))
+    must(script("attack.py", *live, "--attack", "loss", "--keep", tmp_path / "kept", "--out", tmp_path / "run"))
+    found = json.loads(done.stdout)
+    assert found["attacks"][0]["auc"] == pytest.approx(results(tmp_path / "run")["image"]["auc"], abs=0.005)
+    assert found["images"]["members"] == found["images"]["non_members"] == 8
+
+
+def test_lists_that_are_wrong_are_refused(world, tmp_path):
+    def refused(text, *flags, name="list.txt"):
+        (tmp_path / name).write_text(text)
+        done = script("audit.py", "--model", world / "victim", "--images", world / "data/img", "--masks",
+                      world / "data/label", "--members", tmp_path / name, "--out", tmp_path / "refused", *flags)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        return done.stderr
+
+    assert "which is no image below" in refused("nothing.png\n")
+    assert "no membership" in refused("image,member\n1.png,perhaps\n", name="list.csv")
+    assert "must have the columns" in refused("a,b\n1.png,1\n", name="list.csv")
+    assert "leave --non-members out" in refused("image,member\n1,1\n2,0\n", "--non-members", tmp_path / "list.csv",
+                                                name="list.csv")
+    assert "leaves no image" in refused("".join(f"{i}\n" for i in [*range(8), *range(100, 108), *range(200, 224)]))
+    with pytest.raises(UserError, match=r"cannot be read|missing|no such"):
+        read_sides(str(tmp_path / "none.txt"))
+
+
+def test_two_audits_are_compared_by_image(audit, tree, tmp_path):
+    command = ["audit.py", "--model", f"stored:{tree}", "--attacks", "loss", "--precision", "fp32", "--hash-names",
+               audit[0] / "key"]
+    must(script(*command, "--out", tmp_path / "second"))
+    printed = must(script("audit.py", "--compare", audit[0] / "audit.json", tmp_path / "second/audit.json")).stdout
+    assert re.search(r"^loss .* \+0\.000 ", printed, re.MULTILINE) and "mIoU" in printed
+    (tmp_path / "bad.json").write_text('{"version": 7}')
+    assert "no audit.json" in script("audit.py", "--compare", tmp_path / "bad.json", tmp_path / "bad.json").stderr
+
+
+def test_defenses_that_are_tried_are_named_with_their_strength():
+    assert parse_defense("gauss:0.1", 5).describe() == "gauss 0.1" and parse_defense("argmax", 0).strength is None
+    for text in ("gauss", "argmax:1", "gauss:x", "dpsgd", "none"):
+        with pytest.raises(UserError, match="give argmax, gauss:STD"):
+            parse_defense(text, 0)
+
+
+@pytest.mark.parametrize("interval, sides, more, verdict", [
+    (None, "", None, "undecided"), ([0.4, 0.6], "", None, "no evidence"), ([0.55, 0.7], "", None, "leak"),
+    ([0.55, 0.7], "above", [-0.1, 0.2], "other difference"), ([0.55, 0.7], "above", [0.05, 0.2], "leak")])
+def test_the_verdict_follows_from_the_interval_and_the_control(interval, sides, more, verdict):
+    blind = {"sides_differ": sides, "attack_minus_control_interval": more}
+    found = answer({"image": {"auc": 0.6, "auc_interval": interval}, "controls": {"blind": blind}})
+    assert found["verdict"] == verdict and (found["detectable"] is None) == (interval is None)
+
+
+def test_flags_that_have_no_effect_are_refused(tmp_path):
+    for flags, text in ((["--masks", "x"], "--images"), (["--non-members", "x"], "--members"),
+                        (["--members", "x"], "--non-members SPLIT"), (["--images", "x", "--members", "y"], "--masks"),
+                        (["--compare", "a", "b", "--stride", "4"], "--compare"),
+                        (["--attacks", "calibrated"], "references"), (["--attacks", "learned"], "an audit has")):
+        done = script("audit.py", *flags, "--out", tmp_path / "none")
+        assert done.returncode == 2 and text in done.stderr and not (tmp_path / "none/audit.json").exists()
