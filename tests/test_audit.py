@@ -3,9 +3,10 @@
 import json
 import re
 
+import jsonschema
 import numpy as np
 import pytest
-from conftest import must, results, script, write_tree
+from conftest import ROOT, must, results, script, write_tree
 
 from datasets.sides import read_sides
 from evaluation.audit import answer, parse_defense
@@ -33,6 +34,7 @@ def audit(tree, tmp_path_factory):
 def test_an_audit_has_the_metrics_of_its_attacks(audit):
     folder, printed = audit
     found = json.loads((folder / "audit.json").read_text(), parse_constant=pytest.fail)
+    jsonschema.validate(found, json.loads((ROOT / "docs/audit.schema.json").read_text()))
     assert found["primary"] == "loss" and found["answer"]["verdict"] == "leak"
     assert [row["name"] for row in found["attacks"]] == ["confidence", "loss", "statistics-crossfit"]
     for row in found["attacks"]:
