@@ -51,7 +51,8 @@ class AttackRun:
     "unseen"; `out`: output folder (None: the next free runs/attack-N); `hash_names`: key file for names; `cam`: folder
     for activation maps; `cam_images`: number of members and of non-members that are drawn; `exposure`: whether regions
     of the images are measured; `exposure_maps`: folder for evidence maps of the most exposed images; `features`:
-    feature extractor of the predictability error; `save_every`: seconds between saves; `started`: start of the call by
+    feature extractor of the predictability error; `blind`: whether the control without a model is computed;
+    `save_every`: seconds between saves; `started`: start of the call by
     `time.monotonic`.
     """
 
@@ -71,6 +72,7 @@ class AttackRun:
     exposure: bool = False
     exposure_maps: str | None = None
     features: str = "efficientnet_lite0"
+    blind: bool = True
     save_every: float = 10.0
     compute: Compute = CPU_FP32
     started: float | None = None
@@ -332,7 +334,8 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
     on_control = attack.finish(on_control) if on_control else []
     if curve := query_curve(scored):
         about["auc_by_queries"] = curve
-    about["controls"] = write_controls(folder, source, scored, [one.score for one in on_control], run.seed, write_name)
+    about["controls"] = write_controls(folder, source, scored, [one.score for one in on_control],
+                                       run.seed if run.blind else None, write_name)
     if run.cam:
         cams = [replace(cam, name=write_name(cam.name)) for part in parts for cam in part.cams]
         about["cam"] = write_cams(Path(run.cam), cams, about["defense"])
@@ -353,7 +356,7 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
         print(show_query_curve(curve))
     for name, judged in about["controls"].items():
         print(controls.verdict(name, judged))
-    if "blind" not in about["controls"]:
+    if run.blind and "blind" not in about["controls"]:
         print("control without a model: none, because images and labels are missing or all alike, or a side has one "
               "group")
     if None not in utility.values():
@@ -368,16 +371,17 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
     return results
 
 
-def write_controls(folder: Path, source: Source, scored: Sequence[Scored], on_control: Sequence[float], seed: int,
-                   write_name: Callable[[str], str]) -> dict:
+def write_controls(folder: Path, source: Source, scored: Sequence[Scored], on_control: Sequence[float],
+                   seed: int | None, write_name: Callable[[str], str]) -> dict:
     """Compute the blind control, write the scores of all controls, and return what they say.
 
-    `on_control`: scores of the same attack on the control model; empty without one.
+    `on_control`: scores of the same attack on the control model; empty without one. `seed`: that of the blind control;
+    None without it.
     """
     member, group = np.array([one.member for one in scored]), [one.group for one in scored]
     attack = np.array([one.score for one in scored])
     found = [inspect(*record.files) for record in source.records]
-    columns = {"blind": controls.blind_scores(found, member, group, seed),
+    columns = {"blind": None if seed is None else controls.blind_scores(found, member, group, seed),
                "model": np.array(on_control) if len(on_control) else None}
     columns = {name: scores for name, scores in columns.items() if scores is not None}
     controls.write_controls(folder, [write_name(one.name) for one in scored], member, columns)

@@ -93,6 +93,12 @@ class Audit:
                             else f"--attacks {unable[0]}: an audit has the attacks {', '.join(able)}")
         return [name for name in able if not self.attacks or name in self.attacks]
 
+    @property
+    def primary(self) -> str:
+        """The attack that answers the question: the first of `PRIMARY` that can run, or else the first attack."""
+        names = [name for name in self.names if name not in CONTROLS]
+        return next((name for name in PRIMARY if name in names), names[0])
+
     def stamp(self, name: str, defense: DefenseSpec) -> str:
         """What identifies the run of an attack: a finished run with the same stamp is not repeated."""
         same = {key: value for key, value in self.arguments.items() if key in SAME}
@@ -109,7 +115,7 @@ SAME = ("model", "images", "masks", "root", "members", "non_members", "dataset",
 def run_audit(audit: Audit) -> dict:
     """Run all attacks, write audit.json, report.html and report.md into the folder of the audit, and return the result.
 
-    Raises `UserError` if no attack can run.
+    Raises `UserError` if the attack that answers the question cannot run.
     """
     names, plain = audit.names, DefenseSpec(seed=audit.seed)
     plan = [(name, defense) for defense in (plain, *audit.defenses) for name in names]
@@ -122,8 +128,8 @@ def run_audit(audit: Audit) -> dict:
                 runs.setdefault(defense.describe(), {})[name] = run_once(audit, name, defense)
             except UserError as error:
                 failed[" under ".join(filter(None, (name, defense.describe())))] = str(error)
-    if not any(name not in CONTROLS for name in runs.get(None, ())):
-        raise UserError(next(iter(failed.values()), "no attack can run on these inputs"))
+    if audit.primary in failed:
+        raise UserError(failed[audit.primary])
     found = summarise(audit, runs, failed)
     shown = exposed(audit, found["primary"])
     found["exposed"] = [{key: row[key] for key in ("name", "score", "above")} for row in shown]
@@ -152,7 +158,8 @@ def run_once(audit: Audit, name: str, defense: DefenseSpec) -> dict:
             existing_files([audit.model, *audit.references]), audit.model if audit.data else None, audit.control,
             str(answers_of(audit, defense)) if audit.data else None,
             str(audit.out / "references") if audit.data and source.references else None, audit.allow, str(folder),
-            audit.seed, audit.key, features=audit.features, compute=audit.compute)
+            audit.seed, audit.key, features=audit.features, blind=name == audit.primary and not defense.name,
+            compute=audit.compute)
         results = run_attack(attack, source, call, known)
     seconds = time.monotonic() - started
     write_json(marker, {"stamp": stamp, "seconds": seconds})
@@ -205,7 +212,7 @@ def parse_defense(text: str, seed: int) -> DefenseSpec:
 def summarise(audit: Audit, runs: dict[str | None, dict[str, dict]], failed: dict[str, str]) -> dict:
     """The content of audit.json from the results of all runs. `runs`: defense (None: none) -> attack -> results."""
     plain = runs[None]
-    primary = next((name for name in PRIMARY if name in plain), next(name for name in plain if name not in CONTROLS))
+    primary = audit.primary
     first = plain[primary]
     rows = [describe(audit, name, DefenseSpec(seed=audit.seed), results) for name, results in plain.items()]
     return {
