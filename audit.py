@@ -7,6 +7,7 @@
     python audit.py --model runs/victim --root data/streets --members splits/streets/victim_in.txt \\
         --non-members splits/streets/victim_out.txt                       # split files, as for attack.py
     ... --references runs/shadow --try argmax gauss:0.1                   # with a reference model, and under defenses
+    ... --claim mine.txt --null newer.txt                                 # was a collection of images used?
     python audit.py --compare runs/audit-1/audit.json runs/audit-2/audit.json
 
 Runs every attack whose inputs are at hand, with controls, and writes a page (report.html, report.md) and its content
@@ -19,8 +20,8 @@ import argparse
 import sys
 
 import datasets
+import predictors
 from attacks import ATTACKS
-from predictors import PREDICTORS
 from utils.cli import UserError, add_run_flags, new_parser, pick, positive, refuse_unused, run
 
 EXAMPLES = "stored:examples"
@@ -29,8 +30,10 @@ EXAMPLES = "stored:examples"
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__)
     flags.add_argument("--model", metavar="[KIND:]WHERE", default=EXAMPLES, help=f"the target model. KIND: "
-                       f"{PREDICTORS.help()} (default: {EXAMPLES})")
+                       f"{predictors.PREDICTORS.help()} (default: {EXAMPLES})")
     flags.add_argument("--stride", type=positive, help="pixels per position of the posteriors (default: 8)")
+    predictors.add_windows_flag(flags, "the model and its references")
+    predictors.add_access_flags(flags)
     sides = flags.add_argument_group("members and non-members")
     sides.add_argument("--images", metavar="DIR", help="folder of the images")
     sides.add_argument("--masks", metavar="DIR", help="folder of their ground truth: masks of the names of the images")
@@ -38,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
                        "list of names or a CSV file with the columns image and member; else a split file")
     sides.add_argument("--non-members", metavar="LIST", help="the images that it was not trained on (default, with "
                        "--images: all others)")
+    sides.add_argument("--claim", metavar="LIST", help="in the place of --members: images of which you ask whether the "
+                       "model was trained on them")
+    sides.add_argument("--null", metavar="LIST", help="in the place of --non-members: images of the same kind that "
+                       "cannot have been used")
     flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="models of the same task that were "
                        "not trained on these images: runs of train_shadow.py, or [KIND:]WHERE")
     flags.add_argument("--population", metavar="WHERE", help="images whose membership in another model is known: a run "
@@ -55,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--hash-names", metavar="KEYFILE", help="key of the hashes of names (default: a new key in the "
                        "folder of the audit)")
     flags.add_argument("--compare", nargs=2, metavar="JSON", help="compare two audits by their audit.json, and stop")
+    flags.add_argument("--skip-check", action="store_true", help="audit a model although it does not seem to segment "
+                       "the images")
     flags.add_argument("--quiet", action="store_true", help="print nothing but errors")
     flags.add_argument("--json", action="store_true", help="print audit.json instead of the answer")
     datasets.add_flags(flags, of_victim=True)
@@ -73,14 +82,15 @@ def main(args: argparse.Namespace) -> None:
     tries = [setup.parse_defense(text, args.seed) for text in args.tries]
     compute = setup.choose_compute(args.gpu, args.precision)
     folder = setup.start(vars(args), args.out, compute)
-    dataset, data = datasets.chosen(args), None
-    if args.images:
-        data = setup.list_data(args.images, args.masks, args.members, args.non_members, dataset, folder)
-    elif args.members:
-        data = pick(args, setup.LiveData, dataset=dataset)
+    members, non_members = args.members or args.claim, args.non_members or args.null
+    data = None
+    if members:
+        lists = (setup.list_sides(args.images, args.masks, members, non_members, folder) if args.images else
+                 {"members": members, "non_members": non_members})
+        data = pick(args, setup.LiveData, **lists, dataset=datasets.chosen(args), access=predictors.chosen(args))
     key = None if args.show_images else setup.key_of(folder, args.hash_names)
     audit = pick(args, setup.Audit, data=data, out=folder, defenses=tries, key=key, compute=compute,
-                 arguments=vars(args))
+                 claim=bool(args.claim), arguments=vars(args))
     found = setup.run_audit(audit)
     if not args.quiet:
         print(setup.as_json(found) if args.json else setup.as_text(found, folder))
@@ -96,12 +106,17 @@ def check(args: argparse.Namespace) -> None:
     refuse_unused(args, parser(), [
         (args.compare, "with --compare; leave it out", sorted(own - {"--try"})),
         (not args.images, "without --images; give both, or leave it out", ["--masks"]),
-        (not args.members, "without --members; give both, or leave it out", ["--images", "--non-members", "--dataset"]),
+        (args.claim, "with --claim, which names the same images; leave one of them out",
+         ["--members", "--non-members"]),
+        (not args.claim, "without --claim; give both, or leave it out", ["--null"]),
+        (not (args.members or args.claim), "without --members; give both, or leave it out",
+         ["--images", "--non-members", "--dataset", "--windows", *predictors.ACCESS]),
         (args.show_images, "with --show-images, which writes plain names; leave it out", ["--hash-names"])])
     if args.images and not args.masks:
         raise UserError("--images needs --masks, the folder of the ground truth")
-    if args.members and not args.images and not args.non_members:
-        raise UserError("--members SPLIT needs --non-members SPLIT; or give --images and --masks, and a list of names")
+    if (args.members or args.claim) and not args.images and not (args.non_members or args.null):
+        raise UserError("split files are needed of both sides: --members and --non-members, or --claim and --null; or "
+                        "give --images and --masks, and lists of names")
 
 
 if __name__ == "__main__":

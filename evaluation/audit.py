@@ -18,6 +18,7 @@ import torch
 from attacks import ATTACKS
 from attacks.representation import FLOOR, loss_map
 from defenses import DEFENSES, DefenseSpec
+from defenses.base import NO_DEFENSE
 from evaluation.attack_run import AttackRun, existing_files, run_attack
 from evaluation.attack_setup import (
     AttackChoices,
@@ -29,7 +30,10 @@ from evaluation.attack_setup import (
 )
 from evaluation.audit_page import write_page
 from evaluation.audit_plots import class_image, photograph, signed_image, value_image
+from evaluation.exposure import has_map, shown_regions
+from evaluation.gate import check_segments, examine
 from evaluation.metrics import RATES, Curves
+from evaluation.set_level import was_used
 from evaluation.stored_scores import read_scores
 from predictors import file_of
 from predictors.cache import cache_outputs
@@ -45,8 +49,8 @@ PRIMARY = ("calibrated", "loss")  # the first that can run answers the question
 CONTROLS = ("references-alone",)  # attacks that must find nothing
 BOUNDS = ("statistics-crossfit",)  # that know more than an attacker does
 LEFT_OUT = ("learned", "reconstruction", "membership-error-released")  # need an attacker, or repeat another attack
-POWER = 2.8  # standard errors from 0.5 that an AUC needs for a power of 80 % at the two-sided 5 % level
 PRIORS = (0.01, 0.1, 0.5)
+QUERIED_ONCE = ("stored", "folder", "http", "https")  # kinds of models: answers on disk, and endpoints of others
 EXPOSED = 10  # images that are shown
 POINTS = 200  # of a ROC curve in audit.json
 
@@ -58,7 +62,9 @@ class Audit:
     `model`: the target model, as [KIND:]WHERE; `data`: members and non-members, None for those of a stored tree;
     `references`, `population`, `control`: as in attack.py; `attacks`: names of attacks (empty: all that can run);
     `defenses`: what is tried beside the model as it is; `out`: folder of the audit; `key`: key file for hashed names
-    (None: plain names); `show_images`: whether the page shows photographs; `arguments`: of the call.
+    (None: plain names); `claim`: whether the members are images of which the user asks if they were used;
+    `show_images`: whether the page shows photographs; `skip_check`: whether a model is audited that does not seem to
+    segment the images; `arguments`: of the call.
     """
 
     model: str
@@ -73,19 +79,30 @@ class Audit:
     features: str = "efficientnet_lite0"
     allow: Sequence[str] = ()
     key: str | None = None
+    claim: bool = False
     show_images: bool = False
+    skip_check: bool = False
     seed: int = 0
     compute: Compute = CPU_FP32
     arguments: dict = field(default_factory=dict)
 
+    def have(self, defense: DefenseSpec = NO_DEFENSE.spec) -> set[str]:
+        """The inputs that are at hand, in the words of `Attack.needs`."""
+        queries = self.data and self.model.partition(":")[0] not in QUERIED_ONCE
+        return {"truth", "label", "image", "predictability"} | {what for what, there in (
+            ("references", self.references), ("population", self.population), ("queries", queries),
+            ("noise", queries and defense.build().draws_noise)) if there}
+
+    def suits(self, name: str, defense: DefenseSpec = NO_DEFENSE.spec) -> bool:
+        """Whether the inputs of an attack are at hand."""
+        attack = ATTACKS.load(name)
+        return name not in LEFT_OUT and attack.needs <= self.have(defense) and "posterior" in attack.kinds
+
     @property
     def names(self) -> list[str]:
         """The attacks whose inputs are at hand, in the order of `ATTACKS`; controls are among them."""
-        have = {"truth", "image", "predictability"}
-        have |= {"references"} if self.references else set()
-        have |= {"population"} if self.population else set()
-        able = [name for name in ATTACKS if name not in LEFT_OUT and ATTACKS.load(name).needs <= have
-                and "posterior" in ATTACKS.load(name).kinds]
+        have = set.union(*map(self.have, (NO_DEFENSE.spec, *self.defenses)))
+        able = [name for name in ATTACKS if any(self.suits(name, one) for one in (NO_DEFENSE.spec, *self.defenses))]
         if unable := [name for name in self.attacks if name not in able]:
             raise UserError(f"--attacks {unable[0]} needs {', '.join(sorted(ATTACKS.load(unable[0]).needs - have))}, "
                             "which the audit does not have; leave it out, or give --references or --population"
@@ -96,7 +113,7 @@ class Audit:
     @property
     def primary(self) -> str:
         """The attack that answers the question: the first of `PRIMARY` that can run, or else the first attack."""
-        names = [name for name in self.names if name not in CONTROLS]
+        names = [name for name in self.names if name not in CONTROLS and self.suits(name)]
         return next((name for name in PRIMARY if name in names), names[0])
 
     def stamp(self, name: str, defense: DefenseSpec) -> str:
@@ -108,8 +125,9 @@ class Audit:
 
 
 # arguments on which the scores depend
-SAME = ("model", "images", "masks", "root", "members", "non_members", "dataset", "classes", "class_names", "label_map",
-        "references", "population", "control", "stride", "features", "allow", "key", "seed")
+SAME = ("model", "images", "masks", "root", "members", "non_members", "claim", "null", "dataset", "classes",
+        "class_names", "label_map", "references", "population", "control", "stride", "windows", "preprocess", "features",
+        "allow", "key", "seed")
 
 
 def run_audit(audit: Audit) -> dict:
@@ -118,7 +136,9 @@ def run_audit(audit: Audit) -> dict:
     Raises `UserError` if the attack that answers the question cannot run.
     """
     names, plain = audit.names, DefenseSpec(seed=audit.seed)
-    plan = [(name, defense) for defense in (plain, *audit.defenses) for name in names]
+    checked = check_model(audit)
+    plan = [(name, defense) for defense in (plain, *audit.defenses) for name in names
+            if audit.suits(name, defense)]
     runs: dict[str | None, dict[str, dict]] = {}
     failed: dict[str, str] = {}
     with progress(plan, "auditing") as bar:
@@ -131,11 +151,20 @@ def run_audit(audit: Audit) -> dict:
     if audit.primary in failed:
         raise UserError(failed[audit.primary])
     found = summarise(audit, runs, failed)
+    found["settings"]["check of the model"] = checked
     shown = exposed(audit, found["primary"])
     found["exposed"] = [{key: row[key] for key in ("name", "score", "above")} for row in shown]
     write_json(audit.out / "audit.json", found)
     write_page(found | {"exposed": shown}, audit.out)
     return found
+
+
+def check_model(audit: Audit) -> str:
+    """What `evaluation.gate` says about the model. Raises `UserError` if something is wrong, unless `skip_check`."""
+    with log_of(audit):
+        attack = make_attack("loss", None, AttackChoices(seed=audit.seed), NO_DEFENSE, audit.compute)
+        source = open_source(audit, attack, NO_DEFENSE.spec)
+        return str((examine if audit.skip_check else check_segments)(source.predictor, source.records))
 
 
 def run_once(audit: Audit, name: str, defense: DefenseSpec) -> dict:
@@ -148,6 +177,8 @@ def run_once(audit: Audit, name: str, defense: DefenseSpec) -> dict:
     if marker.is_file() and read_json(marker).get("stamp") == stamp:
         return read_json(folder / "results.json") | {"seconds": read_json(marker)["seconds"]}
     marker.unlink(missing_ok=True)
+    first = name == audit.primary and not defense.name
+    stored = audit.data and "queries" not in ATTACKS.load(name).needs
     started = time.monotonic()
     with log_of(audit):
         attack = make_attack(name, None, AttackChoices(seed=audit.seed), defense.build(), audit.compute)
@@ -156,9 +187,9 @@ def run_once(audit: Audit, name: str, defense: DefenseSpec) -> dict:
         call = AttackRun(
             name, audit.arguments | {"attack": name, "defense": defense.describe()},
             existing_files([audit.model, *audit.references]), audit.model if audit.data else None, audit.control,
-            str(answers_of(audit, defense)) if audit.data else None,
-            str(audit.out / "references") if audit.data and source.references else None, audit.allow, str(folder),
-            audit.seed, audit.key, features=audit.features, blind=name == audit.primary and not defense.name,
+            str(answers_of(audit, defense)) if stored else None,
+            str(audit.out / "references") if stored and source.references else None, audit.allow, str(folder),
+            audit.seed, audit.key, exposure=first and has_map(attack), features=audit.features, blind=first,
             compute=audit.compute)
         results = run_attack(attack, source, call, known)
     seconds = time.monotonic() - started
@@ -213,7 +244,7 @@ def summarise(audit: Audit, runs: dict[str | None, dict[str, dict]], failed: dic
     """The content of audit.json from the results of all runs. `runs`: defense (None: none) -> attack -> results."""
     plain = runs[None]
     primary = audit.primary
-    first = plain[primary]
+    first, used = plain[primary], collection_test(audit, primary)
     rows = [describe(audit, name, DefenseSpec(seed=audit.seed), results) for name, results in plain.items()]
     return {
         "version": VERSION,
@@ -224,9 +255,11 @@ def summarise(audit: Audit, runs: dict[str | None, dict[str, dict]], failed: dic
         "compared_with": first["roles"]["compared_with"],
         "miou": first["miou"],
         "primary": primary,
-        "answer": answer(first),
+        "answer": answer(first, used),
+        "collection": {key: used[key] for key in ("p", "method", "groups", "needed")} if audit.claim and used else None,
         "attacks": [row for row in rows if row["kind"] != "control"],
         "controls": controls_of(first, rows),
+        "regions": regions(first),
         "defenses": frontier(runs, primary),
         "priors": priors(audit, primary, first),
         "not_run": failed,
@@ -267,18 +300,25 @@ def roc(folder: Path) -> list[list[float]]:
     return points[kept].round(6).tolist()
 
 
-def answer(results: dict) -> dict:
+def collection_test(audit: Audit, primary: str) -> dict | None:
+    """The test of `evaluation.set_level.was_used` that members score higher. None with too few groups."""
+    member, group, score = zip(*read_scores(folder_of(audit, primary, NO_DEFENSE.spec)).values(), strict=True)
+    try:
+        return was_used([np.array(score)], np.array(member), group, audit.seed)
+    except UserError:
+        return None
+
+
+def answer(results: dict, used: dict | None) -> dict:
     """What the primary attack says: "leak", "no evidence", "other difference" or "undecided", and why.
 
-    "other difference": classifiers that do not see the model tell the two sides apart as well. "detectable": the AUC
-    that would have been found with a probability of 80 %.
+    "other difference": classifiers that do not see the model tell the two sides apart as well. `used`: the result of
+    `collection_test`, from which is "detectable", the AUC that would have been found with a probability of 80 %.
     """
     auc, interval = results["image"]["auc"], results["image"]["auc_interval"]
-    found = {"auc": auc, "interval": interval, "detectable": None}
+    found = {"auc": auc, "interval": interval, "detectable": used and used["detectable"]}
     if interval is None:
         return found | {"verdict": "undecided"}
-    error = (interval[1] - interval[0]) / 3.92
-    found["detectable"] = min(1.0, round(0.5 + POWER * error, 3))
     blind = results["controls"].get("blind")
     if interval[0] <= 0.5:
         return found | {"verdict": "no evidence"}
@@ -287,6 +327,14 @@ def answer(results: dict) -> dict:
         if not more or more[0] <= 0:
             return found | {"verdict": "other difference"}
     return found | {"verdict": "leak"}
+
+
+def regions(results: dict) -> list[dict]:
+    """The rows of "Where the leak is": kind, region, share of the positions, AUC and its interval."""
+    found = results.get("exposure", {}).get("regions", {})
+    return [{"kind": kind, "region": region} | {
+        key: found[kind][region][key] for key in ("share", "members", "non_members", "auc", "auc_interval")}
+        for kind, region in (shown_regions(found) if found else ())]
 
 
 def controls_of(results: dict, rows: Sequence[dict]) -> list[dict]:

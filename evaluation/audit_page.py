@@ -21,7 +21,8 @@ def write_page(found: dict, folder: Path) -> tuple[Path, Path]:
     Names of images, classes and files are escaped, so that nothing in them acts as HTML.
     """
     shown = {"found": found, "sentence": words.sentence(found), "meaning": words.meaning(found),
-             "advice": words.advice(found), "glossary": words.GLOSSARY, "controls": CONTROLS, "plots": plots(found),
+             "advice": words.advice(found), "collection": words.collection(found), "glossary": words.GLOSSARY,
+             "controls": CONTROLS, "plots": plots(found),
              "number": number, "interval": interval, "percent": percent, "rate": rate}
     paths = folder / "report.html", folder / "report.md"
     for path, name in zip(paths, ("audit.html", "audit.md"), strict=True):
@@ -43,7 +44,11 @@ def plots(found: dict) -> dict[str, list[tuple[Markup, str]]]:
         (roc_plot(curves, False, "ROC curves"), "How many members are found, and how many non-members are called "
          "members, at each threshold."),
         (roc_plot(curves, True, "ROC curves at low false positive rates"), "The same with logarithmic axes: few false "
-         "positives.")], "defenses": []}
+         "positives.")], "defenses": [], "regions": []}
+    measured = [row for row in found["regions"] if row["auc"] is not None]
+    if shown := [row | {"name": f"{row['kind']}: {row['region']}"} for row in measured]:
+        drawn["regions"] = [(intervals_plot(shown, "AUC by region"), "AUC of the same attack on the positions of one "
+                             "region only.")]
     if len(found["defenses"]) > 1 and all(row["miou"]["out"] is not None for row in found["defenses"]):
         drawn["defenses"] = [(frontier_plot(found["defenses"], "Leak against utility"), "A good defense is far to the "
                               "right and low.")]

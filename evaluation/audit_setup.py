@@ -16,7 +16,7 @@ from utils.cli import UserError
 from utils.device import Compute
 from utils.files import atomic_open, read_json, start_run
 
-__all__ = ["Audit", "Condition", "LiveData", "as_json", "as_text", "choose_compute", "compare", "key_of", "list_data",
+__all__ = ["Audit", "Condition", "LiveData", "as_json", "as_text", "choose_compute", "compare", "key_of", "list_sides",
            "parse_defense", "read_condition", "run_audit", "start"]
 
 CONDITION = re.compile(r"(auc|max_f|tpr@([0-9.]+)%)\s*>\s*([0-9.]+)")
@@ -39,11 +39,10 @@ def _same(folder: Path, arguments: dict) -> bool:
     return all(before.get(key) == value for key, value in arguments.items() if key not in PLACE_ONLY)
 
 
-def list_data(images: str, masks: str, members: str, non_members: str | None, dataset: str | None,
-              folder: Path) -> LiveData:
-    """The images of two folders and a list of members (`datasets.sides`), whose split files go into `folder`."""
+def list_sides(images: str, masks: str, members: str, non_members: str | None, folder: Path) -> dict[str, str]:
+    """The fields of `LiveData` for the images of two folders and lists, whose split files go to `folder`."""
     inside, outside, root = write_sides(images, masks, members, non_members, folder)
-    return LiveData(inside, outside, str(root), "", dataset)
+    return {"members": inside, "non_members": outside, "root": str(root), "strip_prefix": ""}
 
 
 def key_of(folder: Path, key_file: str | None) -> str:

@@ -31,6 +31,20 @@ def sentence(found: dict) -> str:
     return f"{VERDICTS[one['verdict']]} The attack \"{found['primary']}\" reaches {shown} (0.5 is guessing)."
 
 
+def collection(found: dict) -> str:
+    """What the test of the collection says; empty if there was none."""
+    one = found["collection"]
+    if one is None:
+        return ""
+    need = one["needed"]
+    return (f"If the collection had not been used, scores as high would occur with probability p = {one['p']:.2g} "
+            f"(one-sided, {one['groups'][0]} groups of the claim and {one['groups'][1]} of the null). "
+            + ("This is evidence, and no proof: it is weaker if the null images differ from the claim in another way, "
+               "such as time, place or camera." if one["p"] <= 0.05 else "This is no evidence that it was used.")
+            + (f" With this AUC, about {need['images']} images in {need['groups']} groups on each side would be found "
+               "with a probability of 80 %." if need else ""))
+
+
 def meaning(found: dict) -> str:
     """What the verdict does and does not say."""
     one = found["answer"]
@@ -39,8 +53,9 @@ def meaning(found: dict) -> str:
         return (f"There are {groups['members']} groups of members and {groups['non_members']} of non-members; an "
                 "interval needs at least 10 of each. Give more images, or groups in the split files.")
     if one["verdict"] == "no evidence":
-        return (f"This is no proof of safety. An AUC of {one['detectable']:.2f} or more would have been found with a "
-                "probability of 80 %; a smaller leak may exist, and a stronger attack may find more.")
+        power = (f" An AUC of {one['detectable']:.2f} or more would have been found with a probability of 80 %; a "
+                 "smaller leak may exist." if one["detectable"] else "")
+        return f"This is no proof of safety.{power} A stronger attack may find more."
     if one["verdict"] == "other difference":
         return ("Classifiers that see only images and labels tell the two sides apart as well. Choose members and "
                 "non-members at random from one collection, and repeat the audit.")

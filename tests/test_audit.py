@@ -54,7 +54,7 @@ def test_the_page_stands_alone_and_escapes_names(audit):
     links = set(re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([a-z]+:)""", page))
     assert links <= {"data:"} and "<script" not in page
     ids = re.findall(r'\bid="([^"]*)"', page)
-    assert len(ids) == len(set(ids)) and len(re.findall("<svg", page)) == 4
+    assert len(ids) == len(set(ids)) and len(re.findall("<svg", page)) == 5
     assert not any(name in page for name in NAMES), "names are keyed hashes"
     assert "a &lt;b&gt;tree" in (audit[0] / "report.md").read_text()
 
@@ -85,11 +85,18 @@ def test_folders_and_a_list_give_the_metrics_of_split_files(world, live, tmp_pat
     members.write_text("image,member\n" + "".join(f"{i}.png,{int(i < 100)}\n" for i in [*range(8), *range(100, 108)]))
     done = must(script("audit.py", "--model", world / "victim", "--images", world / "data/img", "--masks",
                        world / "data/label", "--members", members, "--out", tmp_path / "audit", "--attacks", "loss",
-                       "--precision", "fp32", "--json", "--seed", 3))
+                       "--precision", "fp32", "--json", "--seed", 3, "--skip-check"))
     must(script("attack.py", *live, "--attack", "loss", "--keep", tmp_path / "kept", "--out", tmp_path / "run"))
     found = json.loads(done.stdout)
     assert found["attacks"][0]["auc"] == pytest.approx(results(tmp_path / "run")["image"]["auc"], abs=0.005)
     assert found["images"]["members"] == found["images"]["non_members"] == 8
+
+
+def test_a_model_that_does_not_segment_is_refused(world, tmp_path):
+    command = ["audit.py", "--model", world / "victim", "--root", world / "data", "--members", world / "victim_in.txt",
+               "--non-members", world / "victim_out.txt", "--out", tmp_path, "--precision", "fp32"]
+    refused = script(*command)
+    assert refused.returncode == 2 and "mIoU" in refused.stderr
 
 
 def test_lists_that_are_wrong_are_refused(world, tmp_path):
@@ -108,6 +115,18 @@ def test_lists_that_are_wrong_are_refused(world, tmp_path):
     assert "leaves no image" in refused("".join(f"{i}\n" for i in [*range(8), *range(100, 108), *range(200, 224)]))
     with pytest.raises(UserError, match=r"cannot be read|missing|no such"):
         read_sides(str(tmp_path / "none.txt"))
+
+
+def test_a_claim_is_tested_as_a_collection(world, tmp_path):
+    lists = {name: tmp_path / f"{name}.txt" for name in ("claim", "null")}
+    for name, numbers in (("claim", range(8)), ("null", range(100, 108))):
+        lists[name].write_text("".join(f"{number}\n" for number in numbers))
+    must(script("audit.py", "--model", world / "victim", "--images", world / "data/img", "--masks",
+                world / "data/label", "--claim", lists["claim"], "--null", lists["null"], "--out", tmp_path / "audit",
+                "--attacks", "loss", "--precision", "fp32", "--skip-check"))
+    found = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert 0 < found["collection"]["p"] <= 1 and found["collection"]["groups"] == [8, 8]
+    assert "Was the collection used?" in (tmp_path / "audit/report.html").read_text()
 
 
 def test_two_audits_are_compared_by_image(audit, tree, tmp_path):
@@ -132,13 +151,14 @@ def test_defenses_that_are_tried_are_named_with_their_strength():
     ([0.55, 0.7], "above", [-0.1, 0.2], "other difference"), ([0.55, 0.7], "above", [0.05, 0.2], "leak")])
 def test_the_verdict_follows_from_the_interval_and_the_control(interval, sides, more, verdict):
     blind = {"sides_differ": sides, "attack_minus_control_interval": more}
-    found = answer({"image": {"auc": 0.6, "auc_interval": interval}, "controls": {"blind": blind}})
-    assert found["verdict"] == verdict and (found["detectable"] is None) == (interval is None)
+    found = answer({"image": {"auc": 0.6, "auc_interval": interval}, "controls": {"blind": blind}},
+                   {"detectable": 0.6})
+    assert found["verdict"] == verdict and found["detectable"] == 0.6
 
 
 def test_flags_that_have_no_effect_are_refused(tmp_path):
     for flags, text in ((["--masks", "x"], "--images"), (["--non-members", "x"], "--members"),
-                        (["--members", "x"], "--non-members SPLIT"), (["--images", "x", "--members", "y"], "--masks"),
+                        (["--members", "x"], "of both sides"), (["--images", "x", "--members", "y"], "--masks"),
                         (["--compare", "a", "b", "--stride", "4"], "--compare"),
                         (["--attacks", "calibrated"], "references"), (["--attacks", "learned"], "an audit has")):
         done = script("audit.py", *flags, "--out", tmp_path / "none")
