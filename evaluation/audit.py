@@ -126,8 +126,8 @@ class Audit:
 
 # arguments on which the scores depend
 SAME = ("model", "images", "masks", "root", "members", "non_members", "claim", "null", "dataset", "classes",
-        "class_names", "label_map", "references", "population", "control", "stride", "windows", "preprocess", "features",
-        "allow", "key", "seed")
+        "class_names", "label_map", "references", "population", "control", "stride", "windows", "preprocess",
+        "features", "allow", "key", "seed")
 
 
 def run_audit(audit: Audit) -> dict:
