@@ -56,6 +56,8 @@ REPRESENTATIONS = Table("representation", {
     "loss": Entry("attacks.representation:LOSS_MAP", "structured loss map"),
     "concate": Entry("attacks.representation:CONCATENATION", "posterior and one-hot label concatenated"),
     "log-concate": Entry("attacks.representation:LOG_CONCATENATION", "log-posterior and one-hot label concatenated"),
+    "calibrated": Entry("attacks.calibrated_map:CALIBRATED_MAP", "loss map, and how it differs from that of reference "
+                        "models"),
 })
 
 

@@ -89,9 +89,12 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def compute_maps(model: torch.nn.Module, posterior: torch.Tensor, label: torch.Tensor, spec: InputSpec,
-                 compute: Compute) -> CamMaps:
-    """CAM and loss map of one posterior (C, H, W) with its label (H, W), and their correlations."""
-    image = represent(spec.input, posterior, label, spec.floor, spec.void, spec.argmax)
+                 compute: Compute, context: torch.Tensor | None = None) -> CamMaps:
+    """CAM and loss map of one posterior (C, H, W) with its label (H, W), and their correlations.
+
+    `context`: that of the sample, for a representation that has one.
+    """
+    image = represent(spec.input, posterior, label, spec.floor, spec.void, spec.argmax, context)
     cam = resize(activation_map(model, image, compute), tuple(label.shape), model.stride).numpy()
     loss = represent("loss", posterior, label, spec.floor, argmax=spec.argmax)[0].numpy()
     known = (label != VOID).numpy()
@@ -104,10 +107,11 @@ def record_cams(samples: Iterable[Sample], model: torch.nn.Module, spec: InputSp
                 drawn: Container[str], results: list[CamResult]) -> Iterator[Sample]:
     """Pass `samples` on, and append a `CamResult` of each to `results`, with maps for the names in `drawn`."""
     for sample in samples:
-        maps = [compute_maps(model, sample.output, sample.truth, spec, compute)]
+        maps = [compute_maps(model, sample.output, sample.truth, spec, compute, sample.context)]
         cam_correlation = None
         if sample.undefended is not None:
-            maps.append(compute_maps(model, sample.undefended, sample.truth, replace(spec, argmax=False), compute))
+            maps.append(compute_maps(model, sample.undefended, sample.truth, replace(spec, argmax=False), compute,
+                                     sample.context))
             known = sample.known.numpy()
             cam_correlation = correlation(*(m.cam[known] for m in maps))
         results.append(CamResult(sample.name, sample.member, sample.group, tuple(m.pearson for m in maps),

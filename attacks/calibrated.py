@@ -15,6 +15,7 @@ from attacks.representation import loss_map, true_class
 from attacks.sample import AttackSettings, Sample
 from attacks.thresholds import MapAttack, best_weight, mean_known
 from utils.cli import UserError
+from utils.randomness import stream
 
 WEIGHTS = tuple(step / 20 for step in range(21))  # of the references, among which `fit` chooses
 
@@ -121,6 +122,27 @@ def unseen_outputs(sample: Sample) -> torch.Tensor:
     if not outputs:
         check_unseen([sample.name], np.ones((1, 1), bool))
     return torch.stack(outputs)
+
+
+def draw_references(sample: Sample, count: int, seed: int) -> Sample:
+    """The sample with `count` of the references that were not trained on its image, and no others.
+
+    Which ones depends on `seed` and on the image. Raises `UserError` if there are fewer.
+    """
+    outputs = references_of(sample, False)
+    if len(outputs) < count:
+        check_enough([sample.name], np.zeros((1, len(outputs)), bool), count)
+    chosen = sorted(stream(seed, "references", sample.id).permutation(len(outputs))[:count].tolist())
+    return replace(sample, references=tuple(outputs[index] for index in chosen), in_reference=(False,) * count)
+
+
+def check_enough(names: Sequence[str], seen: np.ndarray, count: int) -> None:
+    """Raise `UserError` if fewer than `count` references were not trained on an image. `seen`: as in `check_unseen`."""
+    unseen = (~seen).sum(axis=1)
+    for index in np.flatnonzero(unseen < count)[:1]:
+        raise UserError(f"{names[index]}: {unseen[index]} of the references were not trained on this image, and the "
+                        f"attacker was trained with {count}; give more --references, or an attacker that was trained "
+                        "with fewer")
 
 
 def check_unseen(names: Sequence[str], seen: np.ndarray) -> None:

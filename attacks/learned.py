@@ -1,7 +1,7 @@
 """Algorithm 2: score the patches of an image with the trained attacker A_P, and combine these scores for the image."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
 
@@ -10,8 +10,9 @@ import torch
 from scipy.special import expit
 
 from attacks import REPRESENTATIONS
+from attacks.calibrated import check_enough, draw_references
 from attacks.patches import CPU_BATCH, cut
-from attacks.representation import represent
+from attacks.representation import add_context, represent
 from attacks.sample import Attack, AttackSettings, Sample, Scored
 from attacks.thresholds import true_posterior
 from utils.cli import UserError
@@ -22,7 +23,8 @@ class LearnedAttack(Attack):
     """The per-patch attacker of `settings.attacker` (section 2.2).
 
     `settings.score` gives the score of an image: "paper" (equation 1, mean member probability) or "release" (sum of
-    member logits). On a CPU scores do not depend on `settings.batch`. Raises `UserError` if a score is not finite.
+    member logits). On a CPU scores do not depend on `settings.batch`. An attacker that was trained with K references
+    gets K of those that were not trained on an image. Raises `UserError` if a score is not finite.
     """
 
     reads = frozenset({"floor", "score"})
@@ -32,11 +34,23 @@ class LearnedAttack(Attack):
         if settings.attacker is None:
             raise UserError("this attack needs a trained attacker: give -resume CHECKPOINT")
         self.model, self.spec = settings.attacker.model, settings.attacker.spec
-        REPRESENTATIONS.load(self.spec.input)
+        self.needs = Attack.needs | REPRESENTATIONS.load(self.spec.input).needs
+        if ("references" in self.needs) != (self.spec.references > 0):
+            raise UserError(f"{settings.attacker.path} reads -input {self.spec.input}, and its settings name "
+                            f"{self.spec.references} reference models; train the attacker again")
         self.selection = replace(settings.selection, size=self.spec.size)
         compute, full = settings.compute, self.selection.scheme == "full"
         self.model.to(compute.device, memory_format=torch.channels_last)
         self.patches_per_batch = settings.batch if compute.device.type != "cpu" else 1 if full else CPU_BATCH
+
+    def check_references(self, names: Sequence[str], seen: np.ndarray) -> None:
+        check_enough(names, seen, self.spec.references)
+
+    def add_context(self, sample: Sample) -> Sample:
+        """The sample with what its representation makes of the complete image, and of as many references as always."""
+        if sample.context is None and self.spec.references:
+            sample = draw_references(sample, self.spec.references, self.selection.seed)
+        return add_context(sample, self.spec.input, self.spec.floor)
 
     def score(self, samples: Iterable[Sample], predictor: object = None) -> Iterator[Scored]:
         samples = iter(samples)
@@ -47,8 +61,8 @@ class LearnedAttack(Attack):
 
     def patches_of(self, sample: Sample) -> tuple[np.ndarray, torch.Tensor]:
         """Corners (N, 2) and patches (N, K, h, w) of one image."""
-        spec = self.spec
-        image = represent(spec.input, sample.output, sample.truth, spec.floor, spec.void, spec.argmax)
+        spec, context = self.spec, self.add_context(sample).context
+        image = represent(spec.input, sample.output, sample.truth, spec.floor, spec.void, spec.argmax, context)
         if self.selection.scheme == "full":
             return np.zeros((1, 2), np.int64), image[None]
         corners = self.selection.corners(tuple(image.shape[1:]), sample.id, lambda: true_posterior(sample),

@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import cv2
+import numpy as np
 import torch
 
 from attacks import REPRESENTATIONS
 from models.attacker import RELEASE_FLOOR as FLOOR
 from utils import VOID
+
+if TYPE_CHECKING:
+    from attacks.sample import Sample
 
 ARGMAX_LOSS = -math.log(FLOOR) / 50  # loss of a wrong position in the release, which divides loss maps of Argmax by 50
 
@@ -17,15 +23,26 @@ LOG_RANGE = 24 * math.log(2)  # minus the logarithm of the smallest positive flo
 
 @dataclass(frozen=True)
 class Representation:
-    """A way to combine posterior and label.
+    """A way to combine posterior and label, and perhaps more, into a map.
 
     `compute(posterior, label, floor)` gives a map (..., K, H, W); `channels(classes)` is K. If the posterior is
     one-hot, the map is multiplied by `argmax_scale(floor)`.
+
+    `context(sample, floor)`: maps float32 (E, H, W) of a complete image, made of something else than its posterior,
+    such as its references. They are computed before patches are cut, and are cut with them; then `compute` gets them
+    as a fourth argument (..., E, H, W). `needs`: what else than the label `context` reads, of "references" (always as
+    many for each image) and "image".
+
+    `labelled(classes)`: first and last + 1 of the channels whose sum is above 0 where a position has a label, and 0
+    elsewhere. The pixelwise attacker needs them.
     """
 
-    compute: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    compute: Callable[..., torch.Tensor]
     channels: Callable[[int], int]
     argmax_scale: Callable[[float], float] = lambda floor: 1.0
+    context: "Callable[[Sample, float], torch.Tensor] | None" = None
+    needs: frozenset[str] = frozenset()
+    labelled: Callable[[int], tuple[int, int]] | None = None
 
 
 def true_class(posterior: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -87,8 +104,10 @@ def log_concatenation(posterior: torch.Tensor, label: torch.Tensor, floor: float
 
 
 LOSS_MAP = Representation(loss_map, lambda classes: 1, lambda floor: ARGMAX_LOSS / -math.log(floor))
-CONCATENATION = Representation(concatenation, lambda classes: 2 * classes)
-LOG_CONCATENATION = Representation(log_concatenation, lambda classes: 2 * classes)
+CONCATENATION = Representation(concatenation, lambda classes: 2 * classes,
+                               labelled=lambda classes: (classes, 2 * classes))
+LOG_CONCATENATION = Representation(log_concatenation, lambda classes: 2 * classes,
+                                   labelled=lambda classes: (classes, 2 * classes))
 
 
 def channels(kind: str, classes: int, void: str = "zero") -> int:
@@ -96,15 +115,48 @@ def channels(kind: str, classes: int, void: str = "zero") -> int:
     return REPRESENTATIONS.load(kind).channels(classes) + (void == "mask")
 
 
+def boundary(label: torch.Tensor, distance: int = 1) -> torch.Tensor:
+    """bool (h, w): whether a position at most `distance` rows and columns away has another class. Void is no class.
+
+    `label`: uint8 (h, w). With the default these are the eight neighbours. No void position is at a boundary.
+    """
+    square, following = np.ones((2 * distance + 1,) * 2, np.uint8), label.numpy() + np.uint8(1)
+    highest = cv2.dilate(following, square)  # void, 255, has become 0
+    lowest = cv2.erode(label.numpy(), square) + np.uint8(1)
+    return torch.from_numpy((highest > lowest) & (following > 0))
+
+
+def class_distance(label: torch.Tensor, far: int) -> torch.Tensor:
+    """Distance to the nearest position of another class, in steps to one of eight neighbours: float32 (h, w), 1 to far.
+
+    Void is no class, and void positions get 0. Positions that are farther away than `far`, or have no other class in
+    the image, get `far`.
+    """
+    reached = sum(boundary(label, distance).float() for distance in range(1, far))
+    return (far - reached).masked_fill(label == VOID, 0)
+
+
+def add_context(sample: "Sample", kind: str, floor: float) -> "Sample":
+    """The sample with the maps that the representation `kind` makes of a complete image, and without references.
+
+    A sample that has these maps, and one of a representation that makes none, is returned as it is.
+    """
+    context = REPRESENTATIONS.load(kind).context
+    if context is None or sample.context is not None:
+        return sample
+    return replace(sample, context=context(sample, floor), references=(), in_reference=())
+
+
 def represent(kind: str, posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR, void: str = "zero",
-              argmax: bool = False) -> torch.Tensor:
+              argmax: bool = False, context: torch.Tensor | None = None) -> torch.Tensor:
     """The map that an attacker with `-input kind` reads: (..., C, H, W) and (..., H, W) -> (..., K, H, W), same dtype.
 
     `void` = "mask" appends a channel that is 1 where the label is void. `argmax`: the posterior is one-hot. In the loss
-    map of the release a wrong position then has 69.1 / 50 = 1.38; here it has 1.38 for every `floor`.
+    map of the release a wrong position then has 69.1 / 50 = 1.38; here it has 1.38 for every `floor`. `context`:
+    `Sample.context`, (..., E, H, W), for a representation that has one.
     """
     representation = REPRESENTATIONS.load(kind)
-    out = representation.compute(posterior, label, floor)
+    out = representation.compute(posterior, label, floor, *([] if context is None else [context]))
     if argmax and (scale := representation.argmax_scale(floor)) != 1:
         out = out * scale
     if void == "mask":

@@ -36,6 +36,7 @@ class Sample:
     the output of the target model under its defense, and then those of `references`, each when it is asked for. For
     each `number`, 1 or more, a defense draws other noise. None unless the attack needs "queries", and the model can be
     queried.
+    `context`: float32 (E, h, w), what a representation made of the complete image; see `representation.add_context`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Sample:
     label: torch.Tensor | None = None
     stride: int | None = None
     ask: Callable[[np.ndarray, int], Iterator[torch.Tensor]] | None = None
+    context: torch.Tensor | None = None
 
     @property
     def known(self) -> torch.Tensor:

@@ -8,7 +8,6 @@ of the loss map (section 2.1) and, with references, of its difference from that 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from attacks.calibrated import unseen_outputs, usable
-from attacks.representation import logit_map, true_class
+from attacks.representation import boundary, logit_map, true_class
 from attacks.sample import Attack, AttackSettings, Sample, Scored
 from utils.cli import UserError
 from utils.randomness import stream
@@ -147,14 +146,3 @@ def statistics(values: torch.Tensor, sample: Sample) -> list[float]:
     parts = [values[known & side] for side in (edge, ~edge)]
     return [float(found.mean()), *np.quantile(found.numpy(), QUANTILES).tolist(), float(highest),
             *(float((part if len(part) else found).mean()) for part in parts)]
-
-
-def boundary(label: torch.Tensor, distance: int = 1) -> torch.Tensor:
-    """bool (h, w): whether a position at most `distance` rows and columns away has another class. Void is no class.
-
-    `label`: uint8 (h, w). With the default these are the eight neighbours. No void position is at a boundary.
-    """
-    square, following = np.ones((2 * distance + 1,) * 2, np.uint8), label.numpy() + np.uint8(1)
-    highest = cv2.dilate(following, square)  # void, 255, has become 0
-    lowest = cv2.erode(label.numpy(), square) + np.uint8(1)
-    return torch.from_numpy((highest > lowest) & (following > 0))

@@ -292,6 +292,7 @@ def make_scorer(attack: Attack, source: Source, run: AttackRun, drawn: set[str],
         samples = replace(source, records=records).samples(needs, undefended)
         samples = record_confusion(samples, part.matrices)
         if run.cam:
+            samples = map(attack.add_context, samples)
             samples = record_cams(samples, attack.model, attack.spec, run.compute, drawn, part.cams)
         part.scored = scores(samples, predictor)
         check_scores(run.name, part.scored, records)

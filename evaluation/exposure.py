@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import torch
 
+from attacks.representation import boundary
 from attacks.sample import Attack, Sample, Scored
-from attacks.statistics import boundary
 from attacks.thresholds import MapAttack
 from evaluation.intervals import intervals
 from evaluation.metrics import METRICS, compute_metrics

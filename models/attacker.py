@@ -21,7 +21,8 @@ class InputSpec:
 
     `input`: representation; `size`: side of a patch in positions; `floor`: lower bound of posteriors before the
     logarithm; `void`: "zero" or "mask"; `stride`: pixels per position of the posteriors of its training (0 = not
-    known); `argmax`: the posteriors are one-hot; `tau`: rejection threshold, chosen on the held-out part of D^S.
+    known); `argmax`: the posteriors are one-hot; `tau`: rejection threshold, chosen on the held-out part of D^S;
+    `references`: number of reference models that each image was compared with in training (0: none).
     """
 
     input: str
@@ -31,6 +32,7 @@ class InputSpec:
     stride: int = 0
     argmax: bool = False
     tau: float = 0.95
+    references: int = 0
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict, path: object) -> "InputSpec":
@@ -39,7 +41,8 @@ class InputSpec:
             spec = cls(**checkpoint["view"])
             valid = (isinstance(spec.input, str) and spec.void in ("zero", "mask") and isinstance(spec.argmax, bool)
                      and isinstance(spec.size, int) and 1 <= spec.size < 2**16 and isinstance(spec.stride, int)
-                     and 0 <= spec.stride < 2**16 and 0 < spec.floor < 1 and 0 <= spec.tau < 2)
+                     and 0 <= spec.stride < 2**16 and 0 < spec.floor < 1 and 0 <= spec.tau < 2
+                     and isinstance(spec.references, int) and 0 <= spec.references < 2**16)
         except Exception:  # a file may hold values of any type, and comparing them may raise any exception
             valid = False
         if not valid:

@@ -65,15 +65,19 @@ class ShadowRun:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference model, the images that it was trained on, and its view on shared classes (None: as the target)."""
+    """A reference model, the images that it was trained on, and its view on shared classes (None: as the target).
+
+    `own`: names of the records whose target model it is itself, so that it cannot serve for them.
+    """
 
     predictor: Predictor
     trained_on: Images = field(default_factory=lambda: Images([]))
     view: ClassView | None = None
+    own: frozenset[str] = frozenset()
 
     def saw(self, record: Record) -> bool:
-        """Whether the model was trained on this image, whatever the name of its file."""
-        return self.trained_on.find(record.identity) is not None
+        """Whether the model was trained on this image, whatever the name of its file, or is its target model."""
+        return record.name in self.own or self.trained_on.find(record.identity) is not None
 
 
 def read_shadow(folder: str | Path) -> ShadowRun:

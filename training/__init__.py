@@ -84,7 +84,7 @@ def add_attacker_flags(parser: argparse.ArgumentParser) -> None:
                         help="zero: void positions get 0; mask: an extra channel also marks them (default: zero)")
     parser.add_argument("-a", "-arch", "--arch", choices=("resnet18", "resnet50", "pixelwise"), default=of.arch,
                         help="architecture (default: resnet18; the paper has resnet50); pixelwise is the learned 1x1 "
-                        "baseline of Salem et al., which needs -input concate")
+                        "baseline of Salem et al., which needs -input concate, log-concate or calibrated")
     parser.add_argument("--width", type=number(0.001, 16), default=of.width,
                         help="multiplier of the numbers of channels (default: 0.25; the paper has 1)")
     parser.add_argument("--dropout", type=number(0, 0.99), default=of.dropout,

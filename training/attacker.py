@@ -1,7 +1,7 @@
 """Train the per-patch attacker A_P on a shadow's posteriors (algorithm 1, lines 4 to 14)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,12 +11,16 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from attacks import REPRESENTATIONS
+from attacks.calibrated import draw_references
 from attacks.patches import Selection
-from attacks.representation import represent
+from attacks.representation import add_context, represent
 from attacks.sample import Sample
 from defenses.base import Defense
 from models.attacker import InputSpec, build_attacker
+from predictors.base import Record
 from predictors.samples import Source
+from predictors.stored import TINY
 from training.held_out import (
     TAU_QUANTILES,
     VALIDATION_PATCHES,
@@ -28,6 +32,7 @@ from training.held_out import (
 )
 from training.options import AttackerTraining
 from training.patches import Patches, draw_batches
+from training.references import reference_score
 from training.run import Progress, TrainingRun
 from training.step import agree_on_buffers, check_weights, descend, parallel
 from utils.checkpoints import load_optimizer, load_weights, rebuild, require
@@ -44,7 +49,8 @@ DECAY = 0.99  # of the average of the weights, per step
 class AttackerData:
     """D^S for the training of an attacker: training samples, held-out samples, classes and stride of the posteriors.
 
-    `class_names`: None if they are not known.
+    `class_names`: None if they are not known. `references`: number of references of each image. `alone`: (score,
+    member, group) of each image, by the loss of its references alone.
     """
 
     training: list[Sample]
@@ -52,18 +58,29 @@ class AttackerData:
     classes: int
     stride: int
     class_names: Sequence[str] | None = None
+    references: int = 0
+    alone: Sequence[tuple] = ()
 
 
-def prepare(source: Source, options: AttackerTraining, defense: Defense) -> AttackerData:
+def prepare(source: Source, options: AttackerTraining, defense: Defense, references: int = 0) -> AttackerData:
     """Load D^S under `defense`, and split it by `hold_out`. The posteriors of the training part become float16.
 
-    Raises `UserError` if a map of the training part is smaller than a patch, or if a side has no labels.
+    `references`: number of references that each image gets, of those of `source` that were not trained on it. Raises
+    `UserError` if a map of the training part is smaller than a patch, or if a side has no labels.
     """
     rest, held = hold_out(source.records, options.seed)
     classes, stride = source.form()
     source = replace(source, defense=defense, classes=classes, stride=stride)
-    training = []
-    for sample in progress(replace(source, records=rest).samples(frozenset()), "reading posteriors", len(rest)):
+    needs, training, alone = REPRESENTATIONS.load(options.input).needs, [], []
+
+    def read(records: Sequence[Record], needs: frozenset[str]) -> Iterator[Sample]:
+        for sample in replace(source, records=records).samples(needs):
+            if references and sample.truth is not None:
+                sample = draw_references(sample, references, options.seed)
+                alone.append((reference_score(sample), sample.member, sample.group))
+            yield sample if sample.truth is None else add_context(sample, options.input, TINY)
+
+    for sample in progress(read(rest, needs), "reading posteriors", len(rest)):
         height, width = sample.output.shape[1:]
         if min(height, width) < options.patch_size:
             raise UserError(f"{sample.name} has {height} x {width} positions, fewer than --patch-size "
@@ -74,7 +91,8 @@ def prepare(source: Source, options: AttackerTraining, defense: Defense) -> Atta
         print_once(f"{void} images of D^S have no label, or a label that is all void; they are left out")
     if len({sample.member for sample in training}) < 2:
         raise UserError("the training part of D^S has labels of members only, or of non-members only; add labels")
-    return AttackerData(training, list(replace(source, records=held).samples()), classes, stride, source.names)
+    held_out = list(read(held, needs | {"truth"}))
+    return AttackerData(training, held_out, classes, stride, source.names, references, alone)
 
 
 @dataclass
@@ -177,8 +195,8 @@ def train_epoch(net: torch.nn.Module, learner: Learner, patches: Patches, option
             passed = (done.epoch * per_epoch + done.step) / total
             group["lr"] = options.lr * (1 + math.cos(math.pi * passed)) / 2
         torch.manual_seed(int(stream(options.seed, "dropout", done.epoch, done.step).integers(2**62)) + process_rank())
-        posterior, label, member = (tensor.to(compute.device) for tensor in tensors)
-        maps = represent(spec.input, posterior, label, spec.floor, spec.void, spec.argmax)
+        posterior, label, member, *context = (tensor.to(compute.device) for tensor in tensors)
+        maps = represent(spec.input, posterior, label, spec.floor, spec.void, spec.argmax, *context)
         done.loss += learn(net, learner.optimizer, maps, member, len(batch), compute, done.epoch)
         learner.average.update_parameters(learner.model)
     for model in (net, learner.average):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from attacks import REPRESENTATIONS
 from models import MODELS
 from utils.cli import UserError
 
@@ -118,8 +119,10 @@ class AttackerTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.arch == "pixelwise" and self.input != "concate":
-            raise UserError("--arch pixelwise reads posterior and label; add -input concate")
+        if self.arch == "pixelwise" and not REPRESENTATIONS.load(self.input).labelled:
+            fit = [name for name in REPRESENTATIONS if REPRESENTATIONS.load(name).labelled]
+            raise UserError(f"--arch pixelwise cannot tell which positions of -input {self.input} have a label; give "
+                            f"-input {' or '.join(fit)}")
 
     def schedule(self, patches: int) -> tuple[int, int]:
         """Number of steps of an epoch of `patches` patches, and of the training. The last epoch may be incomplete."""
@@ -133,6 +136,8 @@ class AttackerTraining:
 
         arguments = {"arch": self.arch, "channels": channels(self.input, classes, self.void), "width": self.width,
                      "dropout": self.dropout}
-        if self.arch != "pixelwise":
+        if self.arch == "pixelwise":
+            arguments["labelled"] = list(REPRESENTATIONS.load(self.input).labelled(classes))
+        else:
             arguments["halvings"] = halvings_for(self.patch_size)
         return {"name": "attacker", "classes": classes, "arguments": arguments}

@@ -25,7 +25,8 @@ Item = tuple[int, int, int]  # number of a patch, and its height and width in po
 class Patches(Dataset):
     """The patches of an epoch: `repeat` random patches of each image.
 
-    Item: posterior float32 (C, h, w), label uint8 (h, w), member 0 or 1. The index is the number of a patch, of
+    Item: posterior float32 (C, h, w), label uint8 (h, w), member 0 or 1, and the patch (E, h, w) of the context of the
+    sample, if it has one. The index is the number of a patch, of
     `size` x `size` positions, or an `Item`. A patch depends only on the seed, the epoch, the image, its number (0 to
     `repeat` - 1) and its size. About half of the patches are mirrored, together with their labels. `strong`: see
     `zoom` and `perturb`.
@@ -42,22 +43,24 @@ class Patches(Dataset):
         """The sample of a patch."""
         return self.samples[number % len(self.samples)]
 
-    def __getitem__(self, index: int | Item) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def __getitem__(self, index: int | Item) -> tuple[torch.Tensor | int, ...]:
         number, *size = (index, self.size, self.size) if isinstance(index, int) else index
         sample = self.sample(number)
         shape, rng = tuple(sample.truth.shape), stream(self.seed, "attacker", self.epoch, number // len(self.samples),
                                                        sample.name)
         window = draw_window(shape, size, rng) if self.strong else size
         (y, x), (height, width) = random_corners(shape, window, 1, rng)[0], window
-        posterior, label = (array[..., y : y + height, x : x + width] for array in (sample.output, sample.truth))
+        arrays = [sample.output, sample.truth, *([] if sample.context is None else [sample.context])]
+        arrays = [array[..., y : y + height, x : x + width] for array in arrays]
         if self.strong:
-            posterior, label = zoom(posterior, size), zoom(label, size)
+            arrays = [zoom(array, size) for array in arrays]
         if rng.random() < 0.5:
-            posterior, label = posterior.flip(-1), label.flip(-1)
+            arrays = [array.flip(-1) for array in arrays]
+        posterior, label, *context = arrays
         posterior = posterior.float()
         if self.strong:
             posterior, label = perturb(posterior, label, rng)
-        return posterior, label, int(sample.member)
+        return posterior, label, int(sample.member), *context
 
 
 def draw_batches(patches: Patches, options: AttackerTraining, epoch: int) -> list[list[Item]]:

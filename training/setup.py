@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from attacks import REPRESENTATIONS
 from attacks.thresholds import mean_known
 from datasets import DATASETS, find_dataset
 from datasets.classes import check_shared, shared_classes
@@ -29,6 +30,13 @@ from predictors.stored import TINY, check_forms, list_records
 from training.attacker import AttackerData, prepare, train_attacker
 from training.options import AttackerTraining
 from training.plan import PlanOptions, plan_attacker, plan_segmenter
+from training.references import (
+    describe_references,
+    judge_references,
+    lend_to_shadows,
+    lend_to_tree,
+    share_out,
+)
 from training.roles import check_unchanged, compare_shadow_data, compare_sides
 from training.segmentation import check_batch, check_model, train_and_report
 from utils import VOID
@@ -38,11 +46,11 @@ from utils.distributed import gather, is_main, own_share, print_once, run_on_mai
 from utils.files import start_run, write_json
 from utils.resume import resume_arguments
 
-__all__ = ["begin", "cache_shadows", "check_batch", "check_classes", "check_model", "check_unchanged", "classes_of",
-           "compare_attacker_data", "compare_shadow_data", "compare_sides", "count", "count_shadow_images",
-           "dataset_of", "join_trees", "partition", "plan_attacker", "plan_of", "plan_segmenter", "prepare",
-           "read_split", "start_run_on_main", "train_and_report", "train_attacker_and_report", "write_provenance",
-           "write_shadow_splits"]
+__all__ = ["PredictorOptions", "begin", "cache_shadows", "check_batch", "check_classes", "check_model",
+           "check_unchanged", "classes_of", "compare_attacker_data", "compare_shadow_data", "compare_sides", "count",
+           "count_shadow_images", "dataset_of", "join_trees", "lend_references", "partition", "plan_attacker",
+           "plan_of", "plan_segmenter", "prepare", "read_split", "start_run_on_main", "train_and_report",
+           "train_attacker_and_report", "write_provenance", "write_shadow_splits"]
 
 
 def count(split: str | Path) -> int:
@@ -197,13 +205,30 @@ def compare_attacker_data(shadows: Sequence[str], source: Source) -> tuple[Sourc
     return source, dict(zip((IN, OUT), sides, strict=True))
 
 
+def lend_references(source: Source, kind: str, shadows: Sequence[str], trees: Sequence[str | Path],
+                    places: Sequence[str], options: PredictorOptions) -> tuple[Source, int]:
+    """D^S with reference models for the representation `kind`, and how many each image gets (0: it reads none).
+
+    `trees`: the posteriors of `shadows`, or a single tree without shadows; `places`: further models; `options`: how
+    they are queried.
+    """
+    if "references" not in REPRESENTATIONS.load(kind).needs:
+        return source, 0
+    if shadows:
+        return share_out(lend_to_shadows(source, shadows, trees, places, options))
+    return share_out(lend_to_tree(source, places, replace(options, stride=source.form()[1])))
+
+
 def train_attacker_and_report(options: AttackerTraining, data: AttackerData, defense: Defense, folder: Path,
                               compute: Compute, arguments: dict) -> None:
     """Train A_P, write results.json, and print the result."""
-    spec = InputSpec(options.input, options.patch_size, TINY, options.void, data.stride, defense.one_hot)
+    spec = InputSpec(options.input, options.patch_size, TINY, options.void, data.stride, defense.one_hot,
+                     references=data.references)
+    alone = describe_references(data.references, data.alone)
+    judge_references(alone)
     results = train_attacker(options, data, spec, folder, compute, arguments)
     if is_main():
-        write_json(folder / "results.json", {"input": options.input, **results})
+        write_json(folder / "results.json", {"input": options.input, **results, **alone})
     interval, groups = results["validation_auc_interval"], results["held_out_groups"]
     print_once(f"A_P ({options.input}): held-out AUC {results['validation_auc']:.3f} {show_interval(interval)} on "
                f"{results['held_out']} images ({describe_groups(groups)}), tau {results['tau']:.3f}; "
