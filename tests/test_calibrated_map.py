@@ -228,7 +228,7 @@ def references(folder, count=2):
 def beds(tmp_path_factory):
     """Models of D^S, and of the images of the victim."""
     folder = tmp_path_factory.mktemp("beds")
-    return write_models(folder / "shadow", 1, 0.4), write_models(folder / "victim", 2, 0.4, 500)
+    return write_models(folder / "shadow", 1, 0.8), write_models(folder / "victim", 2, 0.8, 500)
 
 
 def train(beds, out, *flags):
@@ -245,12 +245,12 @@ def test_an_attacker_on_calibrated_maps_is_better_than_one_on_loss_maps(beds, tm
         attack = ["attack.py", "-resume", tmp_path / name / "best.pth.tar", "--examples", beds[1] / "target", *flags]
         must(script(*attack, "--out", tmp_path / f"attack-{name}"))
         found[name] = results(tmp_path / f"attack-{name}")["image"]["auc"]
-    assert found["calibrated"] > 0.75 > 0.68 > found["loss"]
+    assert found["calibrated"] > max(0.8, found["loss"] + 0.1)
     few = ["attack.py", "-resume", tmp_path / "calibrated" / "best.pth.tar", "--examples", beds[1] / "target"]
     refused = script(*few, "--references", *references(beds[1], 1), "--out", tmp_path / "few")
     assert_refused(refused, "1 of the references were not trained on this image, and the attacker was trained with 2")
     must(script(*few, "--references", *references(beds[1], 3), "--out", tmp_path / "three"))
-    assert results(tmp_path / "three")["image"]["auc"] > 0.75
+    assert results(tmp_path / "three")["image"]["auc"] > 0.8
 
 
 def test_references_that_give_the_label_away_are_found(beds, tmp_path):
