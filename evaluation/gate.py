@@ -106,8 +106,9 @@ def examine(predictor: Predictor, records: Sequence[Record], count: int = IMAGES
         raise UserError(f"{predictor.where}: none of the images has a label, so it cannot be checked whether the model "
                         "segments them; give masks")
     labels = [query.record.load_label() for query in queries]
-    foreign = isinstance(predictor, ForeignPredictor)
-    outputs = _ask(predictor, queries, predictor.preprocess) if foreign else predictor.predict(queries)
+    outputs = _ask(predictor, queries, predictor.preprocess) if _prepares(predictor) else []
+    if not _prepares(predictor):  # the first answer may have said so
+        outputs = predictor.predict(queries)
     kind = _kind(predictor, outputs)
     variants = list(_variants(predictor, queries, outputs, labels, kind[1] if kind else {}))
     given, best = variants[0], max(variants, key=lambda variant: variant.worth)
@@ -142,6 +143,11 @@ def _constant(matrices: Sequence[np.ndarray]) -> float:
     return float(shares.max() / max(shares.sum(), 1) / max((shares > 0).sum(), 1))
 
 
+def _prepares(predictor: Predictor) -> bool:
+    """Whether a model can be shown differently prepared images."""
+    return isinstance(predictor, ForeignPredictor) and predictor.prepares
+
+
 def _ask(predictor: ForeignPredictor, queries: Sequence[Query], preprocess: Preprocess) -> list[torch.Tensor]:
     """The outputs of a model as they are, for images that `preprocess` prepared."""
     return [predictor.ask(query, preprocess).float() for query in queries]
@@ -149,7 +155,7 @@ def _ask(predictor: ForeignPredictor, queries: Sequence[Query], preprocess: Prep
 
 def _kind(predictor: Predictor, outputs: Sequence[torch.Tensor]) -> tuple[str, dict[str, object]] | None:
     """What is wrong with the values of the outputs, in words, and the entries that repair it. None: nothing."""
-    if isinstance(predictor, ForeignPredictor):
+    if _prepares(predictor):
         low, high = min(float(raw.min()) for raw in outputs), max(float(raw.max()) for raw in outputs)
         inside = low >= -TOLERANCE and high <= 1 + TOLERANCE
         if predictor.preprocess.output == "posterior" and not inside:
@@ -179,7 +185,7 @@ def _is_flat(posterior: torch.Tensor) -> bool:
 def _variants(predictor: Predictor, queries: Sequence[Query], outputs: Sequence[torch.Tensor],
               labels: Sequence[np.ndarray], changes: Mapping[str, object]) -> Iterator[_Variant]:
     """The model as it is, which gave `outputs`, and with each repair. `changes`: entries that it needs in any case."""
-    if not isinstance(predictor, ForeignPredictor):
+    if not _prepares(predictor):
         yield from _shifted((), {}, outputs, labels)
         return
     given = predictor.preprocess.changed(changes)

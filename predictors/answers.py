@@ -18,6 +18,7 @@ from datasets.inspection import inspect
 from datasets.pairs import describe_folder
 from predictors.arrays import ArrayPredictor
 from predictors.base import PredictorOptions, Query, Record
+from predictors.preprocess import Preprocess
 from utils.arrays import read_npy
 from utils.cli import UserError
 from utils.files import files_by_name
@@ -55,6 +56,8 @@ def read_lists(path: Path) -> np.ndarray:
 class FolderPredictor(ArrayPredictor):
     """The answers in a flat folder, or in one with the folders of the images."""
 
+    prepares = False
+
     reads_images = False
 
     def __init__(self, where: str, options: PredictorOptions):
@@ -76,7 +79,7 @@ class FolderPredictor(ArrayPredictor):
                             "folders of their images")
         return (path,)
 
-    def ask(self, query: Query) -> np.ndarray:
+    def fetch(self, query: Query, preprocess: Preprocess) -> np.ndarray:
         return read_answer(*self.files(query.record))
 
     def size(self, query: Query) -> tuple[int, int]:

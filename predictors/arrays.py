@@ -20,7 +20,7 @@ class ArrayPredictor(ForeignPredictor):
 
     The answers are floats (C, h, w), or (h, w, C) with the layout "nhwc", or integers (h, w). If --preprocess has no
     "output", the values of the first answer decide whether all are logits or posteriors. A subclass defines `answer`,
-    or `ask` if the model gets no prepared image; both return NumPy arrays.
+    which returns a NumPy array, or `fetch` and `prepares = False` if the model gets no prepared image.
     """
 
     def __init__(self, where: str, options: PredictorOptions, preprocess: Preprocess | None = None):
@@ -31,8 +31,18 @@ class ArrayPredictor(ForeignPredictor):
         """Height and width of an image."""
         return query.image.shape[:2]
 
+    def fetch(self, query: Query, preprocess: Preprocess) -> np.ndarray:
+        """The answer of the model for an image that `preprocess` prepared."""
+        return self.answer(preprocess.prepare(query.image), query.key)
+
+    def ask(self, query: Query, preprocess: Preprocess) -> torch.Tensor:
+        raw = self.fetch(query, preprocess)
+        if self._are_labels(raw):
+            return torch.from_numpy(raw)
+        return self._values(raw, query)
+
     def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
-        return [self._checked(self._posterior(self.ask(query), query)) for query in queries]
+        return [self._checked(self._posterior(self.fetch(query, self.preprocess), query)) for query in queries]
 
     def _checked(self, posterior: torch.Tensor) -> torch.Tensor:
         """The same posterior. Raises `UserError` if it has not the classes of the data set."""
@@ -42,12 +52,26 @@ class ArrayPredictor(ForeignPredictor):
         return posterior
 
     def _posterior(self, raw: np.ndarray, query: Query) -> torch.Tensor:
-        """The posterior (C, ceil(H/s), ceil(W/s)) of an answer, which may have a batch of one in front."""
-        about = f"{self.where}: the answer for {query.record.name}"
+        """The posterior (C, ceil(H/s), ceil(W/s)) of an answer."""
+        if self._are_labels(raw):
+            return self._of_labels(raw, self.size(query), self._about(query))
+        values = self._values(raw, query)  # may set "output"
+        return self.preprocess.posterior(values, self.size(query), self.stride)
+
+    def _are_labels(self, raw: np.ndarray) -> bool:
+        """Whether an answer has labels. A model with such answers has no logits that an input could change."""
+        if raw.dtype.kind in "biu":
+            self.prepares = False
+        return raw.dtype.kind in "biu"
+
+    def _about(self, query: Query) -> str:
+        return f"{self.where}: the answer for {query.record.name}"
+
+    def _values(self, raw: np.ndarray, query: Query) -> torch.Tensor:
+        """Logits or posteriors float32 (C, h, w), or (h, w, C), of an answer. It may have a batch of one in front."""
+        about = self._about(query)
         while raw.ndim > 3 and len(raw) == 1:
             raw = raw[0]
-        if raw.dtype.kind in "biu":
-            return self._of_labels(raw[0] if raw.ndim == 3 and len(raw) == 1 else raw, self.size(query), about)
         raw = raw[None] if raw.ndim == 2 else raw
         count = raw.shape[0 if self.preprocess.layout == "nchw" else -1] if raw.ndim == 3 else 0
         if raw.dtype.kind != "f" or not 0 < count < VOID or 0 in raw.shape:
@@ -59,7 +83,7 @@ class ArrayPredictor(ForeignPredictor):
             raise UserError(f"{about} holds NaN or infinite values, so it cannot be attacked")
         if self.guesses_output:
             self._guess_output(raw)
-        return self.preprocess.posterior(raw, self.size(query), self.stride)
+        return raw
 
     def _guess_output(self, raw: torch.Tensor) -> None:
         """Set "output" by the values of an answer: those within 0..1 are posteriors, all others logits."""
@@ -72,6 +96,8 @@ class ArrayPredictor(ForeignPredictor):
 
     def _of_labels(self, labels: np.ndarray, size: tuple[int, int], about: str) -> torch.Tensor:
         """The one-hot posterior of labels (h, w), which are resized by the nearest position."""
+        while labels.ndim > 2 and len(labels) == 1:
+            labels = labels[0]
         classes = len(self.preprocess.classes or ()) or self.options.classes
         if labels.ndim != 2 or 0 in labels.shape:
             raise UserError(f"{about} is {labels.dtype} {labels.shape}; labels must be (height, width)")

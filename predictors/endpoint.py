@@ -26,6 +26,7 @@ from datasets.inspection import hash_array
 from predictors.answers import read_answer
 from predictors.arrays import ArrayPredictor
 from predictors.base import PredictorOptions, Query
+from predictors.preprocess import Preprocess
 from utils.cli import UserError
 from utils.files import atomic_open, read_json
 
@@ -104,6 +105,7 @@ def read_endpoint(path: str) -> Endpoint:
 class HTTP(ArrayPredictor):
     """A model at http:URL, or with the settings of http:FILE.json."""
 
+    prepares = False
     takes = frozenset({"preprocess", "query_budget"})
     scheme = "http"
 
@@ -113,7 +115,7 @@ class HTTP(ArrayPredictor):
         self.folder = Path(self.endpoint.cache) / hashlib.sha256(self.endpoint.url.encode()).hexdigest()[:16]
         self.sent, self.free_at = 0, 0.0
 
-    def ask(self, query: Query) -> np.ndarray:
+    def fetch(self, query: Query, preprocess: Preprocess) -> np.ndarray:
         name = hash_array(query.image)
         kept = (self.folder / f"{name}{suffix}" for suffix in SUFFIXES.values())
         if path := next((path for path in kept if path.is_file()), None):

@@ -24,10 +24,12 @@ class ForeignPredictor(Predictor):
     `preprocess`: what the format says about the model; the entries of --preprocess replace it. Each image has a
     separate query, so that an output does not depend on the other images. `own_names`: the names that the files of the
     model give its channels; they are shown, and not compared with those of a data set, which may be spelled otherwise.
+    `prepares`: whether `ask` can show the model differently prepared images, as the gate does.
     """
 
     takes = frozenset({"preprocess"})
     own_names: Sequence[str] | None = None
+    prepares: bool = True
 
     def __init__(self, where: str, options: PredictorOptions, preprocess: Preprocess):
         super().__init__(where, options)

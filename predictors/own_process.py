@@ -22,6 +22,7 @@ import torch
 
 from predictors.arrays import ArrayPredictor
 from predictors.base import PredictorOptions, Query
+from predictors.preprocess import Preprocess
 from utils.arrays import parse_npy
 from utils.cli import UserError
 
@@ -144,6 +145,7 @@ class Exported(OwnProcessPredictor):
 class PythonFunction(OwnProcessPredictor):
     """A function of an image uint8 (H, W, 3). It returns posteriors or logits (C, h, w), or a label map (H, W)."""
 
+    prepares = False
     language = "python"
 
     def split(self, where: str) -> list[str]:
@@ -152,5 +154,5 @@ class PythonFunction(OwnProcessPredictor):
             raise UserError(f"python:{where}: give FILE.py:FUNCTION, for example python:model.py:predict")
         return [file, str(self.options.compute.device), function]
 
-    def ask(self, query: Query) -> np.ndarray:
+    def fetch(self, query: Query, preprocess: Preprocess) -> np.ndarray:
         return self.send(query.image)

@@ -259,11 +259,11 @@ def test_attack_on_a_model_of_torchvision(world, vision, tmp_path):
                world / "data", "--members", world / "victim_in.txt", "--non-members", world / "victim_out.txt",
                "--precision", "fp32", "--dataset", "folder", "--class-names", tmp_path / "names.txt", "--label-map",
                tmp_path / "map.txt"]
-    aucs = []
+    found = []
     for number, more in enumerate(([], ["--preprocess", tmp_path / "p.json"])):
         must(script(*command, *more, "--out", tmp_path / f"run{number}", "--keep", tmp_path / "kept"))
-        aucs.append(results(tmp_path / f"run{number}")["image"]["auc"])
-    assert aucs[0] != aucs[1]
+        found.append(scores(tmp_path / f"run{number}"))
+    assert found[0] != found[1]
     (tmp_path / "p.json").write_text('{"clases": [0]}')
     result = script(*command, "--preprocess", tmp_path / "p.json", "--out", tmp_path / "none")
     assert result.returncode == 2 and "there is no entry 'clases'" in result.stderr
