@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, must, results, script
+from conftest import ROOT, must, scores, script
 
 from predictors import open_predictor
 from predictors.base import Access, PredictorOptions, Query, Record
