@@ -132,8 +132,10 @@ def class_distance(label: torch.Tensor, far: int) -> torch.Tensor:
     Void is no class, and void positions get 0. Positions that are farther away than `far`, or have no other class in
     the image, get `far`.
     """
-    reached = sum(boundary(label, distance).float() for distance in range(1, far))
-    return (far - reached).masked_fill(label == VOID, 0)
+    steps = torch.full(label.shape, float(far))
+    for distance in range(1, far):
+        steps -= boundary(label, distance).float()
+    return steps.masked_fill(label == VOID, 0)
 
 
 def add_context(sample: "Sample", kind: str, floor: float) -> "Sample":
