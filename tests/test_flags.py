@@ -24,7 +24,7 @@ attack.py -resume ./weights/loss.pth.tar -gpu 0 -num-patch 10
 attack.py -resume ./weights/concate.pth.tar -input concate -gpu 0 -argmax
 attack.py -resume ./weights/concate.pth.tar -input concate -gpu 0 -gauss 0.1
 attack.py -resume ./weights/concate.pth.tar -input concate -gpu 0 -dpsgd"""  # the README of the authors
-COMMAND = re.compile(r"(?:python3?|\$python|\$\(RUN\)|torchrun.*|^ +) ((?:attack|train_\w+)\.py)([^\n#`|;]*)", re.M)
+COMMAND = re.compile(r"(?:python3?|\$python|\$\(RUN\)|torchrun.*|^ +) ((?:attack|audit|train_\w+)\.py)([^\n#`|;]*)", re.M)
 
 
 @cache
@@ -107,7 +107,8 @@ def test_every_command_line_that_is_shown_is_accepted():
     "attack.py --cam-images 4 --c 0.75 --score paper --gauss-floor 1e-6 --root data/streets -arch resnet50",
     f"attack.py {LIVE} --examples examples --stride 4 --root DIR --dataset folder --classes 3",
     "attack.py --select full -num-patch 10", "attack.py --attack loss -resume a.pth.tar -arch resnet18 -dilation",
-    "attack.py --attack calibrated --c 0.5 --floor 1e-3", "attack.py --threshold loss -input loss --floor 1e-3",
+    "attack.py --attack calibrated --references runs/shadow --c 0.5 --floor 1e-3",
+    "attack.py --threshold loss -input loss --floor 1e-3",
     "train_shadow.py --train a.txt --test b.txt --victim v.pth.tar --allow overlap --partition confidence",
     "train_shadow.py --partition random --victim v.pth.tar --allow overlap",
     "train_victim.py --model unet --width 16 --dropout 0.5", "train_shadow.py --model hrnetv2 --backbone hrnet_w48",
