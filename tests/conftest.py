@@ -23,6 +23,7 @@ from utils.distributed import WARNED
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [*ROOT.glob("*.py"), *(file for init in ROOT.glob("*/__init__.py") for file in init.parent.rglob("*.py"))]
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(FILES)}  # of all files except tests
+SCRIPTS = [path for path, source in SOURCES.items() if '__name__ == "__main__"' in source and "\ndef parser(" in source]
 SMALL = ["--width", "16", "--stages", "2", "--epochs", "2", "--batch", "4", "--workers", "0", "--crop", "64", "128",
          "--precision", "fp32"]
 VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4, "argmax": False, "tau": 0.9}

@@ -14,16 +14,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, SOURCES, VIEW, attacker_spec, must, scores, script, write_attacker, write_tree
+from conftest import ROOT, SCRIPTS, SMALL, VIEW, attacker_spec, must, scores, script, write_attacker, write_tree
 from PIL import Image
 
 from datasets.transforms import Augmented
 from utils.cli import UserError
 from utils.files import atomic_open
 from utils.names import spreadsheet_safe
-
-SCRIPTS = sorted(path for path, source in SOURCES.items() if '__name__ == "__main__"' in source
-                 and path != "predictors/worker.py")  # which has no flags
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, SOURCES, must, results, scores, script, write_tree
+from conftest import ROOT, SCRIPTS, SMALL, must, results, scores, script, write_tree
 
 from attacks.sample import Scored
 from datasets.pairs import read_split
@@ -158,7 +158,7 @@ def test_commands_of_the_releases_readme_on_the_shipped_files(command, tmp_path)
         assert metrics["miou"]["in"] < 0.35  # of the victim under DPSGD; without it the mIoU is 0.47
 
 
-@pytest.mark.parametrize("name", [path for path, source in SOURCES.items() if '__name__ == "__main__"' in source])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_takes_less_than_a_second_of_cpu_time_and_does_not_import_torch(name):
     code = (f"import runpy, sys, time\nmodule = runpy.run_path('{name}', run_name='x')\n"
             "print(module['parser']().format_help())\nassert 'torch' not in sys.modules\nprint(time.process_time())")
