@@ -40,7 +40,7 @@ ACCESS = ("--preprocess", "--trust-code", "--query-budget")  # flags of `add_acc
 class _Windows(argparse.Action):
     """Stores True, or the height and width that are given."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list[int],
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: list[int],
                  option: str | None = None) -> None:
         if len(values) not in (0, 2):
             raise argparse.ArgumentError(self, f"give a height and a width, or neither, not {len(values)} number(s)")

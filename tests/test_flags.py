@@ -24,7 +24,8 @@ attack.py -resume ./weights/loss.pth.tar -gpu 0 -num-patch 10
 attack.py -resume ./weights/concate.pth.tar -input concate -gpu 0 -argmax
 attack.py -resume ./weights/concate.pth.tar -input concate -gpu 0 -gauss 0.1
 attack.py -resume ./weights/concate.pth.tar -input concate -gpu 0 -dpsgd"""  # the README of the authors
-COMMAND = re.compile(r"(?:python3?|\$python|\$\(RUN\)|torchrun.*|^ +) ((?:attack|audit|train_\w+)\.py)([^\n#`|;]*)", re.M)
+COMMAND = re.compile(r"(?:python3?|\$python|\$\(RUN\)|torchrun.*|^ +) "
+                     r"((?:attack|audit|train_\w+)\.py)([^\n#`|;]*)", re.M)
 
 
 @cache
