@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from evaluation.report import balanced
 from reproduce import paper
 from reproduce.measured import Measured
 
@@ -102,6 +101,8 @@ def defenses(measured: Measured) -> str:
 
 def single_patches(measured: Measured) -> str:
     """AUC and max-F of single patches, with as many patches of both sides as in the paper (section 2.4)."""
+    from evaluation.report import balanced  # imports torch, which --help of a script should not need
+
     rows = []
     for cell in measured.cells.values():
         if cell.patches and cell.count == measured.scale.patch_count:
