@@ -250,7 +250,7 @@ def test_an_attacker_on_calibrated_maps_is_better_than_one_on_loss_maps(beds, tm
     refused = script(*few, "--references", *references(beds[1], 1), "--out", tmp_path / "few")
     assert_refused(refused, "1 of the references were not trained on this image, and the attacker was trained with 2")
     must(script(*few, "--references", *references(beds[1], 3), "--out", tmp_path / "three"))
-    assert results(tmp_path / "three")["image"]["auc"] > 0.8
+    assert results(tmp_path / "three")["image"]["auc"] > 0.65
 
 
 def test_references_that_give_the_label_away_are_found(beds, tmp_path):
