@@ -2,8 +2,8 @@
 """Audit a segmentation model: does it give away which images it was trained on?
 
     python audit.py                                                       # the shipped answers, in examples/
-    python audit.py --model runs/victim --images data/my/images --masks data/my/masks --classes 5 \\
-        --members list.txt                                                # all other images are non-members
+    python audit.py --model runs/victim --images data/my/images --masks data/my/masks \\
+        --dataset folder --classes 5 --members list.txt                   # all other images are non-members
     python audit.py --model runs/victim --root data/streets --members splits/streets/victim_in.txt \\
         --non-members splits/streets/victim_out.txt                       # split files, as for attack.py
     ... --references runs/shadow --try argmax gauss:0.1                   # with a reference model, and under defenses

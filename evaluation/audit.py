@@ -124,10 +124,10 @@ class Audit:
         return fingerprint([*files, *lists], name, defense, same, self.compute.precision, VERSION)
 
 
-# arguments on which the scores depend
-SAME = ("model", "images", "masks", "root", "members", "non_members", "claim", "null", "dataset", "classes",
-        "class_names", "label_map", "references", "population", "control", "stride", "windows", "preprocess",
-        "features", "allow", "key", "seed")
+# arguments on which the scores, or the names beside them, depend
+SAME = ("model", "images", "masks", "root", "strip_prefix", "members", "non_members", "claim", "null", "dataset",
+        "classes", "class_names", "label_map", "references", "population", "control", "stride", "windows", "preprocess",
+        "show_images", "hash_names", "seed")
 
 
 def run_audit(audit: Audit) -> dict:
@@ -283,8 +283,9 @@ def describe(audit: Audit, name: str, defense: DefenseSpec, results: dict) -> di
     attack = ATTACKS.load(name)
     kind = "control" if name in CONTROLS else "bound" if name in BOUNDS else "attack"
     reads = len(audit.references) if "references" in attack.needs | attack.optional else 0
-    return {"name": name, "about": ATTACKS[name].about, "kind": kind, "references": reads,
-            "queries": 1, "seconds": round(results["seconds"], 1), "chosen": results["chosen"],
+    queries = AttackChoices().queries if "queries" in attack.needs else 1
+    return {"name": name, "about": ATTACKS[name].about, "kind": kind, "references": reads, "queries": queries,
+            "seconds": round(results["seconds"], 1), "chosen": results["chosen"],
             **results["image"], "roc": roc(folder_of(audit, name, defense))}
 
 
@@ -391,7 +392,8 @@ def exposed(audit: Audit, primary: str) -> list[dict]:
     others = np.array([scores[write_name(one.name)] for one in source.records if not one.member])
     members = sorted((one for one in source.records if one.member), key=lambda one: -scores[write_name(one.name)])
     shown = replace(source, records=members[:EXPOSED], predictor=stored)
-    needs = {"truth"} | ({"image"} if audit.show_images else set())
+    photographs = audit.show_images and all(record.image.is_file() for record in shown.records)
+    needs = {"truth"} | ({"image"} if photographs else set())
     rows = []
     for sample in shown.samples(frozenset(needs)):
         score, loss = scores[write_name(sample.name)], loss_map(sample.output, sample.truth, FLOOR).squeeze(0).numpy()
@@ -400,7 +402,7 @@ def exposed(audit: Audit, primary: str) -> list[dict]:
         maps = [(class_image(sample.output.argmax(0).numpy()), "output"),
                 (value_image(loss, known, float(np.quantile(loss[known], 0.98))), "loss"),
                 (signed_image(evidence - np.median(evidence[known]), known, limit), "evidence")]
-        if audit.show_images:
+        if photographs:
             maps.insert(0, (photograph(sample.image.numpy().transpose(1, 2, 0)), "image"))
         rows.append({"name": write_name(sample.name), "score": score, "above": int((others >= score).sum()),
                      "maps": maps})

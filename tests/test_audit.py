@@ -64,6 +64,8 @@ def test_an_audit_resumes_and_another_key_starts_again(audit, tree):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("attacks/**/results.json")}
     must(script("audit.py", "--model", f"stored:{tree}", "--try", "argmax", "rounding:0.1", "--out", folder, *FAST))
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    must(script("audit.py", "--model", f"stored:{tree}", "--out", folder, *FAST, "--show-images"))
+    assert NAMES[0] in (folder / "attacks/loss/scores.csv").read_text()  # names are plain now
     must(script("audit.py", "--model", f"stored:{tree}", "--out", folder, *FAST, "--seed", 1))
     assert (folder / "attacks/loss/results.json").stat().st_mtime_ns != before[folder / "attacks/loss/results.json"]
 
