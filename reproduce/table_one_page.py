@@ -1,5 +1,6 @@
 """The report of a scale of table 1 of the second paper, from its committed cells."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -214,7 +215,8 @@ def pooled(errors: Errors) -> str:
 def auc(errors: Errors, cells: list[ErrorCell]) -> str:
     """Mean AUC in % with its interval."""
     found = errors.difference(cells, [])
-    return f"{50 + 100 * found['difference']:.1f}{_interval(found['interval'], 50)}"
+    interval = found["interval"] and np.clip(found["interval"], -0.5, 0.5)  # an AUC has no bound beyond 0 or 100
+    return f"{50 + 100 * found['difference']:.1f}{_interval(interval, 50)}"
 
 
 def change(errors: Errors, cells: list[ErrorCell], others: list[ErrorCell]) -> str:
@@ -225,7 +227,7 @@ def change(errors: Errors, cells: list[ErrorCell], others: list[ErrorCell]) -> s
     return f"{mark}{100 * found['difference']:+.1f}{mark}{_interval(found['interval'], 0, '+')}"
 
 
-def _interval(interval: list[float] | None, center: float, sign: str = "") -> str:
+def _interval(interval: Sequence[float] | None, center: float, sign: str = "") -> str:
     if interval is None:
         return ""
     return " [{}]".format(", ".join(f"{center + 100 * end:{sign}.1f}" for end in interval))
