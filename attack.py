@@ -71,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="models to compare the target "
                        "model with: runs of train_shadow.py, or [KIND:]WHERE as for --victim; see docs/attacks.md")
     flags.add_argument("--population", metavar="WHERE", help="images whose membership is known, for attacks that "
-                       "learn from them: a run of train_shadow.py, or a folder as for --examples")
+                       "learn from them: a run of train_shadow.py, or a folder as for --examples; --attack quantile: "
+                       "a split file of non-members of the target model, or a folder with its posteriors in val/")
     flags.add_argument("--keep-references", metavar="DIR", help="store the posteriors of the reference models in this "
                        "folder, one tree for each, for later calls with the same images")
     datasets.add_flags(flags, of_victim=True)
@@ -101,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
         source = setup.live_source(args.victim, data, attack, args.stride, defense, compute, args.references)
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
-    known = args.population and setup.population_source(args.population, source, attack, defense, compute)
+    known = args.population and setup.population_source(args.population, source, attack, data)
     call = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume}, compute=compute,
                 files=setup.existing_files([resume, args.victim, args.control, args.population, args.preprocess,
                                             *args.references]), started=started)

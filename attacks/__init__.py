@@ -39,6 +39,10 @@ ATTACKS = Table("attack", {
                        "(label only, Choquette-Choo et al.)"),
     "repeated": Entry("attacks.queries:Repeated", "calibrated, or loss without --references, of the mean posterior "
                       "over queries under a defense that draws noise"),
+    "quantile": Entry("attacks.quantile:QuantileRegression", "loss that image and label let expect of a non-member, "
+                      "minus the loss; fitted on --population (Bertran et al.)"),
+    "correctness": Entry("attacks.label_only:Correctness", "share of positions whose argmax is right; with "
+                         "--references, minus theirs"),
     "reconstruction": Entry("attacks.membership_error:ReconstructionError", "minus the error of the output"),
     "membership-error": Entry("attacks.membership_error:MembershipError", "reconstruction error, corrected by how "
                               "predictable an image is (Shafran et al.)"),
@@ -83,6 +87,8 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
                        "predictability error (default: 1)")
     own.add_argument("--features", choices=FEATURES, default="efficientnet_lite0", help="--attack membership-error: "
                        f"{FEATURES.help()} (default: efficientnet_lite0)")
+    own.add_argument("--pseudo-labels", action="store_true", help="attack without ground truth: the argmax of the "
+                     "output that is attacked stands for it; for attacks that read a ground truth and posteriors")
     patches = flags.add_argument_group("patches")
     patches.add_argument("--select", choices=SCHEMES,
                          help="how patches are selected (default: random; full for a pixelwise attacker)")

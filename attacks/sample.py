@@ -25,6 +25,7 @@ class Sample:
     `member`: whether the target model was trained on the image; None if this is not known.
     `output`: float32 (C, h, w), the posterior of the target model under its defense; it sums to 1 over the classes.
     `truth`: uint8 (h, w), train ids with 255 = void, or float32 (C, h, w) of a translated image; None if there is none.
+    With pseudo-labels it is the argmax of `output`.
     `image`: uint8 (3, H, W); None unless the attack needs it.
     `references`: outputs of reference models for this image, without a defense.
     `in_reference`: whether each reference model was trained on this image.
@@ -108,16 +109,19 @@ class Attack:
     """The base class of attacks. A subclass defines `score`, and lists in `needs` which inputs it reads.
 
     `needs` may contain "truth" (each sample has a label with known positions), "label" (beside "truth": that label at
-    full size), "image", "references", "population" (`fit` is called with samples of known membership), "predictability"
-    (computed by `method` of `attacks.predictability.METHODS`), "queries" (each sample has `ask`), "weights" (`score`
-    gets the predictor), and "noise" (the defense draws random numbers for each query). If "truth" is not in `needs`,
-    `truth` may be None.
+    full size), "image", "references", "population" (`fit` is called with samples of known membership, and outputs of
+    another model), "non-members" (`fit` is called with samples that the target model was not trained on, and its
+    outputs), "predictability" (computed by `method` of `attacks.predictability.METHODS`), "queries" (each sample has
+    `ask`), "weights" (`score` gets the predictor), and "noise" (the defense draws random numbers for each query). If
+    "truth" is not in `needs`, `truth` may be None.
 
     `optional` lists inputs that it reads if they are given, of "references".
 
     `kinds` lists the kinds of outputs that it can score, of "posterior" and "image" (a translated image).
 
     `reads` lists which of the flags in `attacks.SETTINGS` it reads; attack.py refuses the others.
+
+    `label_only`: whether it reads only the argmax of outputs.
 
     `patches`: whether it scores patches, too; if not, attack.py refuses the flags that select them.
 
@@ -129,6 +133,7 @@ class Attack:
     reads: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset({"posterior"})
     method: str | None = None
+    label_only: bool = False
     patches: bool = True
 
     def __init__(self, settings: AttackSettings):
@@ -147,7 +152,7 @@ class Attack:
         """
 
     def fit(self, population: Iterable[Sample]) -> None:
-        """Learn from samples of known membership. The base class does nothing here."""
+        """Learn from samples of known membership, or from non-members alone. The base class does nothing here."""
 
     def score(self, samples: Iterable[Sample], predictor: "Predictor | None" = None) -> Iterator[Scored]:
         """Yield one `Scored` for each sample, in the order of the samples."""

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -61,6 +61,11 @@ class Inspection:
     def pattern(self) -> str | None:
         """The hash of the label; None if it has a single id beside void, because many images share such a label."""
         return self.label if self.counts is None or len(self.ids) > 1 else None
+
+    def without_label(self) -> "Inspection":
+        """What the file of the image alone says."""
+        return replace(self, label=None, size=self.size if self.image else None, counts=None, boundary=None,
+                       kinds=(self.kinds[0], None), bytes=(self.bytes[0], None), values=())
 
 
 def inspect(image: Path, label: Path, dataset: str | None) -> Inspection:

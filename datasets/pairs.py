@@ -38,14 +38,15 @@ class Pair:
 
 
 def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
-               must_exist: bool = True) -> list[Pair]:
+               must_exist: bool = True, labels: bool = True) -> list[Pair]:
     """Read a split file with lines `image label [group]`; `#` starts a comment. Paths are relative to `root`.
 
     If `path` is a folder, its split files are read one after another. `strip_prefix` is removed from the start of both
     paths, then leading slashes, so the authors' lists need no changes. Without a third column each image forms a
     separate group. Raises `UserError` if a file is missing or empty, a line has another form, a path leaves `root`, two
     images have the same name, or, with `must_exist`, no path starts with `strip_prefix`, or an image or label does not
-    exist. With `must_exist`, also warns if only some images have a group, or several have one label.
+    exist. With `must_exist`, also warns if only some images have a group, or several have one label. `labels`: whether
+    the labels must exist, too.
     """
     root = Path(root)
     pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
@@ -60,7 +61,8 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
         if pair.name in seen:
             raise UserError(f"{path} lists {pair.image} twice, or with two suffixes; keep one of these lines")
         seen.add(pair.name)
-    paths = (root / file for pair in pairs for file in (pair.image, pair.label) if must_exist)
+    files = (file for pair in pairs for file in (pair.image, *([pair.label] if labels else [])))
+    paths = (root / file for file in files if must_exist)
     # Unlike Path.is_file, os.path.isfile also returns False for a name that is too long.
     if missing := next((file for file in paths if not os.path.isfile(file)), None):
         hint = "write / in place of \\" if "\\" in str(missing) else f"check --root ({describe_folder(root)})"

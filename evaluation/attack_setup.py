@@ -1,6 +1,6 @@
 """Build the attack, and the source of its samples, from the choices of a user."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,16 +8,18 @@ from attacks import build_attack
 from attacks.patches import Selection
 from attacks.sample import Attack, AttackSettings
 from datasets import find_dataset, show_dataset
+from datasets.pairs import read_split
 from defenses import DEFENSES, DefenseSpec
 from defenses.base import NO_DEFENSE, Defense
-from evaluation.attack_run import AttackRun, existing_files, run_attack
+from evaluation.attack_options import AttackRun
+from evaluation.attack_run import existing_files, run_attack
 from models import LoadedAttacker, load_attacker
 from models.pixelwise import Pixelwise
 from predictors import open_predictor
-from predictors.base import Access, PredictorOptions
+from predictors.base import Access, PredictorOptions, Record
 from predictors.reference import open_references, read_shadow
 from predictors.samples import Source, live_records, open_victim, tree_source
-from predictors.stored import TINY, describe_tree, warn_of_folders
+from predictors.stored import SIDES, TINY, describe_tree, warn_of_folders
 from predictors.triples import TriplePredictor, list_triples
 from utils.cli import UserError
 from utils.device import Compute, choose_compute
@@ -56,7 +58,7 @@ class LiveData:
     """The images about which a target model is queried: two split files, and the settings to read them.
 
     `dataset`: None for that of the target model or, if it names none, streets. `windows`, `access`: as in
-    `PredictorOptions`.
+    `PredictorOptions`. `pseudo_labels`: the label files need not exist.
     """
 
     members: str
@@ -66,6 +68,7 @@ class LiveData:
     dataset: str | None = None
     windows: bool | tuple[int, int] = False
     access: Access = field(default_factory=Access)
+    pseudo_labels: bool = False
 
 
 def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoices, defense: Defense,
@@ -93,11 +96,14 @@ def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoic
 
 
 def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
-                  references: Sequence[str] = ()) -> Source:
-    """The source of posteriors on disk. Reference models are queried about the images of the tree, or stored, too."""
+                  references: Sequence[str] = (), sides: Collection[str] = tuple(SIDES)) -> Source:
+    """The source of posteriors on disk. Reference models are queried about the images of the tree, or stored, too.
+
+    `sides`: the sides of the tree that are read.
+    """
     classes, stride = _expected(attack)
     folder = f"pred_{defense.spec.name}" if defense.spec.stage == "training" else "pred_sgd"
-    source = tree_source(tree, folder, PredictorOptions(compute, stride, defense), classes)
+    source = tree_source(tree, folder, PredictorOptions(compute, stride, defense), classes, sides)
     print_once(describe_tree(tree, folder, source.records))
     warn_of_folders(tree, folder)
     if not references:
@@ -109,18 +115,41 @@ def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,
     return replace(source, references=models)
 
 
-def population_source(where: str, target: Source, attack: Attack, defense: Defense, compute: Compute) -> Source:
-    """The source of samples of known membership: a run of train_shadow.py, whose model is queried, or a tree.
+def population_source(where: str, target: Source, attack: Attack, data: LiveData) -> Source:
+    """The source of the samples that an attack is fitted on.
 
-    A shadow is queried at the stride of `target`, under the same defense.
+    Samples of known membership come from a run of train_shadow.py, whose model is queried at the stride of `target`
+    under the same defense, or from a tree. For "non-members" see `non_members_source`.
     """
+    if "non-members" in attack.needs:
+        return non_members_source(where, target, attack, data)
+    defense, compute = target.defense, target.predictor.options.compute
+    if Path(where).is_file():
+        raise UserError(f"--population {where} is a file, and a split file has non-members only; give members and "
+                        "non-members of another model: a run of train_shadow.py, or a tree of posteriors")
     if not (Path(where) / "in.txt").is_file():
         return stored_source(where, attack, defense, compute)
     shadow, (classes, _) = read_shadow(where), _expected(attack)
-    options = PredictorOptions(compute, target.predictor.stride or target.form()[1], defense,
-                               target.predictor.options.windows)
+    options = replace(target.predictor.options, stride=target.predictor.stride or target.form()[1])
     predictor = open_predictor(f"checkpoint:{shadow.checkpoint}", options)
     return Source(shadow.records(), predictor, defense, (), classes, names=predictor.class_names)
+
+
+def non_members_source(where: str, target: Source, attack: Attack, data: LiveData) -> Source:
+    """The outputs of the target model itself for images that it was not trained on.
+
+    A target model that is queried needs a split file, which is read as the other two. Of stored posteriors it is
+    another tree of the same model, of which only the side of the non-members is read.
+    """
+    if target.predictor.reads_images:
+        pairs = read_split(where, data.root, data.strip_prefix, labels=not data.pseudo_labels)
+        records = [Record.of_pair(pair, target.records[0].dataset, False) for pair in pairs]
+        return replace(target, records=records, references=())
+    if not Path(where).is_dir():
+        raise UserError(f"--population {where} is no folder; posteriors on disk cannot be queried about other images: "
+                        "give a tree with those of the same model for known non-members in val/")
+    outside = [side for side, member in SIDES.items() if not member]
+    return stored_source(where, attack, target.defense, target.predictor.options.compute, sides=outside)
 
 
 def triples_source(root: str, defense: Defense, compute: Compute) -> Source:
@@ -145,7 +174,8 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
     if data.dataset and predictor.dataset not in (None, data.dataset):
         raise UserError(f"{victim} was trained on the data set {show_dataset(predictor.dataset)}, so its members are "
                         f"images of it, not of {show_dataset(data.dataset)}; leave --dataset out")
-    records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset)
+    records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset,
+                           not data.pseudo_labels)
     models = open_references(references, replace(predictor.options, stride=options.stride, defense=NO_DEFENSE))
     known = predictor.kind == "posterior" and (data.dataset or predictor.dataset)
     names = find_dataset(dataset).CLASSES if known else None

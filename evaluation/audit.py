@@ -19,7 +19,8 @@ from attacks import ATTACKS
 from attacks.representation import FLOOR, loss_map
 from defenses import DEFENSES, DefenseSpec
 from defenses.base import NO_DEFENSE
-from evaluation.attack_run import AttackRun, existing_files, run_attack
+from evaluation.attack_options import AttackRun
+from evaluation.attack_run import existing_files, run_attack
 from evaluation.attack_setup import (
     AttackChoices,
     LiveData,

@@ -169,6 +169,14 @@ def compare_with_population(roles: Roles, population: Sequence[Record]) -> None:
     _compare(roles, Images(identify(population)), "--population", "attack")
 
 
+def check_non_members(population: Sequence[Record], victim: str) -> None:
+    """Raise `UserError` if the target model was trained on an image of --population, where its images are at hand."""
+    trained = read_training_images(file_of(victim), f"--victim {victim}", "no image of --population", print_once)
+    if trained and (seen := trained.shared(identify(population))):
+        raise UserError(f"{victim} was trained on {len(seen)} of the {len(population)} images of --population, such as "
+                        f"{seen[0][0].name}; this attack learns from images that it was not trained on: remove them")
+
+
 def _compare(roles: Roles, learned: Images, what: str, learner: str) -> None:
     roles.known.append(what)
     shared, total = learned.shared(roles.images.all), len(roles.images.all)

@@ -14,6 +14,7 @@ import torch
 
 from attacks.sample import Sample
 from datasets import IMAGES, find_dataset, show_dataset
+from datasets.inspection import Inspection, inspect
 from datasets.pairs import read_split
 from defenses.base import NO_DEFENSE, Defense
 from defenses.gauss import normalise
@@ -21,7 +22,7 @@ from predictors import open_predictor
 from predictors.base import Answer, Predictor, PredictorOptions, Query, Record, predict_records
 from predictors.classes import ClassView
 from predictors.reference import Reference
-from predictors.stored import StoredPredictor, infer_stride, list_records
+from predictors.stored import SIDES, StoredPredictor, infer_stride, list_posteriors, list_records
 from utils import VOID
 from utils.cli import UserError
 
@@ -34,7 +35,8 @@ class Source:
     predictability error, for attacks that need it. `unseen`: each sample gets so many references, the first of those
     that were not trained on its image (None: all references, and whether they were). `names`: the names of the classes
     of the samples, if they are known. `view` and `label_view`: how outputs and labels are restricted to these classes
-    (None: they have no others).
+    (None: they have no others). `pseudo_labels`: the argmax of each defended posterior stands for its label, which is
+    not read; all positions are known.
     """
 
     records: Sequence[Record]
@@ -48,6 +50,7 @@ class Source:
     unseen: int | None = None
     view: ClassView | None = None
     label_view: ClassView | None = None
+    pseudo_labels: bool = False
 
     def samples(self, needs: frozenset[str] = frozenset({"truth"}), undefended: bool = False) -> Iterator[Sample]:
         """Yield the samples of all records, in order. `undefended`: samples also hold the output before the defense.
@@ -73,7 +76,13 @@ class Source:
         """Number of classes of the samples, and pixels per position, by the first output."""
         answer = next(replace(self, records=self.records[:1]).answers())
         classes = len(self.view.names if self.view else answer.output)
-        return classes, infer_stride(answer.load_label().shape, answer.output.shape[1:])
+        size = inspect(*answer.record.files).size or answer.load_label().shape  # which says that it is missing
+        return classes, infer_stride(size, answer.output.shape[1:])
+
+    def inspections(self) -> list[Inspection]:
+        """What the files of each record say without any model; with pseudo-labels, those of the images alone."""
+        found = [inspect(*record.files) for record in self.records]
+        return [one.without_label() for one in found] if self.pseudo_labels else found
 
     def files(self, record: Record) -> list[Path]:
         """The files from which the sample of a record is made."""
@@ -86,15 +95,18 @@ class Source:
         if expected not in (None, output.shape[0]):
             raise UserError(f"the posterior of {record.name} has {output.shape[0]} classes; the "
                             f"{'model' if self.view else 'attacker'} was trained for {expected}")
-        truth, label, stride = self._truth(answer, output, "truth" in needs)
         plain, defended = self._defend(answer)
+        seen = self._seen(defended)
+        truth, label, stride = self._truth(answer, output, "truth" in needs and not self.pseudo_labels)
+        if self.pseudo_labels:
+            truth = seen.argmax(dim=0).to(torch.uint8)
         image = None
         if "image" in needs:
             image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
         used, asks = self._references_of(record), "queries" in needs and self.predictor.reads_images
         outputs = tuple(self._reference_output(self.references[index], answer.others[index], answer) for index in used)
         in_reference = tuple(self.references[index].saw(record) for index in used)
-        return Sample(record.name, record.id, record.group, record.member, self._seen(defended), truth, image, outputs,
+        return Sample(record.name, record.id, record.group, record.member, seen, truth, image, outputs,
                       in_reference, self._seen(plain) if undefended else None, self.predictability.get(record.name),
                       label if "label" in needs else None, stride,
                       partial(self._ask, record) if asks else None)
@@ -194,15 +206,16 @@ def check_output(output: torch.Tensor, predictor: Predictor, name: str) -> torch
 
 
 def tree_source(root: str | Path, folder: str = "pred_sgd", options: PredictorOptions | None = None,
-                classes: int | None = None) -> Source:
+                classes: int | None = None, sides: Collection[str] = tuple(SIDES)) -> Source:
     """The source of a tree of posteriors in the layout of the release, ROOT/{train,val}/FOLDER.
 
     `options`: the stride that the posteriors must have (None: any), and the defense. `classes`: the number of classes
-    that they must have (None: any).
+    that they must have (None: any). `sides`: the sides that are read.
     """
     options = options or PredictorOptions()
-    predictor = StoredPredictor(root, options, folder)
-    return Source(list_records(root, folder), predictor, options.defense, (), classes, options.stride)
+    records = list_records(root, folder, sides)
+    predictor = StoredPredictor(root, options, folder, list_posteriors(Path(root), folder, sides))
+    return Source(records, predictor, options.defense, (), classes, options.stride)
 
 
 def join_trees(trees: Sequence[str | Path]) -> Source:
@@ -215,9 +228,13 @@ def join_trees(trees: Sequence[str | Path]) -> Source:
     return Source(records, StoredPredictor(trees[0], paths=paths))
 
 
-def live_records(members: str, non_members: str, root: str, strip_prefix: str, dataset: str) -> list[Record]:
-    """The records of two split files, sorted by name. Raises `UserError` if an image is in both files."""
-    sides = [read_split(path, root, strip_prefix) for path in (members, non_members)]
+def live_records(members: str, non_members: str, root: str, strip_prefix: str, dataset: str,
+                 labels: bool = True) -> list[Record]:
+    """The records of two split files, sorted by name. Raises `UserError` if an image is in both files.
+
+    `labels`: whether the label files must exist.
+    """
+    sides = [read_split(path, root, strip_prefix, labels=labels) for path in (members, non_members)]
     if both := {pair.name for pair in sides[0]} & {pair.name for pair in sides[1]}:
         raise UserError(f"{min(both)} is in both {members} and {non_members}")
     records = [Record.of_pair(pair, dataset, side is sides[0]) for side in sides for pair in side]

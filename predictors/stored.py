@@ -10,7 +10,7 @@ that `datasets.images` reads, and any suffix.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ class StoredPredictor(Predictor):
         options = options or PredictorOptions()
         super().__init__(str(where), options)
         self.stride = options.stride
-        self.paths = _list_posteriors(Path(where), folder) if paths is None else paths
+        self.paths = list_posteriors(Path(where), folder) if paths is None else paths
 
     def files(self, record: Record) -> tuple[Path, ...]:
         if record.name not in self.paths:
@@ -90,14 +90,14 @@ def _open_posterior(path: Path) -> np.ndarray:
     return stored
 
 
-def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
+def list_records(root: str | Path, folder: str = "pred_sgd", sides: Collection[str] = tuple(SIDES)) -> list[Record]:
     """The records of all posteriors `ROOT/{train,val}/FOLDER/*.npy`, sorted by side and name.
 
-    Raises `UserError` if `train` or `val` has no posterior, because the metrics need members and non-members; if a
-    folder of posteriors holds other files; or if groups.txt does not fit the tree.
+    Raises `UserError` if one of `sides` has no posterior, because the metrics need members and non-members; if a folder
+    of posteriors holds other files; or if groups.txt does not fit the tree.
     """
     root = Path(root)
-    names = list(_list_posteriors(root, folder))
+    names = list(list_posteriors(root, folder, sides))
     files = {(side, kind): files_by_name(root / side / kind) for side in SIDES for kind in KINDS}
     groups = read_groups(root, names, [f"{side}/{rest}" for side in SIDES for rest in files[side, "label"]])
     records = []
@@ -108,10 +108,10 @@ def list_records(root: str | Path, folder: str = "pred_sgd") -> list[Record]:
     return records
 
 
-def _list_posteriors(root: Path, folder: str) -> dict[str, Path]:
-    """Map SIDE/NAME to the file, sorted by side and name."""
+def list_posteriors(root: Path, folder: str, sides: Collection[str] = tuple(SIDES)) -> dict[str, Path]:
+    """Map SIDE/NAME to the file of each posterior of `sides`, sorted by side and name. Raises `UserError`."""
     found = {}
-    for side in SIDES:
+    for side in sides:
         files = files_by_name(root / side / folder)
         if other := [file for file in files.values() if file.suffix.lower() != ".npy"]:
             raise UserError(f"{root / side / folder} holds {len(other)} files that are not .npy posteriors, such as "
