@@ -27,6 +27,8 @@ DEFENSES = Table("defense", {
     "gauss": DefenseEntry("defenses.gauss:Gauss", "add Gaussian noise of this standard deviation to the output "
                           "(the paper gives the variance, STD squared)", "STD"),
     "rounding": DefenseEntry("defenses.rounding:Rounding", "round the output to multiples of this step", "STEP"),
+    "top-k": DefenseEntry("defenses.top_k:TopK", "keep the K largest posteriors of each position", "K"),
+    "temperature": DefenseEntry("defenses.temperature:Temperature", "divide the logits of the output by T", "T"),
     "jpeg": DefenseEntry("defenses.jpeg:Jpeg", "compress translated images by JPEG of this quality, 1 to 95",
                          "QUALITY"),
     "test-dropout": DefenseEntry("defenses.dropout:Dropout", "at test time, each dropout layer of the target model "
@@ -69,9 +71,8 @@ class DefenseSpec:
 
 
 def add_flags(parser: argparse.ArgumentParser, training: bool = False) -> None:
-    """Add a flag for each defense; at most one may be given. `training`: also add the flags of training defenses.
-
-    The flag of a training defense selects the stored posteriors of a victim that was trained with it.
+    """Add a flag for each defense; at most one may be given. `training`: also add the flags of training defenses,
+    which select the stored posteriors of a victim that was trained with them, and --defend-references.
     """
     group = parser.add_argument_group("defense").add_mutually_exclusive_group()
     for name, entry in DEFENSES.items():
@@ -83,6 +84,9 @@ def add_flags(parser: argparse.ArgumentParser, training: bool = False) -> None:
             flag(group, name, metavar=entry.strength, type=float, help=entry.about)
     parser.add_argument("--gauss-floor", type=float, default=1e-6, metavar="P", help="lower bound of the posteriors "
                         "after -gauss: 1e-6 as in the release (default), 0 as in the paper")
+    if training:
+        parser.add_argument("--defend-references", action="store_true", help="the attacker knows the defense: the "
+                            "models of --references answer under the same one")
 
 
 def chosen(args: argparse.Namespace) -> DefenseSpec:

@@ -46,6 +46,8 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
     if "noise" in attack.needs and not source.defense.draws_noise:
         raise UserError(f"--attack {run.name} averages the noise that a defense draws for each query, and none is "
                         "drawn here: give a defense that does, such as -gauss STD, or --attack augmented")
+    if run.defend_references and source.defense.spec.stage not in ("output", "query"):
+        raise UserError("--defend-references has no effect without a defense of the output; give both, or leave it out")
     if "unseen" in run.allow and not run.victim:
         raise UserError("--allow unseen has no effect on posteriors on disk, whose model is not known; leave it out")
     if "overlap" in run.allow and not (attack.settings.attacker or population):

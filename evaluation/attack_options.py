@@ -21,12 +21,13 @@ class AttackRun:
     `files`: files whose contents, with `arguments`, identify the call; `victim`: place of a target model that is
     queried; `control`: predictor of a model that saw neither side; `keep`: folder for the posteriors of the target;
     `keep_references`: folder for those of the references; `pseudo_labels`: whether the argmax of each output stands for
-    its ground truth; `allow`: what is not refused, of "copies", "overlap" and "unseen"; `out`: output folder (None: the
-    next free runs/attack-N); `hash_names`: key file for names; `cam`: folder for activation maps; `cam_images`: number
-    of members and of non-members that are drawn; `exposure`: whether regions of the images are measured;
-    `exposure_maps`: folder for evidence maps of the most exposed images; `features`: feature extractor of the
-    predictability error; `blind`: whether the control without a model is computed; `save_every`: seconds between saves;
-    `started`: start of the call by `time.monotonic`.
+    its ground truth; `defend_references`: whether the defense also changes the outputs of the references; `allow`: what
+    is not refused, of "copies", "overlap" and "unseen"; `out`: output folder (None: the next free runs/attack-N);
+    `hash_names`: key file for names; `cam`: folder for activation maps; `cam_images`: number of members and of
+    non-members that are drawn; `exposure`: whether regions of the images are measured; `exposure_maps`: folder for
+    evidence maps of the most exposed images; `features`: feature extractor of the predictability error; `blind`:
+    whether the control without a model is computed; `save_every`: seconds between saves; `started`: start of the call by
+    `time.monotonic`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class AttackRun:
     keep: str | None = None
     keep_references: str | None = None
     pseudo_labels: bool = False
+    defend_references: bool = False
     allow: Sequence[str] = ()
     out: str | None = None
     seed: int = 0

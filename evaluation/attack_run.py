@@ -36,7 +36,8 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     `population`: samples for the method `fit` of an attack that has "population" or "non-members" in `needs`.
     """
     timings, write_name = Timings(run.started), name_writer(run.hash_names)
-    source, population = (one and replace(one, pseudo_labels=run.pseudo_labels) for one in (source, population))
+    source, population = (one and replace(one, pseudo_labels=run.pseudo_labels,
+                                          defend_references=run.defend_references) for one in (source, population))
     check_needs(attack, source, run, population)
     source, population = share_classes(attack, source, population)
     source, known = check_images(attack, source, run, population)

@@ -58,7 +58,8 @@ class LiveData:
     """The images about which a target model is queried: two split files, and the settings to read them.
 
     `dataset`: None for that of the target model or, if it names none, streets. `windows`, `access`: as in
-    `PredictorOptions`. `pseudo_labels`: the label files need not exist.
+    `PredictorOptions`. `pseudo_labels`: the label files need not exist. `defend_references`: references are
+    queried as the defense of the target model changes queries.
     """
 
     members: str
@@ -69,6 +70,7 @@ class LiveData:
     windows: bool | tuple[int, int] = False
     access: Access = field(default_factory=Access)
     pseudo_labels: bool = False
+    defend_references: bool = False
 
 
 def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoices, defense: Defense,
@@ -176,9 +178,10 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
                         f"images of it, not of {show_dataset(data.dataset)}; leave --dataset out")
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset,
                            not data.pseudo_labels)
-    models = open_references(references, replace(predictor.options, stride=options.stride, defense=NO_DEFENSE))
-    known = predictor.kind == "posterior" and (data.dataset or predictor.dataset)
-    names = find_dataset(dataset).CLASSES if known else None
+    known = defense if data.defend_references else NO_DEFENSE
+    models = open_references(references, replace(predictor.options, stride=options.stride, defense=known))
+    named = predictor.kind == "posterior" and (data.dataset or predictor.dataset)
+    names = find_dataset(dataset).CLASSES if named else None
     return Source(records, predictor, defense, models, classes, names=names)
 
 

@@ -41,9 +41,9 @@ MODELS = Table("segmentation model", {
     "unet": ModelEntry("models.unet:build", "U-Net, without a backbone",
                        ("backbone", "output_stride", "stages", "pretrained", "aux_weight")),
     "pranet": ModelEntry("models.pranet:build", "PraNet, for two classes",
-                         ("output_stride", "stages", "dropout", "aux_weight")),
+                         ("output_stride", "stages", "dropout", "aux_weight", "label_smoothing")),
     "infnet": ModelEntry("models.infnet:build", "Inf-Net, for two classes",
-                         ("output_stride", "stages", "dropout", "aux_weight")),
+                         ("output_stride", "stages", "dropout", "aux_weight", "label_smoothing")),
 })
 
 TRANSLATORS = Table("translator", {

@@ -36,7 +36,7 @@ class Source:
     that were not trained on its image (None: all references, and whether they were). `names`: the names of the classes
     of the samples, if they are known. `view` and `label_view`: how outputs and labels are restricted to these classes
     (None: they have no others). `pseudo_labels`: the argmax of each defended posterior stands for its label, which is
-    not read; all positions are known.
+    not read; all positions are known. `defend_references`: `defense` also changes the outputs of the references.
     """
 
     records: Sequence[Record]
@@ -51,6 +51,7 @@ class Source:
     view: ClassView | None = None
     label_view: ClassView | None = None
     pseudo_labels: bool = False
+    defend_references: bool = False
 
     def samples(self, needs: frozenset[str] = frozenset({"truth"}), undefended: bool = False) -> Iterator[Sample]:
         """Yield the samples of all records, in order. `undefended`: samples also hold the output before the defense.
@@ -104,7 +105,7 @@ class Source:
         if "image" in needs:
             image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
         used, asks = self._references_of(record), "queries" in needs and self.predictor.reads_images
-        outputs = tuple(self._reference_output(self.references[index], answer.others[index], answer) for index in used)
+        outputs = tuple(self._reference_output(index, answer.others[index], answer) for index in used)
         in_reference = tuple(self.references[index].saw(record) for index in used)
         return Sample(record.name, record.id, record.group, record.member, seen, truth, image, outputs,
                       in_reference, self._seen(plain) if undefended else None, self.predictability.get(record.name),
@@ -139,8 +140,8 @@ class Source:
             raise UserError(f"{self.predictor.where} gives {tuple(answer.output.shape[1:])} positions for an "
                             f"image of {tuple(image.shape[:2])} pixels; expected are {expected} at stride {stride}")
         yield self._seen(self._defend(answer)[1])
-        for reference in [self.references[index] for index in self._references_of(record)]:
-            yield self._reference_output(reference, reference.predictor.predict([query])[0], answer)
+        for index in self._references_of(record):
+            yield self._reference_output(index, self.references[index].predictor.predict([query])[0], answer)
 
     def _truth(self, answer: Answer, output: torch.Tensor,
                needed: bool) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
@@ -179,15 +180,20 @@ class Source:
             return answer.load_label()
         return self.label_view.label(answer.load_label(len(self.label_view.space)))
 
-    @staticmethod
-    def _reference_output(reference: Reference, output: torch.Tensor, answer: Answer) -> torch.Tensor:
-        """The posterior of a reference model. Raises `UserError` if its shape is not that of the target's posterior."""
+    def _reference_output(self, index: int, output: torch.Tensor, answer: Answer) -> torch.Tensor:
+        """The posterior of a reference model, as its samples have it.
+
+        Raises `UserError` if its shape is not that of the target's posterior.
+        """
+        reference = self.references[index]
         classes = len(reference.view.space if reference.view else answer.output)
         if output.shape != (classes, *answer.output.shape[1:]):
             raise UserError(f"the reference {reference.predictor.where} gives {tuple(output.shape)} for "
                             f"{answer.record.name}, the target model {tuple(answer.output.shape)} (classes, height, "
                             "width)")
         valid = check_output(output, reference.predictor, answer.record.name)
+        if self.defend_references:
+            valid = self.defense.apply(valid, f"{answer.query.key} of reference {index}")
         return reference.view.posterior(valid) if reference.view else valid
 
 

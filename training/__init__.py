@@ -52,6 +52,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--weight-decay", type=number(0), default=of.weight_decay, help="weight decay (default: 1e-4)")
     train.add_argument("--aux-weight", type=number(0), default=of.aux_weight, help="weight of the auxiliary loss; with "
                        f"0 there is no auxiliary head (default: {of.aux_weight})")
+    train.add_argument("--label-smoothing", type=number(0, 1), default=of.label_smoothing, metavar="E", help="share of "
+                       "the label that is spread evenly over all classes (default: 0)")
     train.add_argument("--crop", type=thousands, nargs=2, metavar=("H", "W"), default=of.crop,
                        help="size of the crops of training images, in pixels (default: 128 256)")
     train.add_argument("--scale", type=number(0.01, 100), nargs=2, metavar=("LOW", "HIGH"), default=of.scale,

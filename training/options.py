@@ -28,6 +28,7 @@ class SegmenterTraining:
     head_factor: float = 1.0
     weight_decay: float = 1e-4
     aux_weight: float = 0.4
+    label_smoothing: float = 0.0
     crop: tuple[int, int] = (128, 256)
     scale: tuple[float, float] = (0.85, 1.4)
     rotate: float = 0.0

@@ -139,7 +139,7 @@ def _first_losses(model: torch.nn.Module, data: Augmented, options: SegmenterTra
     torch.manual_seed(int(stream(options.seed, "dropout", "bounds").integers(2**62)) + process_rank())
     for index in progress(own_share(range(len(data))), "gradient norms"):
         images, labels = _collate([data[0, index]])
-        yield image_losses(*_forward(model, images, labels, compute), options.aux_weight).sum()
+        yield image_losses(*_forward(model, images, labels, compute), options.aux_weight, options.label_smoothing).sum()
 
 
 def _step(net: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
@@ -150,7 +150,8 @@ def _step(net: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.
         group["lr"] = rate * group["factor"]
     _seed_step(options, done, optimizer)
     learn_step = learn_privately if options.dpsgd else learn
-    done.loss += learn_step(net, optimizer, images, labels, options.aux_weight, compute, done.epoch)
+    done.loss += learn_step(net, optimizer, images, labels, options.aux_weight, compute, done.epoch,
+                            options.label_smoothing)
 
 
 def _set_training_mode(model: torch.nn.Module, options: SegmenterTraining) -> None:
@@ -169,18 +170,19 @@ def _seed_step(options: SegmenterTraining, done: Progress, optimizer: torch.opti
 
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor,
-          aux_weight: float, compute: Compute, epoch: int = 0) -> float:
+          aux_weight: float, compute: Compute, epoch: int = 0, smoothing: float = 0.0) -> float:
     """One step on a batch: images float32 (N, 3, H, W), labels int64 (N, H, W). Returns the loss before the step."""
     outputs, labels = _forward(model, images, labels, compute)
-    return descend(optimizer, segmentation_loss(outputs, labels, aux_weight), epoch)
+    return descend(optimizer, segmentation_loss(outputs, labels, aux_weight, smoothing), epoch)
 
 
 def learn_privately(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor,
-                    labels: torch.Tensor, aux_weight: float, compute: Compute, epoch: int = 0) -> float:
+                    labels: torch.Tensor, aux_weight: float, compute: Compute, epoch: int = 0,
+                    smoothing: float = 0.0) -> float:
     """Like `learn`, with the model and the optimizer of `defenses.dpsgd.privatise`. N may be 0."""
     losses = torch.zeros(0, device=compute.device)
     if len(images):
-        losses = image_losses(*_forward(model, images, labels, compute), aux_weight)
+        losses = image_losses(*_forward(model, images, labels, compute), aux_weight, smoothing)
     return descend_privately(optimizer, losses, epoch)
 
 
@@ -192,9 +194,11 @@ def _forward(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor,
     return outputs, labels.to(compute.device, non_blocking=True)
 
 
-def segmentation_loss(outputs: Outputs, labels: torch.Tensor, aux_weight: float) -> torch.Tensor:
+def segmentation_loss(outputs: Outputs, labels: torch.Tensor, aux_weight: float,
+                      smoothing: float = 0.0) -> torch.Tensor:
     """Cross-entropy over the labelled positions of the batch, plus that of the auxiliary head.
 
+    `smoothing`: share of each label that is spread evenly over all classes (Szegedy et al., CVPR 2016, section 7).
     The mean is over the positions of all processes; if the model has a loss of its own, over their images. The function
     returns the part of this process's images.
     """
@@ -204,14 +208,14 @@ def segmentation_loss(outputs: Outputs, labels: torch.Tensor, aux_weight: float)
     known = sum_over_processes((labels != VOID).sum()).clamp_min(1)
 
     def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum") / known
+        return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum", label_smoothing=smoothing) / known
 
     if isinstance(outputs, tuple):
         return cross_entropy(outputs[0]) + aux_weight * cross_entropy(outputs[1])
     return cross_entropy(outputs)
 
 
-def image_losses(outputs: Outputs, labels: torch.Tensor, aux_weight: float) -> torch.Tensor:
+def image_losses(outputs: Outputs, labels: torch.Tensor, aux_weight: float, smoothing: float = 0.0) -> torch.Tensor:
     """Cross-entropy of each image (N,): the mean over its own labelled positions, plus that of the auxiliary head.
 
     If the model has a loss of its own, that of each image.
@@ -224,7 +228,8 @@ def image_losses(outputs: Outputs, labels: torch.Tensor, aux_weight: float) -> t
     known = (labels != VOID).sum(dim=(1, 2)).clamp_min(1)
 
     def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none").sum(dim=(1, 2)) / known
+        losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none", label_smoothing=smoothing)
+        return losses.sum(dim=(1, 2)) / known
 
     if isinstance(outputs, tuple):
         return cross_entropy(outputs[0]) + aux_weight * cross_entropy(outputs[1])
