@@ -21,7 +21,7 @@ class TopK(Defense):
 
     def __init__(self, spec: "DefenseSpec"):
         super().__init__(spec)
-        if not (spec.strength >= 1 and spec.strength == int(spec.strength)):
+        if not (spec.strength >= 1 and float(spec.strength).is_integer()):
             raise UserError(f"-top-k {spec.strength:g}: the number of classes must be a whole number, 1 or more")
         self.one_hot = spec.strength == 1
 
