@@ -43,6 +43,8 @@ ATTACKS = Table("attack", {
                       "minus the loss; fitted on --population (Bertran et al.)"),
     "correctness": Entry("attacks.label_only:Correctness", "share of positions whose argmax is right; with "
                          "--references, minus theirs"),
+    "gradient": Entry("attacks.gradient:GradientNorm", "minus the log norm of the gradient of the loss in the weights; "
+                      "with --references, plus the mean of theirs (white box)"),
     "reconstruction": Entry("attacks.membership_error:ReconstructionError", "minus the error of the output"),
     "membership-error": Entry("attacks.membership_error:MembershipError", "reconstruction error, corrected by how "
                               "predictable an image is (Shafran et al.)"),

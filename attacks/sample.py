@@ -37,6 +37,8 @@ class Sample:
     the output of the target model under its defense, and then those of `references`, each when it is asked for. For
     each `number`, 1 or more, a defense draws other noise. None unless the attack needs "queries", and the model can be
     queried.
+    `gradients`: yields the norm of the gradient of the mean cross-entropy at the positions of `truth` in the weights of
+    the target model, and then of each of `references`. None unless the attack needs "weights".
     `context`: float32 (E, h, w), what a representation made of the complete image; see `representation.add_context`.
     """
 
@@ -54,6 +56,7 @@ class Sample:
     label: torch.Tensor | None = None
     stride: int | None = None
     ask: Callable[[np.ndarray, int], Iterator[torch.Tensor]] | None = None
+    gradients: Callable[[], Iterator[float]] | None = None
     context: torch.Tensor | None = None
 
     @property
@@ -112,8 +115,8 @@ class Attack:
     full size), "image", "references", "population" (`fit` is called with samples of known membership, and outputs of
     another model), "non-members" (`fit` is called with samples that the target model was not trained on, and its
     outputs), "predictability" (computed by `method` of `attacks.predictability.METHODS`), "queries" (each sample has
-    `ask`), "weights" (`score` gets the predictor), and "noise" (the defense draws random numbers for each query). If
-    "truth" is not in `needs`, `truth` may be None.
+    `ask`), "weights" (each sample has `gradients`, and `score` gets the predictor), and "noise" (the defense draws
+    random numbers for each query). If "truth" is not in `needs`, `truth` may be None.
 
     `optional` lists inputs that it reads if they are given, of "references".
 

@@ -48,6 +48,9 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
                         "drawn here: give a defense that does, such as -gauss STD, or --attack augmented")
     if run.defend_references and source.defense.spec.stage not in ("output", "query"):
         raise UserError("--defend-references has no effect without a defense of the output; give both, or leave it out")
+    if "weights" in attack.needs and source.defense.spec.stage == "output":
+        raise UserError(f"--attack {run.name} reads weights, and -{source.defense.spec.name} changes outputs only; "
+                        "leave it out")
     if "unseen" in run.allow and not run.victim:
         raise UserError("--allow unseen has no effect on posteriors on disk, whose model is not known; leave it out")
     if "overlap" in run.allow and not (attack.settings.attacker or population):
@@ -80,6 +83,9 @@ def check_queries(attack: Attack, run: AttackRun, models: Sequence[Predictor]) -
     if stored := next((one for one in models if not one.reads_images), None):
         raise UserError(f"--attack {run.name} queries the models, and the outputs in {stored.where} are stored: give "
                         "--victim, and references and a control that can be queried, too")
+    if "weights" in attack.needs and (closed := next((one for one in models if not one.has_weights), None)):
+        raise UserError(f"--attack {run.name} computes gradients, and the weights of {closed.where} are not at hand: "
+                        "give checkpoints, or --attack loss")
 
 
 def check_pseudo_labels(attack: Attack, source: Source, run: AttackRun) -> None:

@@ -36,7 +36,7 @@ from evaluation.gate import check_segments, examine
 from evaluation.metrics import RATES, Curves
 from evaluation.set_level import was_used
 from evaluation.stored_scores import read_scores
-from predictors import file_of
+from predictors import file_of, kind_of
 from predictors.cache import cache_outputs
 from predictors.samples import Source
 from utils.cli import UserError
@@ -51,6 +51,7 @@ CONTROLS = ("references-alone",)  # attacks that must find nothing
 BOUNDS = ("statistics-crossfit",)  # that know more than an attacker does
 LEFT_OUT = ("learned", "reconstruction", "membership-error-released")  # need an attacker, or repeat another attack
 PRIORS = (0.01, 0.1, 0.5)
+WITH_WEIGHTS = ("checkpoint", "torchvision", "smp", "hf")  # kinds of models whose gradients can be computed
 QUERIED_ONCE = ("stored", "folder", "http", "https")  # kinds of models: answers on disk, and endpoints of others
 EXPOSED = 10  # images that are shown
 POINTS = 200  # of a ROC curve in audit.json
@@ -89,9 +90,12 @@ class Audit:
 
     def have(self, defense: DefenseSpec = NO_DEFENSE.spec) -> set[str]:
         """The inputs that are at hand, in the words of `Attack.needs`."""
-        queries = self.data and self.model.partition(":")[0] not in QUERIED_ONCE
+        queries = self.data and kind_of(self.model) not in QUERIED_ONCE
+        models = [self.model, *self.references, *([self.control] if self.control else [])]
+        weights = self.data and all(kind_of(one) in WITH_WEIGHTS for one in models)
         return {"truth", "label", "image", "predictability"} | {what for what, there in (
             ("references", self.references), ("population", self.population), ("queries", queries),
+            ("weights", weights and defense.stage != "output"),
             ("noise", queries and defense.build().draws_noise)) if there}
 
     def suits(self, name: str, defense: DefenseSpec = NO_DEFENSE.spec) -> bool:

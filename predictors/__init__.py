@@ -109,6 +109,11 @@ def files_of(where: str | None) -> list[Path]:
     return sorted(path for end in ("safetensors", "json") for path in folder.glob(f"*.{end}"))
 
 
+def kind_of(where: str) -> str:
+    """The kind of predictor that `where` names."""
+    return _split(where)[0]
+
+
 def _split(where: str) -> tuple[str, str]:
     """Kind and place. If `where` starts with no kind of `PREDICTORS`, it is the place of a checkpoint."""
     kind, colon, rest = str(where).partition(":")

@@ -176,7 +176,7 @@ class Predictor:
     `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
     `takes_query_defenses`: whether the subclass calls `prepare` and `query_seed` of its defense, as dropout at test
     time requires. If not, a defense with the stage "query" raises `UserError`. `takes_windows`: the same for `windows`.
-    `takes`: the fields of `Access` that have an effect.
+    `takes`: the fields of `Access` that have an effect. `has_weights`: whether `gradient_norm` is defined.
     """
 
     classes: int | None = None
@@ -187,6 +187,7 @@ class Predictor:
     takes_query_defenses: bool = False
     takes_windows: bool = False
     takes: frozenset[str] = frozenset()
+    has_weights: bool = False
     kind: str = "posterior"
 
     def __init__(self, where: str, options: PredictorOptions):
@@ -208,6 +209,13 @@ class Predictor:
 
     def predict(self, queries: Sequence[Query]) -> list[torch.Tensor]:
         """Outputs float32 (C, ceil(H/s), ceil(W/s)) on the CPU; position (i, j) belongs to pixel (i s, j s)."""
+        raise NotImplementedError
+
+    def gradient_norm(self, query: Query, truth: torch.Tensor) -> float:
+        """The L2 norm of the gradient of the mean cross-entropy in all weights.
+
+        `truth`: uint8 (h, w), train ids at the positions of the output; the mean is over those that are not void.
+        """
         raise NotImplementedError
 
     def files(self, record: Record) -> tuple[Path, ...]:

@@ -1,17 +1,28 @@
 """Models of this project in a checkpoint, and segmentation models in memory."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models import TRANSLATORS, load_segmenter, read_segmenter, warn_if_unfinished
 from models.windows import Windowed
 from predictors.base import Predictor, PredictorOptions, Query
+from utils import VOID
 from utils.checkpoints import load_checkpoint, require
+
+
+def gradient_norm(model: nn.Module, log_posterior: torch.Tensor, truth: torch.Tensor) -> float:
+    """The norm of `Predictor.gradient_norm` for the log-posterior (1, C, h, w) of a model."""
+    loss = F.nll_loss(log_posterior, truth[None].to(log_posterior.device, torch.long), ignore_index=VOID)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    return math.sqrt(sum(float(one.double().square().sum()) for one in gradients if one is not None))
 
 
 class ModelPredictor(Predictor):
@@ -22,6 +33,7 @@ class ModelPredictor(Predictor):
     """
 
     takes_query_defenses = True
+    has_weights = True
 
     def __init__(self, model: nn.Module, classes: int, options: PredictorOptions):
         super().__init__("a model in memory", options)
@@ -38,9 +50,18 @@ class ModelPredictor(Predictor):
                 outputs += self._posteriors(images, seeds[start])
         return outputs
 
-    @torch.inference_mode()
+    def gradient_norm(self, query: Query, truth: torch.Tensor) -> float:
+        logits = self._logits(query.image[None], self.options.defense.query_seed(query.key))
+        return gradient_norm(self.model, logits.log_softmax(dim=1), truth)
+
     def _posteriors(self, images: np.ndarray, seed: int | None) -> list[torch.Tensor]:
         """Posteriors (C, h, w) of images uint8 (N, H, W, 3). `seed`: seed of the random numbers of the model."""
+        _ = self.model  # weights that are loaded in inference mode would have no gradient
+        with torch.inference_mode():
+            return list(self._logits(images, seed).softmax(dim=1).cpu())
+
+    def _logits(self, images: np.ndarray, seed: int | None) -> torch.Tensor:
+        """Logits float32 (N, C, h, w) on the device of the model."""
         # The model may be loaded here; this must precede the seed, because building a model draws random numbers.
         compute, model = self.options.compute, self.model
         if seed is not None:
@@ -48,7 +69,7 @@ class ModelPredictor(Predictor):
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(compute.device)
         with compute.autocast():
             logits = model((pixels.float() / 255).contiguous(memory_format=torch.channels_last))
-        return list(logits[:, :, :: self.stride, :: self.stride].float().softmax(dim=1).cpu())
+        return logits[:, :, :: self.stride, :: self.stride].float()
 
 
 def open_checkpoint(where: str, options: PredictorOptions) -> Predictor:

@@ -12,10 +12,13 @@ from torch import nn
 
 from datasets.pairs import describe_folder
 from predictors.base import Predictor, PredictorOptions, Query
+from predictors.checkpoint import gradient_norm
 from predictors.preprocess import Preprocess
 from utils.cli import UserError
 from utils.files import read_json
 from utils.untrusted import reading
+
+SMALLEST = 1e-30  # a smaller posterior is raised to it before the logarithm
 
 
 class ForeignPredictor(Predictor):
@@ -58,6 +61,7 @@ class ForeignModel(ForeignPredictor):
     """A PyTorch model. A subclass may define `forward`, if the model does not return a tensor (N, C, h, w)."""
 
     takes_query_defenses = True
+    has_weights = True
 
     def __init__(self, where: str, options: PredictorOptions, preprocess: Preprocess, model: nn.Module,
                  channels: int):
@@ -70,8 +74,16 @@ class ForeignModel(ForeignPredictor):
         """The output (1, C, h, w) for the input (1, 3, H, W)."""
         return self.model(inputs)
 
+    def gradient_norm(self, query: Query, truth: torch.Tensor) -> float:
+        raw = self._forward(self.preprocess.prepare(query.image), query.key)
+        posterior = self.preprocess.posterior(raw, query.image.shape[:2], self.stride)
+        return gradient_norm(self.model, posterior.clamp_min(SMALLEST).log()[None], truth)
+
     @torch.inference_mode()
     def answer(self, inputs: torch.Tensor, key: str) -> torch.Tensor:
+        return self._forward(inputs, key)
+
+    def _forward(self, inputs: torch.Tensor, key: str) -> torch.Tensor:
         seed = self.options.defense.query_seed(key)
         if seed is not None:
             torch.manual_seed(seed)

@@ -105,12 +105,13 @@ class Source:
         if "image" in needs:
             image = torch.from_numpy(answer.query.image.transpose(2, 0, 1).copy())
         used, asks = self._references_of(record), "queries" in needs and self.predictor.reads_images
+        gradients = partial(self._gradients, answer.query, truth) if "weights" in needs else None
         outputs = tuple(self._reference_output(index, answer.others[index], answer) for index in used)
         in_reference = tuple(self.references[index].saw(record) for index in used)
         return Sample(record.name, record.id, record.group, record.member, seen, truth, image, outputs,
                       in_reference, self._seen(plain) if undefended else None, self.predictability.get(record.name),
                       label if "label" in needs else None, stride,
-                      partial(self._ask, record) if asks else None)
+                      partial(self._ask, record) if asks else None, gradients)
 
     def _references_of(self, record: Record) -> list[int]:
         """The indices of the references that the sample of a record gets."""
@@ -142,6 +143,11 @@ class Source:
         yield self._seen(self._defend(answer)[1])
         for index in self._references_of(record):
             yield self._reference_output(index, self.references[index].predictor.predict([query])[0], answer)
+
+    def _gradients(self, query: Query, truth: torch.Tensor) -> Iterator[float]:
+        """`Sample.gradients` of a query."""
+        for one in (self.predictor, *(self.references[index].predictor for index in self._references_of(query.record))):
+            yield one.gradient_norm(query, truth)
 
     def _truth(self, answer: Answer, output: torch.Tensor,
                needed: bool) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
