@@ -151,7 +151,7 @@ class Preprocess:
             raise UserError(f"the output of the model has the shape {tuple(raw.shape)}; it must be (classes, height, "
                             "width) for one image")
         raw = (raw if self.layout == "nchw" else raw.permute(2, 0, 1)).float()
-        self.check_kind(raw)
+        self.check_kind(raw.detach())
         resized, covered = self.resized(size), self.input_size(size)
         if covered != resized:
             raw = _resize(raw, covered)[:, : resized[0], : resized[1]]
