@@ -192,10 +192,10 @@ def run_once(audit: Audit, name: str, defense: DefenseSpec) -> dict:
         call = AttackRun(
             name, audit.arguments | {"attack": name, "defense": defense.describe()},
             existing_files([audit.model, *audit.references]), audit.model if audit.data else None, audit.control,
-            str(answers_of(audit, defense)) if stored else None,
-            str(audit.out / "references") if stored and source.references else None, audit.allow, str(folder),
-            audit.seed, audit.key, exposure=first and has_map(attack), features=audit.features, blind=first,
-            compute=audit.compute)
+            keep=str(answers_of(audit, defense)) if stored else None,
+            keep_references=str(audit.out / "references") if stored and source.references else None,
+            allow=audit.allow, out=str(folder), seed=audit.seed, hash_names=audit.key,
+            exposure=first and has_map(attack), features=audit.features, blind=first, compute=audit.compute)
         results = run_attack(attack, source, call, known)
     seconds = time.monotonic() - started
     write_json(marker, {"stamp": stamp, "seconds": seconds})

@@ -9,6 +9,7 @@ import torch
 
 from utils.cli import UserError
 from utils.distributed import is_main, join
+from utils.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
 PRECISIONS = ("fp32", "bf16")
@@ -51,6 +52,8 @@ def choose_device(gpu: int | None) -> torch.device:
         torch.cuda.set_device(device)
     elif gpu is not None and is_main():
         print(f"this machine has no CUDA: -gpu {gpu} is ignored, and the CPU is used", file=sys.stderr)
+    if device == CPU:
+        keep_freed_memory()
     join(device)
     return device
 
