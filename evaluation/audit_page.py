@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from evaluation import audit_words as words
 from evaluation.audit_plots import frontier_plot, intervals_plot, roc_plot
@@ -28,7 +28,7 @@ def write_page(found: dict, folder: Path) -> tuple[Path, Path]:
     for path, name in zip(paths, ("audit.html", "audit.md"), strict=True):
         environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"),
                                   autoescape=name.endswith("html"), undefined=StrictUndefined)
-        environment.filters["md"] = markdown_safe
+        environment.filters |= {"md": markdown_safe, "flags": flags_as_code}
         with atomic_open(path, "w") as file:
             file.write(environment.get_template(name).render(shown))
     return paths
@@ -51,7 +51,7 @@ def plots(found: dict) -> dict[str, list[tuple[Markup, str]]]:
                              "region only.")]
     if len(found["defenses"]) > 1 and all(row["miou"]["out"] is not None for row in found["defenses"]):
         drawn["defenses"] = [(frontier_plot(found["defenses"], "Leak against utility"), "A good defense is far to the "
-                              "right and low.")]
+                              "right and low. Points are drawn a little apart, so that none hides another.")]
     return {part: [(Markup(plot), caption) for plot, caption in pairs] for part, pairs in drawn.items()}
 
 
@@ -70,6 +70,11 @@ def percent(share: float | None, digits: int = 1) -> str:
 def rate(share: float | None) -> str:
     """A TPR in percent; the words "too few" if there are too few non-members for its FPR."""
     return "too few" if share is None else f"{100 * share:.1f} %"
+
+
+def flags_as_code(text: str) -> Markup:
+    """A sentence as HTML, whose flags of the command line are not broken into two lines."""
+    return Markup(re.sub(r"--[\w-]+", r"<code>\g<0></code>", str(escape(text))))
 
 
 def markdown_safe(text: object) -> str:

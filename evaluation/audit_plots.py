@@ -9,9 +9,13 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.transforms import ScaledTranslation
+
+from evaluation.plots import short
 
 INK, GRID = "#010203", "#040506"  # replaced by colours of the page
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # told apart by the colour-blind
+# told apart by the colour-blind; the contrast with the light and with the dark page is 3 or more
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#b565a7", "#7a6fd0", "#a87400")
 STYLES = ("-", "--", "-.", ":")
 WIDTH = 4.2  # inches; at 390 px of a phone its text is still large enough
 LARGEST = 160  # pixels of the longer side of a small image
@@ -30,8 +34,8 @@ def intervals_plot(rows: Sequence[dict], title: str) -> str:
             axes.plot([low, high], [place, place], color=SERIES[0], linewidth=2)
             axes.plot(row["auc"], place, "o", color=SERIES[0], markersize=5)
         axes.axvline(0.5, color=INK, linewidth=1, linestyle=":")
-        axes.set(yticks=range(len(rows)), yticklabels=[row["name"] for row in reversed(rows)],
-                 xlabel="AUC (0.5: no leak)", ylim=(-0.6, len(rows) - 0.4))
+        axes.set_yticks(range(len(rows)), [short(row["name"]) for row in reversed(rows)], parse_math=False)
+        axes.set(xlabel="AUC (0.5: no leak)", ylim=(-0.6, len(rows) - 0.4))
         axes.grid(axis="y", visible=False)
 
     return _svg(draw, 0.6 + 0.3 * len(rows), title)
@@ -59,13 +63,18 @@ def frontier_plot(rows: Sequence[dict], title: str) -> str:
     """The AUC of the worst attack over the mIoU of non-members, a point for each defense."""
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for number, row in enumerate(rows):
-            low, high = row["interval"] or [row["auc"]] * 2
-            x, colour = 100 * row["miou"]["out"], SERIES[number % len(SERIES)]
-            axes.plot([x, x], [low, high], color=colour)
-            axes.plot(x, row["auc"], "os^vDP"[number % 6], color=colour, label=row["defense"] or "no defense")
+        ends = [row["interval"] or [row["auc"]] * 2 for row in rows]
+        shares = [100 * row["miou"]["out"] for row in rows]
+        for number, (row, (low, high)) in enumerate(zip(rows, ends, strict=True)):
+            x, colour = shares[number], SERIES[number % len(SERIES)]
+            aside = axes.transData + ScaledTranslation(5 * number / 72, 0, figure.dpi_scale_trans)  # hides no other
+            axes.plot([x, x], [low, high], color=colour, transform=aside)
+            axes.plot(x, row["auc"], "os^vDP"[number % 6], color=colour, label=row["defense"] or "no defense",
+                      transform=aside)
         axes.axhline(0.5, color=INK, linewidth=1, linestyle=":")
-        axes.set(xlabel="mIoU of non-members, %", ylabel="AUC of the worst attack")
+        axes.set(xlabel="mIoU of non-members, %", ylabel="AUC of the worst attack",
+                 xlim=(min(shares) - 2, max(shares) + 2),
+                 ylim=(min(0.5, *(low for low, _ in ends)) - 0.02, max(high for _, high in ends) + 0.02))
         figure.legend(loc="outside lower center", ncols=2)
 
     return _svg(draw, 3.4 + 0.2 * (len(rows) // 2), title)

@@ -12,6 +12,7 @@ from evaluation.metrics import Curves
 from utils.files import atomic_open
 
 PANEL = 4  # inches
+LONGEST = 28  # characters of a name beside a plot
 
 
 def plot_curves(folder: Path, scored: Sequence[Scored], results: dict) -> None:
@@ -66,9 +67,14 @@ def plot_regions(folder: Path, exposure: dict, auc: float) -> None:
                       label="the same, control")
         axes.axvline(auc, ls="--", color="C0", label=f"complete images, {auc:.3f}")
         axes.axvline(0.5, ls=":", color="grey", label="random guess")
-        axes.set_yticks(range(len(rows)), [name for name, *_ in rows], parse_math=False)
+        axes.set_yticks(range(len(rows)), [short(name) for name, *_ in rows], parse_math=False)
         axes.set(xlabel="AUC", ylim=(len(rows) - 0.5, -0.5))
         _save(figure, folder / "exposure.png")
+
+
+def short(name: str) -> str:
+    """A name that leaves room for the plot beside it."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _panels(count: int) -> tuple[Figure, np.ndarray]:
