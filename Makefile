@@ -8,7 +8,7 @@ SCALE ?= tiny
 
 .PHONY: demo test weights lint help reproduce
 help:
-	@echo "make demo     attack the shipped examples in four ways (half a minute)"
+	@echo "make demo     attack the shipped examples in four ways, and audit them (a minute)"
 	@echo "make test     run the tests"
 	@echo "make reproduce SCALE=NAME   make tables and figures at a scale of reproduce/scales: tiny, camvid, table1, ..."
 	@echo "make weights  draw the streets, train all models of the demo, write weights/ and examples/"
@@ -32,6 +32,8 @@ demo: $(STAMP)
 	@echo "== attack 4 of 4: membership error, which corrects the loss by how hard the image is to predict"
 	@$(RUN) attack.py --attack membership-error --out runs/demo-error
 	@echo "== curves: roc.png, roc-log.png and precision-recall.png in runs/demo-{loss,concate,threshold,error}"
+	@echo "== audit: what follows from the shipped examples, with controls and a defense, on one page"
+	@$(RUN) audit.py --attacks loss confidence --try argmax --out runs/demo-audit
 
 test: $(STAMP)
 	@$(RUN) -m pytest

@@ -327,6 +327,15 @@ def test_the_readme_prints_what_the_demo_prints(tmp_path):
         assert measured + list(found["chance"]["image"].values()) == pytest.approx(list(map(float, values)), abs=0.005)
 
 
+def test_the_demo_ends_with_a_page(tmp_path):
+    makefile = (ROOT / "Makefile").read_text().replace("$(RUN)", "python").replace("\t@", "")
+    [words] = [words for name, *words in commands(makefile) if name == "audit.py"]
+    printed = must(script("audit.py", *words[:-1], tmp_path / "audit", "--precision", "fp32")).stdout
+    page = f"page: {tmp_path / 'audit'}/report.html; also report.md and audit.json"
+    assert page in printed and page.replace(str(tmp_path / "audit"), words[-1]) in PAGES["README.md"]
+    assert (tmp_path / "audit/report.html").stat().st_size > 50_000 and "reaches AUC 0.72" in printed
+
+
 def test_figure_of_the_steps_is_drawn(tmp_path):
     must(script("examples/road.py", "--out", tmp_path / "road.png"))
     with Image.open(tmp_path / "road.png") as drawn, Image.open(ROOT / "docs/road.png") as shipped:
