@@ -121,6 +121,16 @@ class Audit:
         names = [name for name in self.names if name not in CONTROLS and self.suits(name)]
         return next((name for name in PRIMARY if name in names), names[0])
 
+    def shown(self, where: str) -> str:
+        """A place as the page has it, which is made to be handed on: of a path the last two parts.
+
+        With `show_images` the complete path, and URLs always.
+        """
+        first, *parts = where.split("/")
+        if self.show_images or "://" in where or len(parts) < 3:
+            return where
+        return "/".join([f"{first.partition(':')[0]}:…" if ":" in first else "…", *parts[-2:]])
+
     def stamp(self, name: str, defense: DefenseSpec) -> str:
         """What identifies the run of an attack: a finished run with the same stamp is not repeated."""
         same = {key: value for key, value in self.arguments.items() if key in SAME}
@@ -251,11 +261,12 @@ def summarise(audit: Audit, runs: dict[str | None, dict[str, dict]], failed: dic
     primary = audit.primary
     first, used = plain[primary], collection_test(audit, primary)
     rows = [describe(audit, name, DefenseSpec(seed=audit.seed), results) for name, results in plain.items()]
+    declared = {"members": audit.data.members, "non_members": audit.data.non_members} if audit.data else {
+        "members": f"{audit.model}/train", "non_members": f"{audit.model}/val"}
     return {
         "version": VERSION,
-        "model": {"where": audit.model},
-        "declared": {"members": audit.data.members, "non_members": audit.data.non_members} if audit.data else {
-            "members": f"{audit.model}/train", "non_members": f"{audit.model}/val"},
+        "model": {"where": audit.shown(audit.model)},
+        "declared": {side: audit.shown(where) for side, where in declared.items()},
         "images": {key: first[key] for key in ("members", "non_members", "groups", "blocks")},
         "compared_with": first["roles"]["compared_with"],
         "miou": first["miou"],

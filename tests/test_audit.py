@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from conftest import ROOT, must, results, script, write_tree
 
 from datasets.sides import read_sides
-from evaluation.audit import answer, parse_defense
+from evaluation.audit import Audit, answer, parse_defense
 from evaluation.audit_setup import read_condition
 from utils.cli import UserError
 
@@ -165,3 +167,13 @@ def test_flags_that_have_no_effect_are_refused(tmp_path):
                         (["--attacks", "calibrated"], "references"), (["--attacks", "learned"], "an audit has")):
         done = script("audit.py", *flags, "--out", tmp_path / "none")
         assert done.returncode == 2 and text in done.stderr and not (tmp_path / "none/audit.json").exists()
+
+
+@pytest.mark.parametrize("where, shown", [
+    ("/home/someone/secret/run/last.pth.tar", "…/run/last.pth.tar"), ("runs/victim", "runs/victim"),
+    ("stored:/home/someone/tree", "stored:…/someone/tree"), ("onnx:/home/a/b/model.onnx", "onnx:…/b/model.onnx"),
+    ("torchvision:lraspp=/home/a/b/model.pth", "torchvision:…/b/model.pth"), ("/data/members.txt", "/data/members.txt"),
+    ("https://host/a/b/c/predict", "https://host/a/b/c/predict")])
+def test_paths_on_the_page(where, shown):
+    audit = Audit("stored:examples", None, Path("runs/audit"))
+    assert audit.shown(where) == shown and replace(audit, show_images=True).shown(where) == where
