@@ -36,7 +36,7 @@ demo: $(STAMP)
 	@$(RUN) audit.py --attacks loss confidence --try argmax --out runs/demo-audit
 
 test: $(STAMP)
-	@$(RUN) -m pytest
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
