@@ -18,11 +18,18 @@ Exit code: 0; 1 if a condition of --fail-if holds; 2 after an error.
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import predictors
 from attacks import ATTACKS
+from datasets.sides import REFERENCES
 from utils.cli import UserError, add_run_flags, new_parser, pick, positive, refuse_unused, run
+
+if TYPE_CHECKING:
+    from evaluation.attack_setup import LiveData
+    from utils.device import Compute
 
 EXAMPLES = "stored:examples"
 
@@ -47,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
                        "cannot have been used")
     flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="models of the same task that were "
                        "not trained on these images: runs of train_shadow.py, or [KIND:]WHERE")
+    flags.add_argument("--train-references", type=positive, metavar="N", help="train so many reference models first, "
+                       "each on a half of --reference-images, as the target model was trained if it is a checkpoint of "
+                       "train_victim.py; more are better, and two or more allow more attacks")
+    flags.add_argument("--reference-images", metavar="LIST", help="images of the same kind that are on neither side: a "
+                       "list as for --members")
     flags.add_argument("--population", metavar="WHERE", help="images whose membership in another model is known: a run "
                        "of train_shadow.py")
     flags.add_argument("--control", metavar="[KIND:]WHERE", help="a model that saw neither side; the attacks on it "
@@ -85,12 +97,14 @@ def main(args: argparse.Namespace) -> None:
     members, non_members = args.members or args.claim, args.non_members or args.null
     data = None
     if members:
-        lists = (setup.list_sides(args.images, args.masks, members, non_members, folder) if args.images else
-                 {"members": members, "non_members": non_members})
+        lists = (setup.list_sides(args.images, args.masks, members, non_members, folder, args.reference_images)
+                 if args.images else {"members": members, "non_members": non_members})
         data = pick(args, setup.LiveData, **lists, dataset=datasets.chosen(args), access=predictors.chosen(args))
+    trained = train_references(args, data, folder, compute) if args.train_references else []
     key = None if args.show_images else setup.key_of(folder, args.hash_names)
     audit = pick(args, setup.Audit, data=data, out=folder, defenses=tries, key=key, compute=compute,
-                 claim=bool(args.claim), arguments=vars(args))
+                 claim=bool(args.claim), references=[*args.references, *trained],
+                 population=args.population or next(iter(trained[1:]), None), arguments=vars(args))
     found = setup.run_audit(audit)
     if not args.quiet:
         print(setup.as_json(found) if args.json else setup.as_text(found, folder))
@@ -98,6 +112,21 @@ def main(args: argparse.Namespace) -> None:
     if failed:
         print(f"--fail-if {failed[0]}: the condition holds", file=sys.stderr)
         sys.exit(1)
+
+
+def train_references(args: argparse.Namespace, data: "LiveData", folder: Path, compute: "Compute") -> list[str]:
+    """Train the references of --train-references below the folder of the audit, and return their folders."""
+    from evaluation.audit import log_of
+    from training.reference_models import for_audit
+
+    listed = folder / REFERENCES if args.images else args.reference_images
+
+    def say(text: str) -> None:
+        if not args.quiet:
+            print(text, file=sys.stderr)
+
+    with log_of(folder):
+        return for_audit(args.model, data, listed, args.train_references, args.seed, folder / "trained", compute, say)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -109,9 +138,12 @@ def check(args: argparse.Namespace) -> None:
         (args.claim, "with --claim, which names the same images; leave one of them out",
          ["--members", "--non-members"]),
         (not args.claim, "without --claim; give both, or leave it out", ["--null"]),
+        (not args.train_references, "without --train-references; give both, or leave it out", ["--reference-images"]),
         (not (args.members or args.claim), "without --members; give both, or leave it out",
-         ["--images", "--non-members", "--dataset", "--windows", *predictors.ACCESS]),
+         ["--images", "--non-members", "--train-references", "--dataset", "--windows", *predictors.ACCESS]),
         (args.show_images, "with --show-images, which writes plain names; leave it out", ["--hash-names"])])
+    if args.train_references and not args.reference_images:
+        raise UserError("--train-references needs --reference-images LIST, images of the same kind on neither side")
     if args.images and not args.masks:
         raise UserError("--images needs --masks, the folder of the ground truth")
     if (args.members or args.claim) and not args.images and not (args.non_members or args.null):

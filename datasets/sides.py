@@ -11,13 +11,15 @@ from datasets.pairs import MAX_BYTES, Pair, write_split
 from utils.cli import UserError
 from utils.untrusted import reading
 
+REFERENCES = "references.txt"  # split file of the images for references
 YES, NO = ("1", "true", "yes", "member", "in"), ("0", "false", "no", "non-member", "out", "")
 
 
-def write_sides(images: str, masks: str, members: str, non_members: str | None,
-                folder: Path) -> tuple[str, str, Path]:
+def write_sides(images: str, masks: str, members: str, non_members: str | None, folder: Path,
+                references: str | None = None) -> tuple[str, str, Path]:
     """Write members.txt and non_members.txt into `folder`, and return their paths and the root of their paths.
 
+    `references`: a list of names of further images, which are on neither side; references.txt has them.
     `images`, `masks`: folders with files of equal names. `members`: a list of names, one per line, or a CSV file whose
     header has the columns `image` and `member` (1 or 0). `non_members`: a list of names; None for all images that are
     not in `members`. A name is a path below `images`, with or without its suffix. Raises `UserError` if a folder or a
@@ -36,14 +38,17 @@ def write_sides(images: str, masks: str, members: str, non_members: str | None,
     chosen = _find(inside, pairs, members, images)
     if non_members:
         outside = read_sides(non_members)[0]
+    apart = _find(read_sides(references)[0], pairs, references, images) if references else []
     others = _find(outside, pairs, non_members or members, images) if outside is not None else [
-        pair for pair in pairs.values() if pair not in chosen]
+        pair for pair in pairs.values() if pair not in chosen and pair not in apart]
     for what, side in (("member", chosen), ("non-member", others)):
         if not side:
             raise UserError(f"{non_members or members} leaves no image as a {what}; an audit needs both sides")
     files = folder / "members.txt", folder / "non_members.txt"
     for file, side in zip(files, (chosen, others), strict=True):
         write_split(file, side)
+    if references:
+        write_split(folder / REFERENCES, apart)
     return str(files[0]), str(files[1]), root
 
 

@@ -141,8 +141,8 @@ class Audit:
 
 # arguments on which the scores, or the names beside them, depend
 SAME = ("model", "images", "masks", "root", "strip_prefix", "members", "non_members", "claim", "null", "dataset",
-        "classes", "class_names", "label_map", "references", "population", "control", "stride", "windows", "preprocess",
-        "show_images", "hash_names", "seed")
+        "classes", "class_names", "label_map", "references", "train_references", "reference_images", "population",
+        "control", "stride", "windows", "preprocess", "show_images", "hash_names", "seed")
 
 
 def run_audit(audit: Audit) -> dict:
@@ -176,7 +176,7 @@ def run_audit(audit: Audit) -> dict:
 
 def check_model(audit: Audit) -> str:
     """What `evaluation.gate` says about the model. Raises `UserError` if something is wrong, unless `skip_check`."""
-    with log_of(audit):
+    with log_of(audit.out):
         attack = make_attack("loss", None, AttackChoices(seed=audit.seed), NO_DEFENSE, audit.compute)
         source = open_source(audit, attack, NO_DEFENSE.spec)
         return str((examine if audit.skip_check else check_segments)(source.predictor, source.records))
@@ -193,12 +193,12 @@ def run_once(audit: Audit, name: str, defense: DefenseSpec) -> dict:
         return read_json(folder / "results.json") | {"seconds": read_json(marker)["seconds"]}
     marker.unlink(missing_ok=True)
     first = name == audit.primary and not defense.name
-    stored = audit.data and "queries" not in ATTACKS.load(name).needs
+    stored = audit.data and not {"queries", "weights"} & ATTACKS.load(name).needs
     started = time.monotonic()
-    with log_of(audit):
+    with log_of(audit.out):
         attack = make_attack(name, None, AttackChoices(seed=audit.seed), defense.build(), audit.compute)
         source = open_source(audit, attack, defense)
-        known = audit.population and population_source(audit.population, source, attack, source.defense, audit.compute)
+        known = audit.population and population_source(audit.population, source, attack, audit.data)
         call = AttackRun(
             name, audit.arguments | {"attack": name, "defense": defense.describe()},
             existing_files([audit.model, *audit.references]), audit.model if audit.data else None, audit.control,
@@ -213,10 +213,10 @@ def run_once(audit: Audit, name: str, defense: DefenseSpec) -> dict:
 
 
 @contextlib.contextmanager
-def log_of(audit: Audit) -> Iterator[None]:
-    """Write what is printed to log.txt in the folder of the audit."""
-    audit.out.mkdir(parents=True, exist_ok=True)
-    with open(audit.out / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+def log_of(folder: Path) -> Iterator[None]:
+    """Write what is printed to log.txt in the folder of an audit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         yield
 
 
@@ -399,7 +399,7 @@ def exposed(audit: Audit, primary: str) -> list[dict]:
     attack; `Audit.show_images` adds the photograph.
     """
     plain, write_name = DefenseSpec(seed=audit.seed), name_writer(audit.key)
-    with log_of(audit):
+    with log_of(audit.out):
         attack = make_attack(primary, None, AttackChoices(seed=audit.seed), plain.build(), audit.compute)
         source = open_source(audit, attack, plain)
     scores = {name: score for name, (_, _, score) in read_scores(folder_of(audit, primary, plain)).items()}

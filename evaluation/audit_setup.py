@@ -39,9 +39,10 @@ def _same(folder: Path, arguments: dict) -> bool:
     return all(before.get(key) == value for key, value in arguments.items() if key not in PLACE_ONLY)
 
 
-def list_sides(images: str, masks: str, members: str, non_members: str | None, folder: Path) -> dict[str, str]:
+def list_sides(images: str, masks: str, members: str, non_members: str | None, folder: Path,
+               references: str | None = None) -> dict[str, str]:
     """The fields of `LiveData` for the images of two folders and lists, whose split files go to `folder`."""
-    inside, outside, root = write_sides(images, masks, members, non_members, folder)
+    inside, outside, root = write_sides(images, masks, members, non_members, folder, references)
     return {"members": inside, "non_members": outside, "root": str(root), "strip_prefix": ""}
 
 

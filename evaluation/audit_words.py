@@ -68,8 +68,8 @@ def advice(found: dict) -> list[str]:
     """What to do next."""
     steps = []
     if not any(row["references"] for row in found["attacks"]):
-        steps.append("Train reference models and give them as --references: attacks that compare the model with them "
-                     "find more.")
+        steps.append("Train reference models (--train-references), or give some as --references: attacks that compare "
+                     "the model with them find more.")
     if found["answer"]["verdict"] == "leak" and len(found["defenses"]) < 2:
         steps.append("Measure what a defense would change: --try argmax gauss:0.1.")
     if found["answer"]["verdict"] in ("no evidence", "undecided"):

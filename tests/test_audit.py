@@ -9,10 +9,14 @@ import jsonschema
 import numpy as np
 import pytest
 from conftest import ROOT, must, results, script, write_tree
+from test_seams import assert_refused
 
 from datasets.sides import read_sides
 from evaluation.audit import Audit, answer, parse_defense
 from evaluation.audit_setup import read_condition
+from predictors.reference import read_shadow
+from training.reference_models import options_like
+from utils.checkpoints import load_checkpoint
 from utils.cli import UserError
 
 NAMES = [f"scene{number}" for number in range(12)]
@@ -177,3 +181,65 @@ def test_flags_that_have_no_effect_are_refused(tmp_path):
 def test_paths_on_the_page(where, shown):
     audit = Audit("stored:examples", None, Path("runs/audit"))
     assert audit.shown(where) == shown and replace(audit, show_images=True).shown(where) == where
+
+
+# References that the audit trains
+
+
+def trained(world, folder, *flags):
+    return script("audit.py", "--model", world / "victim", "--root", world / "data", "--members",
+                  world / "victim_in.txt", "--non-members", world / "victim_out.txt", "--skip-check", "--precision",
+                  "fp32", "--stride", 4, "--train-references", 2, "--out", folder, *flags)
+
+
+def test_references_are_trained_like_the_target_model_and_once(world, tmp_path):
+    flags = ["--reference-images", world / "shadow.txt", "--attacks", "calibrated", "lira", "statistics", "gradient"]
+    first = must(trained(world, tmp_path / "audit", *flags, "--json"))
+    found = json.loads(first.stdout)
+    assert "training 2 references: pspnet (resnet10t), 2 epochs on 12 images each, 48 images in all" in first.stderr
+    assert {row["name"]: row["references"] for row in found["attacks"]} == {
+        "calibrated": 2, "lira": 2, "statistics": 2, "gradient": 2} and found["not_run"] == {}
+    runs = [read_shadow(tmp_path / "audit" / "trained" / name) for name in ("0", "1")]
+    assert [pair.name for pair in runs[0].inside] == [pair.name for pair in runs[1].outside]
+    assert not {pair.name for pair in runs[0].inside} & {pair.name for pair in runs[1].inside}
+    target = load_checkpoint(world / "victim" / "last.pth.tar")
+    for seed, run in enumerate(runs):
+        own = load_checkpoint(run.checkpoint)
+        assert own["model"] == target["model"] and own["args"]["seed"] == seed
+        assert own["args"]["epochs"] == target["args"]["epochs"] == own["epoch"]
+    before = [run.checkpoint.stat().st_mtime_ns for run in runs]
+    again = must(trained(world, tmp_path / "audit", *flags, "--json"))
+    assert json.loads(again.stdout)["attacks"] == found["attacks"] and "training" not in again.stderr
+    assert [run.checkpoint.stat().st_mtime_ns for run in runs] == before
+
+
+def test_a_folder_and_a_list_of_reference_images(world, tmp_path):
+    """They are not non-members by default, though these are all other images."""
+    for name, numbers in (("members", range(8)), ("others", range(200, 208))):
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"{number}.png" for number in numbers))
+    must(script("audit.py", "--model", world / "victim", "--images", world / "data" / "img", "--masks",
+                world / "data" / "label", "--members", tmp_path / "members.txt", "--train-references", 1,
+                "--reference-images", tmp_path / "others.txt", "--attacks", "calibrated", "--skip-check", "--precision",
+                "fp32", "--stride", 4, "--out", tmp_path / "audit"))
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert found["images"]["non_members"] == 8 + 24 - 8
+    assert len(read_shadow(tmp_path / "audit" / "trained" / "0").records()) == 8
+
+
+def test_models_of_other_people_get_the_usual_references():
+    options = options_like("onnx:model.onnx", "streets", (128, 1024), 3)
+    assert (options.backbone, options.pretrained, options.crop, options.seed) == (
+        "efficientnet_lite0", True, (128, 512), 3)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--reference-images", "OUT"], "of the 8 images for the references are attacked, too"),
+    (["--reference-images", "missing.txt"], "missing.txt"), ([], "--train-references needs --reference-images")])
+def test_reference_images_that_cannot_serve(world, tmp_path, flags, message):
+    flags = [world / "victim_out.txt" if one == "OUT" else one for one in flags]
+    assert_refused(trained(world, tmp_path / "audit", *flags), message)
+
+
+def test_reference_images_without_training(world, tmp_path):
+    result = script("audit.py", "--reference-images", world / "shadow.txt", "--out", tmp_path / "audit")
+    assert_refused(result, "--reference-images has no effect without --train-references")
