@@ -198,7 +198,9 @@ def run_once(audit: Audit, name: str, defense: DefenseSpec) -> dict:
     with log_of(audit.out):
         attack = make_attack(name, None, AttackChoices(seed=audit.seed), defense.build(), audit.compute)
         source = open_source(audit, attack, defense)
-        known = audit.population and population_source(audit.population, source, attack, audit.data)
+        known = None
+        if "population" in attack.needs:
+            known = population_source(audit.population, source, attack, audit.data)
         call = AttackRun(
             name, audit.arguments | {"attack": name, "defense": defense.describe()},
             existing_files([audit.model, *audit.references]), audit.model if audit.data else None, audit.control,
