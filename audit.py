@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
                        "not trained on these images: runs of train_shadow.py, or [KIND:]WHERE")
     flags.add_argument("--train-references", type=positive, metavar="N", help="train so many reference models first, "
                        "each on a half of --reference-images, as the target model was trained if it is a checkpoint of "
-                       "train_victim.py; more are better, and two or more allow more attacks")
+                       "train_victim.py; more are better, and three or more allow more attacks")
     flags.add_argument("--reference-images", metavar="LIST", help="images of the same kind that are on neither side: a "
                        "list as for --members")
     flags.add_argument("--population", metavar="WHERE", help="images whose membership in another model is known: a run "
@@ -104,7 +104,7 @@ def main(args: argparse.Namespace) -> None:
     key = None if args.show_images else setup.key_of(folder, args.hash_names)
     audit = pick(args, setup.Audit, data=data, out=folder, defenses=tries, key=key, compute=compute,
                  claim=bool(args.claim), references=[*args.references, *trained],
-                 population=args.population or next(iter(trained[1:]), None), arguments=vars(args))
+                 population=args.population or (trained[1] if len(trained) > 2 else None), arguments=vars(args))
     found = setup.run_audit(audit)
     if not args.quiet:
         print(setup.as_json(found) if args.json else setup.as_text(found, folder))

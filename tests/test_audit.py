@@ -189,17 +189,17 @@ def test_paths_on_the_page(where, shown):
 def trained(world, folder, *flags):
     return script("audit.py", "--model", world / "victim", "--root", world / "data", "--members",
                   world / "victim_in.txt", "--non-members", world / "victim_out.txt", "--skip-check", "--precision",
-                  "fp32", "--stride", 4, "--train-references", 2, "--out", folder, *flags)
+                  "fp32", "--stride", 4, "--train-references", 3, "--out", folder, *flags)
 
 
 def test_references_are_trained_like_the_target_model_and_once(world, tmp_path):
     flags = ["--reference-images", world / "shadow.txt", "--attacks", "calibrated", "lira", "statistics", "gradient"]
     first = must(trained(world, tmp_path / "audit", *flags, "--json"))
     found = json.loads(first.stdout)
-    assert "training 2 references: pspnet (resnet10t), 2 epochs on 12 images each, 48 images in all" in first.stderr
+    assert "training 3 references: pspnet (resnet10t), 2 epochs on 12 images each, 72 images in all" in first.stderr
     assert {row["name"]: row["references"] for row in found["attacks"]} == {
-        "calibrated": 2, "lira": 2, "statistics": 2, "gradient": 2} and found["not_run"] == {}
-    runs = [read_shadow(tmp_path / "audit" / "trained" / name) for name in ("0", "1")]
+        "calibrated": 3, "lira": 3, "statistics": 3, "gradient": 3} and found["not_run"] == {}
+    runs = [read_shadow(tmp_path / "audit" / "trained" / name) for name in ("0", "1", "2")]
     assert [pair.name for pair in runs[0].inside] == [pair.name for pair in runs[1].outside]
     assert not {pair.name for pair in runs[0].inside} & {pair.name for pair in runs[1].inside}
     target = load_checkpoint(world / "victim" / "last.pth.tar")
