@@ -36,12 +36,12 @@ def for_audit(model: str, data: LiveData, listed: str | Path, count: int, seed: 
                      for path in (listed, data.members, data.non_members))
     height, width = inspect(*Record.of_pair(pairs[0], dataset).files).size
     options = options_like(model, dataset, (height, width), seed)
+    check_images(pairs, [pair for side in apart for pair in side], dataset)
     if not all((folder / str(number) / "results.json").is_file() for number in range(count)):
         half = len(pairs) // 2
         say(f"training {count} references: {options.describe()}, {options.epochs} epochs on {half} images each, "
             f"{count * options.epochs * half:,} images in all; a stopped audit goes on with the same command")
-    attacked = [pair for side in apart for pair in side]
-    return train_references(pairs, attacked, count, options, data.root, folder, compute)
+    return train_references(pairs, count, options, data.root, folder, compute)
 
 
 def options_like(model: str, dataset: str, size: tuple[int, int], seed: int) -> SegmenterTraining:
@@ -61,21 +61,24 @@ def options_like(model: str, dataset: str, size: tuple[int, int], seed: int) -> 
     return replace(SegmenterTraining(), **known | own)
 
 
-def train_references(pairs: Sequence[Pair], apart: Sequence[Pair], count: int, options: SegmenterTraining, root: str,
-                     folder: Path, compute: Compute) -> list[str]:
-    """Train `count` references in folder/0, folder/1, ..., each on half of the groups of `pairs`; returns the folders.
-
-    Two in turn have the two halves of one deal, so each image is in the training of half of the references. A finished
-    reference is not trained again, and one that was stopped resumes. `apart`: the attacked images. Raises `UserError`
-    if one of them is among `pairs`, or if `pairs` have fewer than two groups.
-    """
-    attacked, own = (identify([Record.of_pair(pair, options.dataset) for pair in side]) for side in (apart, pairs))
-    if both := Images(attacked).shared(own):
+def check_images(pairs: Sequence[Pair], attacked: Sequence[Pair], dataset: str) -> None:
+    """Raise `UserError` if an attacked image is among `pairs`, by content, or if `pairs` have fewer than two groups."""
+    known, own = (identify([Record.of_pair(pair, dataset) for pair in side]) for side in (attacked, pairs))
+    if both := Images(known).shared(own):
         raise UserError(f"{len(both)} of the {len(pairs)} images for the references are attacked, too: "
                         f"{list_pairs(both)}; give other images")
     if len({pair.group for pair in pairs}) < 2:
         raise UserError("the images for the references have one group; each reference is trained on half of the "
                         "groups, so give two or more")
+
+
+def train_references(pairs: Sequence[Pair], count: int, options: SegmenterTraining, root: str, folder: Path,
+                     compute: Compute) -> list[str]:
+    """Train `count` references in folder/0, folder/1, ..., each on half of the groups of `pairs`; returns the folders.
+
+    Two in turn have the two halves of one deal, so each image is in the training of half of the references. A finished
+    reference is not trained again, and one that was stopped resumes.
+    """
     check_model(options)
     folders = [folder / str(number) for number in range(count)]
     for number, place in enumerate(folders):
