@@ -1,6 +1,7 @@
 """Models in ONNX files, which onnxruntime runs on the CPU. An ONNX file holds no code."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from predictors.base import PredictorOptions
 from predictors.preprocess import Preprocess
 from utils.cli import UserError
 from utils.untrusted import reading
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
          "tensor(uint8)": np.uint8}  # of the input
@@ -62,7 +66,7 @@ class ONNX(ArrayPredictor):
         return output
 
 
-def open_session(where: str) -> "onnxruntime.InferenceSession":  # noqa: F821, it is imported only here
+def open_session(where: str) -> "onnxruntime.InferenceSession":
     """Load a model. Raises `UserError` if onnxruntime is missing, or if the file is no ONNX model or names files."""
     try:
         import onnxruntime

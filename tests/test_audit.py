@@ -174,9 +174,9 @@ def test_flags_that_have_no_effect_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("where, shown", [
-    ("/home/someone/secret/run/last.pth.tar", "…/run/last.pth.tar"), ("runs/victim", "runs/victim"),
-    ("stored:/home/someone/tree", "stored:…/someone/tree"), ("onnx:/home/a/b/model.onnx", "onnx:…/b/model.onnx"),
-    ("torchvision:lraspp=/home/a/b/model.pth", "torchvision:…/b/model.pth"), ("/data/members.txt", "/data/members.txt"),
+    ("/srv/secret/run/last.pth.tar", "…/run/last.pth.tar"), ("runs/victim", "runs/victim"),
+    ("stored:/srv/a/tree", "stored:…/a/tree"), ("onnx:/srv/a/b/model.onnx", "onnx:…/b/model.onnx"),
+    ("torchvision:lraspp=/srv/a/b/model.pth", "torchvision:…/b/model.pth"), ("/data/members.txt", "/data/members.txt"),
     ("https://host/a/b/c/predict", "https://host/a/b/c/predict")])
 def test_paths_on_the_page(where, shown):
     audit = Audit("stored:examples", None, Path("runs/audit"))

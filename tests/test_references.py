@@ -46,6 +46,15 @@ def posterior(rng, label, confidence, classes):
     return torch.from_numpy(logits).softmax(0).float()
 
 
+def draw_label(rng, side, classes):
+    """A label uint8 (side, side), and the same with void at a fifth of the positions."""
+    label = rng.integers(0, classes, (side, side)).astype(np.uint8)
+    known = label.copy()
+    known[rng.random(label.shape) < 0.2] = 255
+    known[0, 0] = label[0, 0]
+    return label, known
+
+
 def simulate(seed, leak=0.0, images=40, models=4, online=False, side=6, classes=4):
     """Samples of a victim that was trained on half of the images, and references; a model gains `leak` on its images.
 
@@ -53,10 +62,7 @@ def simulate(seed, leak=0.0, images=40, models=4, online=False, side=6, classes=
     """
     rng, samples = np.random.default_rng(seed), []
     for index in range(images):
-        label = rng.integers(0, classes, (side, side)).astype(np.uint8)
-        known = label.copy()
-        known[rng.random(label.shape) < 0.2] = 255
-        known[0, 0] = label[0, 0]
+        label, known = draw_label(rng, side, classes)
         seen = rng.permutation(models) < (models // 2 if online else 0)
         member, difficulty = index % 2 == 0, rng.normal(1, 1.5)
         outputs = [posterior(rng, label, difficulty + leak * inside, classes) for inside in (member, *seen)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_formulas import posterior_and_label, tensors
 from test_membership_error import write_triples
-from test_references import auc, posterior, run, slow_boundary
+from test_references import auc, draw_label, posterior, run, slow_boundary
 from test_references import simulate as simulate_references
 from test_seams import assert_refused, calibration_cases
 
@@ -32,10 +32,7 @@ def simulate(seed, leak=0.0, images=120, members=True, side=8, classes=4):
     """Samples whose difficulty is seen in the brightness of their images; a member gains `leak`."""
     rng, samples = np.random.default_rng(seed), []
     for index in range(images):
-        label = rng.integers(0, classes, (side, side)).astype(np.uint8)
-        known = label.copy()
-        known[rng.random(label.shape) < 0.2] = 255
-        known[0, 0] = label[0, 0]
+        label, known = draw_label(rng, side, classes)
         member, difficulty = members and index % 2 == 0, rng.normal(1, 1)
         image = np.clip(128 + 30 * difficulty + rng.normal(0, 20, (3, 2 * side, 2 * side)), 0, 255).astype(np.uint8)
         output = posterior(rng, label, difficulty + leak * member, classes)
