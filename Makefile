@@ -32,7 +32,7 @@ demo: $(STAMP)
 	@echo "== attack 4 of 4: membership error, which corrects the loss by how hard the image is to predict"
 	@$(RUN) attack.py --attack membership-error --out runs/demo-error
 	@echo "== curves: roc.png, roc-log.png and precision-recall.png in runs/demo-{loss,concate,threshold,error}"
-	@echo "== audit: what follows from the shipped examples, with controls and a defense, on one page"
+	@echo "== audit: the answer on one page, with controls and under a defense"
 	@$(RUN) audit.py --attacks loss confidence --try argmax --out runs/demo-audit
 
 test: $(STAMP)

@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--attacks", nargs="+", metavar="NAME", default=[], help=f"only these attacks, of "
                        f"{', '.join(ATTACKS)} (default: all whose inputs are at hand)")
     flags.add_argument("--try", nargs="+", metavar="DEFENSE", default=[], dest="tries", help="defenses whose effect is "
-                       "measured: argmax, gauss:STD, rounding:STEP, test-dropout:RATIO")
+                       "measured: argmax, gauss:STD, rounding:STEP, top-k:K, temperature:T, test-dropout:RATIO")
     flags.add_argument("--fail-if", nargs="+", metavar="CONDITION", default=[], help="exit code 1 if a condition such "
                        "as auc>0.6 or tpr@1%%>0.05 holds for the attack that answers the question")
     flags.add_argument("--show-images", action="store_true", help="the page shows photographs and plain names of the "

@@ -39,8 +39,8 @@ ATTACKS = Table("attack", {
                        "(label only, Choquette-Choo et al.)"),
     "repeated": Entry("attacks.queries:Repeated", "calibrated, or loss without --references, of the mean posterior "
                       "over queries under a defense that draws noise"),
-    "quantile": Entry("attacks.quantile:QuantileRegression", "loss that image and label let expect of a non-member, "
-                      "minus the loss; fitted on --population (Bertran et al.)"),
+    "quantile": Entry("attacks.quantile:QuantileRegression", "loss that a non-member would have, predicted from image "
+                      "and label, minus the loss; fitted on --population (Bertran et al.)"),
     "correctness": Entry("attacks.label_only:Correctness", "share of positions whose argmax is right; with "
                          "--references, minus theirs"),
     "gradient": Entry("attacks.gradient:GradientNorm", "minus the log norm of the gradient of the loss in the weights; "

@@ -1,4 +1,4 @@
-"""An attack without references: is the loss of an image lower than that of images like it that are no members?
+"""An attack without references: is the loss of an image lower than that of non-members that look like it?
 
 Bertran et al., "Scalable Membership Inference Attacks via Quantile Regression", NeurIPS 2023 (arXiv 2307.03694); Tang
 et al., "Membership Inference Attacks on Diffusion Models via Quantile Regression", ICML 2024. They regress quantiles of

@@ -27,7 +27,8 @@ class Sample:
     `truth`: uint8 (h, w), train ids with 255 = void, or float32 (C, h, w) of a translated image; None if there is none.
     With pseudo-labels it is the argmax of `output`.
     `image`: uint8 (3, H, W); None unless the attack needs it.
-    `references`: outputs of reference models for this image, without a defense.
+    `references`: outputs of reference models for this image, without a defense or, with `--defend-references`, under
+    that of the target model.
     `in_reference`: whether each reference model was trained on this image.
     `undefended`: the output before the defense; None unless the caller asks for it.
     `predictability`: the predictability error of the image; None unless the attack needs it.

@@ -1,4 +1,4 @@
-"""What is checked before an attack runs, and the scores that it gives."""
+"""The checks of an attack: of its inputs before it runs, and of the scores that it gives."""
 
 import math
 from collections.abc import Sequence

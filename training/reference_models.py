@@ -76,7 +76,8 @@ def train_references(pairs: Sequence[Pair], count: int, options: SegmenterTraini
                      compute: Compute) -> list[str]:
     """Train `count` references in folder/0, folder/1, ..., each on half of the groups of `pairs`; returns the folders.
 
-    Two in turn have the two halves of one deal, so each image is in the training of half of the references. A finished
+    References 0 and 1 have the two halves of one deal, 2 and 3 those of another, and so on; so each image is in the
+    training of half of the references. A finished
     reference is not trained again, and one that was stopped resumes.
     """
     check_model(options)

@@ -11,9 +11,9 @@ DEFAULTS = {TRIM_THRESHOLD: 2**17, MMAP_MAX: 2**16}
 def keep_freed_memory(keep: bool = True) -> None:
     """Make this process keep freed memory for its next arrays, up to `KEPT` bytes at the end of its heap.
 
-    glibc gives each freed array of more than some MiB back to the kernel, and pays for new pages at the next one. A
-    training step makes hundreds of them. `keep`: False for what glibc does by default, for comparisons. Does nothing
-    where the C library is another one.
+    glibc gives each freed array of more than some MiB back to the kernel, and must ask it for new pages for the next
+    one, which takes time. A training step makes hundreds of such arrays. `keep`: False for what glibc does by default,
+    for comparisons. Does nothing where the C library is another one.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
