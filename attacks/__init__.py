@@ -32,6 +32,8 @@ ATTACKS = Table("attack", {
                         "--population"),
     "statistics-crossfit": Entry("attacks.statistics:CrossFittedStatistics", "the same, trained on the other groups of "
                                  "the attacked images, so it knows more than an attacker"),
+    "learned-crossfit": Entry("attacks.learned_crossfit:CrossFittedNetwork", "a small network on the loss map or, with "
+                              "--references, the calibrated map, trained on the other groups of the attacked images"),
     "references-alone": Entry("attacks.calibrated:ReferencesAlone", "the loss of --references alone: a control"),
     "augmented": Entry("attacks.queries:Augmented", "calibrated, or loss without --references, mean over transformed "
                        "versions of the image"),

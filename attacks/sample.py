@@ -115,9 +115,10 @@ class Attack:
     `needs` may contain "truth" (each sample has a label with known positions), "label" (beside "truth": that label at
     full size), "image", "references", "population" (`fit` is called with samples of known membership, and outputs of
     another model), "non-members" (`fit` is called with samples that the target model was not trained on, and its
-    outputs), "predictability" (computed by `method` of `attacks.predictability.METHODS`), "queries" (each sample has
-    `ask`), "weights" (each sample has `gradients`, and `score` gets the predictor), and "noise" (the defense draws
-    random numbers for each query). If "truth" is not in `needs`, `truth` may be None.
+    outputs), "own" (`fit` is called with the attacked samples, whose membership it may read, so the attack knows more
+    than an attacker does), "predictability" (computed by `method` of `attacks.predictability.METHODS`), "queries" (each
+    sample has `ask`), "weights" (each sample has `gradients`, and `score` gets the predictor), and "noise" (the defense
+    draws random numbers for each query). If "truth" is not in `needs`, `truth` may be None.
 
     `optional` lists inputs that it reads if they are given, of "references".
 
@@ -129,6 +130,9 @@ class Attack:
 
     `patches`: whether it scores patches, too; if not, attack.py refuses the flags that select them.
 
+    `widened`: by how much the interval of the AUC is widened. Scores that are fitted on the attacked images vary more
+    than groups show, because models of several folds share training images.
+
     `chosen`: the settings that `fit` has chosen, and "auc", that of the population with them; for the report.
     """
 
@@ -139,6 +143,7 @@ class Attack:
     method: str | None = None
     label_only: bool = False
     patches: bool = True
+    widened: float = 1.0
 
     def __init__(self, settings: AttackSettings):
         self.settings = settings
@@ -156,7 +161,7 @@ class Attack:
         """
 
     def fit(self, population: Iterable[Sample]) -> None:
-        """Learn from samples of known membership, or from non-members alone. The base class does nothing here."""
+        """Learn from the samples that "population", "non-members" or "own" promises. The base class does nothing."""
 
     def score(self, samples: Iterable[Sample], predictor: "Predictor | None" = None) -> Iterator[Scored]:
         """Yield one `Scored` for each sample, in the order of the samples."""

@@ -26,7 +26,8 @@ class AttackRun:
     `hash_names`: key file for names; `cam`: folder for activation maps; `cam_images`: number of members and of
     non-members that are drawn; `exposure`: whether regions of the images are measured; `exposure_maps`: folder for
     evidence maps of the most exposed images; `features`: feature extractor of the predictability error;
-    `blind`: whether the control without a model is computed; `save_every`: seconds between saves; `started`: start of
+    `blind`: whether the control without a model is computed; `permuted`: whether membership is dealt to the groups at
+    random, a control that must find nothing; `save_every`: seconds between saves; `started`: start of
     the call by `time.monotonic`.
     """
 
@@ -49,6 +50,7 @@ class AttackRun:
     exposure_maps: str | None = None
     features: str = "efficientnet_lite0"
     blind: bool = True
+    permuted: bool = False
     save_every: float = 10.0
     compute: Compute = CPU_FP32
     started: float | None = None

@@ -47,7 +47,7 @@ def report(attack: Attack, source: Source, run: AttackRun, folder: Path, parts: 
         about["exposure"] = {"regions": exposure.measure(scored, names)} | (
             {"control": exposure.measure(on_control, names)} if on_control else {})
         ranking = exposure.write_ranking(folder / "exposure.csv", scored, write_name)
-    results = write_report(folder, scored, about, write_name)
+    results = write_report(folder, scored, about, write_name, attack.widened)
     title = f"attack {run.name}" + (f" on {kind}" if isinstance(attack, LearnedAttack) else "")
     sides = f"{results['members']} members, {results['non_members']} non-members"
     print(f"{title}, {selection.scheme} patches: {sides}, {results['patches']} patches" if attack.patches

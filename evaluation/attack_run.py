@@ -8,7 +8,7 @@ from pathlib import Path
 from attacks.activation import record_cams
 from attacks.sample import Attack, Sample, Scored
 from datasets.provenance import IN, OUT, write_provenance
-from evaluation import exposure, roles
+from evaluation import controls, exposure, roles
 from evaluation.alignment import check_alignment, check_models
 from evaluation.attack_checks import check_images, check_needs, check_queries, check_scores
 from evaluation.attack_options import AttackRun
@@ -61,8 +61,10 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
         source, population = (one and replace(one, predictability=predictability_errors(
             one.records, run.features, attack.method, run.compute)) for one in (source, population))
         timings.lap("predictability errors")
-    if population:
-        attack.fit(population.samples(attack.needs))
+    if run.permuted:
+        source = replace(source, records=controls.permuted_records(source.records, run.seed))
+    if population or "own" in attack.needs:
+        attack.fit((population or source).samples(attack.needs))
     drawn = first_by_name(source.records, run.cam_images) if run.cam else set()
     block, records = attack.images_per_batch, source.records
     parts = [records[first : first + block] for first in range(0, len(records), block)]

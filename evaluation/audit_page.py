@@ -8,10 +8,15 @@ from markupsafe import Markup, escape
 
 from evaluation import audit_words as words
 from evaluation.audit_plots import frontier_plot, intervals_plot, roc_plot
+from evaluation.controls import DEALS
 from utils.files import atomic_open
 
 CONTROLS = {"blind": "classifiers that do not see the model", "model": "the same attack on --control",
-            "references-alone": "the loss of the references alone"}
+            "references-alone": "the loss of the references alone",
+            "permuted": f"the attack, if whole groups are dealt to the two sides at random: the mean of {DEALS} deals, "
+                        "and the range of 95 % of them",
+            "statistics-crossfit, permuted": "statistics-crossfit, trained and measured on such random sides",
+            "learned-crossfit, permuted": "learned-crossfit, trained and measured on such random sides"}
 DRAWN = 4  # ROC curves, those of the highest AUC
 
 

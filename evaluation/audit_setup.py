@@ -9,7 +9,8 @@ from pathlib import Path
 from datasets.sides import write_sides
 from evaluation import audit_words as words
 from evaluation.attack_setup import LiveData, choose_compute
-from evaluation.audit import VERSION, Audit, parse_defense, run_audit
+from evaluation.audit import parse_defense, run_audit
+from evaluation.audit_plan import VERSION, Audit
 from evaluation.intervals import paired_difference
 from evaluation.stored_scores import read_paired
 from utils.cli import UserError

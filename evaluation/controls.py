@@ -8,16 +8,17 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit, logit
 from scipy.stats import rankdata
 
 from datasets.inspection import Inspection
-from evaluation.intervals import intervals, paired_difference
+from evaluation.intervals import intervals, paired_difference, widen
 from evaluation.metrics import compute_metrics
 from evaluation.report import show_interval
+from predictors.base import Record
 from utils import VOID
 from utils.files import atomic_open
 from utils.randomness import stream
@@ -29,6 +30,7 @@ CROSS_FITTED = math.sqrt(1 + FOLDS / (FOLDS - 1))
 LARGEST = 20_000  # images on which the blind classifiers are trained; more would take minutes
 TREES = 100
 SEEDS = 2**32  # scikit-learn takes only smaller seeds
+DEALS = 999  # of groups to the two sides, for the permuted control
 KINDS = 8  # kinds of files that the blind classifiers can tell apart, the most frequent
 CLEAR = 0.6  # AUC of a control that would matter; "not above chance" needs an interval that ends below it
 TITLES = {"blind": "control without a model", "model": "the same attack on --control"}
@@ -95,12 +97,42 @@ def judge(control: np.ndarray, attack: np.ndarray, member: np.ndarray, group: Se
     auc, interval = compute_metrics(control, member)["auc"], intervals(control, member, group)["auc"]
     paired = paired_difference([attack], [control], member, group, "auc")
     difference, around = paired["difference"], paired["interval"]
-    if interval and 0 < auc < 1:
-        interval = [float(expit(logit(auc) + factor * (logit(end) - logit(auc)))) for end in interval]
+    interval = widen(auc, interval, factor)
     differ = interval and ("above" if interval[0] > 0.5 else "below" if interval[1] < 0.5 else "")
     return {"auc": auc, "auc_interval": interval, "sides_differ": differ,
             "attack_minus_control": difference,
             "attack_minus_control_interval": around and [difference + factor * (end - difference) for end in around]}
+
+
+def deal_groups(member: np.ndarray, group: Sequence[str], seed: int, deals: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Membership dealt to whole groups at random: member bool (n,), group (n,) -> bool (deals, G), group int (n,).
+
+    As many groups are members as before; one that holds both sides counts by the share of its members.
+    """
+    names, index = np.unique(np.asarray(group), return_inverse=True)
+    share = np.bincount(index, np.asarray(member, float)) / np.bincount(index)
+    inside = np.arange(len(names)) < np.clip(round(share.sum()), 1, len(names) - 1)
+    return stream(seed, "permuted").permuted(np.tile(inside, (deals, 1)), axis=1), index
+
+
+def permuted_records(records: Sequence[Record], seed: int) -> list[Record]:
+    """The records with membership dealt to whole groups at random, on which every attack must find nothing."""
+    ordered = sorted(records, key=lambda one: one.name)
+    dealt, index = deal_groups(np.array([one.member for one in ordered]), [one.group for one in ordered], seed)
+    member = dict(zip((one.name for one in ordered), dealt[0][index].tolist(), strict=True))
+    return [replace(record, member=member[record.name]) for record in records]
+
+
+def permuted_aucs(score: np.ndarray, member: np.ndarray, group: Sequence[str], seed: int = 0) -> np.ndarray:
+    """AUC (DEALS,) of scores (n,) if membership is dealt to whole groups at random: what an attack gets by chance.
+
+    Raises `ValueError` if all images are of one group.
+    """
+    dealt, index = deal_groups(member, group, seed, DEALS)
+    if dealt.shape[1] < 2:
+        raise ValueError("all images are of one group")
+    count = dealt @ np.bincount(index)
+    return (dealt @ np.bincount(index, rankdata(score)) - count * (count + 1) / 2) / (count * (len(index) - count))
 
 
 def verdict(name: str, judged: dict) -> str:

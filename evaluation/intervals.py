@@ -111,6 +111,13 @@ def logit_interval(value: float, influence: tuple[np.ndarray, np.ndarray],
     return [float(expit(scale(value) + sign * step)) for sign in (-1, 1)] if variance > SMALLEST else None
 
 
+def widen(value: float, interval: Interval, factor: float) -> Interval:
+    """The interval of a metric between 0 and 1, whose ends are `factor` times as far on the logit scale."""
+    if not interval or not 0 < value < 1:
+        return interval
+    return [float(expit(logit(value) + factor * (logit(end) - logit(value)))) for end in interval]
+
+
 def max_f_interval(value: float, score: np.ndarray, member: np.ndarray, sides: tuple[Clusters, Clusters]) -> Interval:
     """Interval of max-F, which takes into account that the threshold is chosen on the same items.
 

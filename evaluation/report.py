@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from attacks.sample import Scored
-from evaluation.intervals import MIN_GROUPS, count_groups, intervals
+from evaluation.intervals import MIN_GROUPS, count_groups, intervals, widen
 from evaluation.metrics import RATES, chance, compute_metrics
 from evaluation.plots import plot_curves
 from utils.files import atomic_open, write_json
 from utils.names import spreadsheet_safe
 
 
-def summarise(scored: Sequence[Scored]) -> dict:
+def summarise(scored: Sequence[Scored], widened: float = 1.0) -> dict:
     """Metrics of images and of patches with their 95 % intervals, and the F that guessing would reach.
+
+    `widened`: by how much the interval of the AUC is widened on the logit scale (`Attack.widened`).
 
     The groups of patches are those of their images, because the patches of an image are not independent. If the attack
     has no patches, there is no entry "patch". "balanced" has as many patches of both sides, as in the paper (section
@@ -35,7 +37,9 @@ def summarise(scored: Sequence[Scored]) -> dict:
     out: dict = {"chance": {}}
     for name, (score, inside, groups) in levels.items():
         bounds = intervals(score, inside, groups)
-        out[name] = compute_metrics(score, inside) | {f"{key}_interval": value for key, value in bounds.items()}
+        values = compute_metrics(score, inside)
+        bounds["auc"] = widen(values["auc"], bounds["auc"], widened)
+        out[name] = values | {f"{key}_interval": value for key, value in bounds.items()}
         out["chance"][name] = chance(int(inside.sum()), int((~inside).sum()))
     return out | {"members": int(member.sum()), "non_members": int((~member).sum()),
                   "groups": count_groups(group, member), "blocks": len(set(group.tolist())),
@@ -123,10 +127,13 @@ def describe_groups(groups: dict[str, int]) -> str:
     return f"no intervals: {line}, fewer than {MIN_GROUPS} a side" if few else f"intervals over {line}"
 
 
-def write_report(folder: Path, scored: Sequence[Scored], about: dict,
-                 write_name: Callable[[str], str]) -> dict:
-    """Write all files of the report into `folder`, and return the results. `about`: further entries of results.json."""
-    results = summarise(scored) | about
+def write_report(folder: Path, scored: Sequence[Scored], about: dict, write_name: Callable[[str], str],
+                 widened: float = 1.0) -> dict:
+    """Write all files of the report into `folder`, and return the results.
+
+    `about`: further entries of results.json; `widened`: as in `summarise`.
+    """
+    results = summarise(scored, widened) | about
     write_scores(folder, scored, write_name)
     plot_curves(folder, scored, results)
     write_json(folder / "results.json", results)

@@ -12,7 +12,8 @@ from conftest import ROOT, must, results, script, write_tree
 from test_seams import assert_refused
 
 from datasets.sides import read_sides
-from evaluation.audit import Audit, answer, parse_defense
+from evaluation.audit import answer, parse_defense
+from evaluation.audit_plan import Audit
 from evaluation.audit_setup import read_condition
 from predictors.reference import read_shadow
 from training.reference_models import options_like

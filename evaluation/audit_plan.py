@@ -1,0 +1,164 @@
+"""The plan of an audit: which attacks run, under which defenses, and with which controls.
+
+The attack that answers the question is fixed before any metric is known (`PRIMARY`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attacks import ATTACKS
+from defenses import DefenseSpec
+from defenses.base import NO_DEFENSE
+from evaluation.attack_run import existing_files
+from evaluation.attack_setup import LiveData
+from predictors import kind_of
+from utils.cli import UserError
+from utils.device import CPU_FP32, Compute
+from utils.files import fingerprint
+
+VERSION = 1  # of audit.json
+PRIMARY = ("calibrated", "loss")  # the first that can run answers the question
+CONTROLS = ("references-alone",)  # attacks that must find nothing
+BOUNDS = ("statistics-crossfit", "learned-crossfit")  # that know more than an attacker does
+LEFT_OUT = ("learned", "reconstruction", "membership-error-released")  # need an attacker, or repeat another attack
+WITH_WEIGHTS = ("checkpoint", "torchvision", "smp", "hf")  # kinds of models whose gradients can be computed
+QUERIED_ONCE = ("stored", "folder", "http", "https")  # kinds of models: answers on disk, and endpoints of others
+# arguments on which the scores, or the names beside them, depend
+SAME = ("model", "images", "masks", "root", "strip_prefix", "members", "non_members", "claim", "null", "dataset",
+        "classes", "class_names", "label_map", "references", "train_references", "reference_images", "population",
+        "control", "stride", "windows", "preprocess", "show_images", "hash_names", "seed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack of an audit under one defense.
+
+    `permuted`: membership is dealt to the groups at random, a control for attacks that are trained on the lists.
+    `informed`: the attacker knows the defense, which also changes the outputs of the references.
+    """
+
+    name: str
+    defense: DefenseSpec
+    permuted: bool = False
+    informed: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name of the attack with what is special about it."""
+        special = ", permuted" if self.permuted else ", references under the defense" if self.informed else ""
+        return f"{self.name}{special}"
+
+    @property
+    def folder(self) -> Path:
+        """NAME or, under a defense, DEFENSE-STRENGTH/NAME; with what is special about it."""
+        special = "-permuted" if self.permuted else "-informed" if self.informed else ""
+        return Path((self.defense.describe() or "").replace(" ", "-")) / f"{self.name}{special}"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is audited, and how.
+
+    `model`: the target model, as [KIND:]WHERE; `data`: members and non-members, None for those of a stored tree;
+    `references`, `population`, `control`: as in attack.py; `attacks`: names of attacks (empty: all that can run);
+    `defenses`: what is tried beside the model as it is; `out`: folder of the audit; `key`: key file for hashed names
+    (None: plain names); `claim`: whether the members are images of which the user asks if they were used;
+    `show_images`: whether the page shows photographs; `skip_check`: whether a model is audited that does not seem to
+    segment the images; `arguments`: of the call.
+    """
+
+    model: str
+    data: LiveData | None
+    out: Path
+    references: Sequence[str] = ()
+    population: str | None = None
+    control: str | None = None
+    attacks: Sequence[str] = ()
+    defenses: Sequence[DefenseSpec] = ()
+    stride: int | None = None
+    features: str = "efficientnet_lite0"
+    allow: Sequence[str] = ()
+    key: str | None = None
+    claim: bool = False
+    show_images: bool = False
+    skip_check: bool = False
+    seed: int = 0
+    compute: Compute = CPU_FP32
+    arguments: dict = field(default_factory=dict)
+
+    def have(self, defense: DefenseSpec = NO_DEFENSE.spec) -> set[str]:
+        """The inputs that are at hand, in the words of `Attack.needs`."""
+        queries = self.data and kind_of(self.model) not in QUERIED_ONCE
+        models = [self.model, *self.references, *([self.control] if self.control else [])]
+        weights = self.data and all(kind_of(one) in WITH_WEIGHTS for one in models)
+        return {"truth", "label", "image", "predictability", "own"} | {what for what, there in (
+            ("references", self.references), ("population", self.population), ("queries", queries),
+            ("weights", weights and defense.stage != "output"),
+            ("noise", queries and defense.build().draws_noise)) if there}
+
+    def suits(self, name: str, defense: DefenseSpec = NO_DEFENSE.spec) -> bool:
+        """Whether the inputs of an attack are at hand."""
+        attack = ATTACKS.load(name)
+        return name not in LEFT_OUT and attack.needs <= self.have(defense) and "posterior" in attack.kinds
+
+    @property
+    def names(self) -> list[str]:
+        """The attacks whose inputs are at hand, in the order of `ATTACKS`; controls are among them."""
+        have = set.union(*map(self.have, (NO_DEFENSE.spec, *self.defenses)))
+        able = [name for name in ATTACKS if any(self.suits(name, one) for one in (NO_DEFENSE.spec, *self.defenses))]
+        if unable := [name for name in self.attacks if name not in able]:
+            raise UserError(f"--attacks {unable[0]} needs {', '.join(sorted(ATTACKS.load(unable[0]).needs - have))}, "
+                            "which the audit does not have; leave it out, or give --references or --population"
+                            if unable[0] in ATTACKS and unable[0] not in LEFT_OUT
+                            else f"--attacks {unable[0]}: an audit has the attacks {', '.join(able)}")
+        return [name for name in able if not self.attacks or name in self.attacks]
+
+    @property
+    def primary(self) -> str:
+        """The attack that answers the question: the first of `PRIMARY` that can run, or else the first attack."""
+        names = [name for name in self.names if name not in CONTROLS and self.suits(name)]
+        return next((name for name in PRIMARY if name in names), names[0])
+
+    def shown(self, where: str) -> str:
+        """A place as the page has it, which is made to be handed on: of a path the last two parts.
+
+        With `show_images` the complete path, and URLs always.
+        """
+        first, *parts = where.split("/")
+        if self.show_images or "://" in where or len(parts) < 3:
+            return where
+        return "/".join([f"{first.partition(':')[0]}:…" if ":" in first else "…", *parts[-2:]])
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All runs of attacks, in order: without a defense, with the permuted controls, and under each defense.
+
+        Under a defense only attackers count who could be real, each with and without knowing the defense.
+        """
+        plain = [Trial(name, self.plain, permuted) for name in self.names if self.suits(name)
+                 for permuted in ((False, True) if name in BOUNDS else (False,))]
+        return plain + [Trial(name, defense, informed=informed) for defense in self.defenses for name in self.names
+                        if self.suits(name, defense) and name not in CONTROLS + BOUNDS
+                        for informed in ((False, True) if self.knows(name, defense) else (False,))]
+
+    @property
+    def plain(self) -> DefenseSpec:
+        """No defense."""
+        return DefenseSpec(seed=self.seed)
+
+    def knows(self, name: str, defense: DefenseSpec) -> bool:
+        """Whether an attack can put its references under a defense, too."""
+        return defense.stage in ("output", "query") and self.reads_references(name)
+
+    def reads_references(self, name: str) -> bool:
+        """Whether references are at hand, and an attack reads them."""
+        attack = ATTACKS.load(name)
+        return bool(self.references) and "references" in attack.needs | attack.optional
+
+    def stamp(self, trial: "Trial") -> str:
+        """What identifies the run of an attack: a finished run with the same stamp is not repeated."""
+        same = {key: value for key, value in self.arguments.items() if key in SAME}
+        files = existing_files([self.model, self.control, self.population, *self.references])
+        lists = [Path(path) for path in (self.data.members, self.data.non_members)] if self.data else []
+        return fingerprint([*files, *lists], trial, same, self.compute.precision, VERSION)
