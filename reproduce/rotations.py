@@ -26,23 +26,30 @@ CONTROL = "control"
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned attacker: flags of train_attacker.py, its shadows (one or all), seeds, and selections of patches."""
+    """A learned attacker: flags of train_attacker.py, its shadows (one or all), seeds, and selections of patches.
+
+    `references`: those of the attack, as of `Direct`. In training the shadows are compared with one another.
+    """
 
     flags: str
     shadows: str = "one"
     seeds: int = 1
     select: tuple[str, ...] = ("random",)
+    references: str = "none"
 
 
 @dataclass(frozen=True)
 class Direct:
     """An attack without a trained attacker: flags of attack.py, and its references: none, one or all.
 
-    In the flags, {shadow} is the run of the shadow of the same seed, whose images an attack can learn from.
+    In the flags, {shadow} is the run of the shadow of the same seed, whose images an attack can learn from, and {other}
+    is the split file of its part, whose images the target model was not trained on. `asks`: whether the attack queries
+    the models itself, so that no outputs are stored.
     """
 
     flags: str
     references: str = "none"
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,10 @@ class Rotations:
         return Attacker(kind, self.shadows_of(of, self.learned[kind].shadows), cell.seed)
 
     def references_of(self, cell: BedCell) -> tuple[Model, ...]:
-        direct = self.direct.get(cell.method)
-        return self.shadows_of(cell.model, direct.references) if direct else ()
+        if cell.method == CONTROL:
+            return ()
+        attack = self.direct.get(cell.method) or self.learned[cell.method.rpartition("-")[0]]
+        return self.shadows_of(cell.model, attack.references)
 
     @cached_property
     def cells(self) -> dict[str, BedCell]:
@@ -213,15 +222,17 @@ class Rotations:
             words = ["-resume", str(checkpoint), "--select", cell.method.rpartition("-")[2], "-num-patch",
                      str(self.count)]
         else:
-            shadow = self.runs / self.control_of(cell.model).name
-            words = self.direct[cell.method].flags.format(shadow=shadow).split()
+            other = self.control_of(cell.model)
+            words = self.direct[cell.method].flags.format(shadow=self.runs / other.name,
+                                                          other=self.parts[other.part]).split()
+        asks = cell.method in self.direct and self.direct[cell.method].asks
         if references:
-            words += ["--references", *(str(self.runs / one.name) for one in references), "--keep-references",
-                      str(self.runs / "answers" / cell.model.part)]
+            words += ["--references", *(str(self.runs / one.name) for one in references)]
+            words += [] if asks else ["--keep-references", str(self.runs / "answers" / cell.model.part)]
+        keep = [] if asks else ["--keep", str(self.runs / asked.name / f"posteriors-{cell.model.part}")]
         return ["attack.py", "--out", str(self.run_of(cell)), "--victim", str(self.runs / asked.name / "last.pth.tar"),
-                "--keep", str(self.runs / asked.name / f"posteriors-{cell.model.part}"), "--root", self.root,
-                "--members", self.parts[cell.model.part], "--non-members", self.parts[PARTNER[cell.model.part]],
-                "--seed", str(self.seed_of(cell)), *words, *self.attack.split()]
+                *keep, "--root", self.root, "--members", self.parts[cell.model.part], "--non-members",
+                self.parts[PARTNER[cell.model.part]], "--seed", str(self.seed_of(cell)), *words, *self.attack.split()]
 
     def seed_of(self, cell: BedCell) -> int:
         """The seed of the patch locations."""

@@ -66,6 +66,23 @@ def test_nothing_that_an_attack_uses_saw_the_attacked_images(name):
     assert sorted(PARTNER.values()) == list(PARTS) and all(PARTNER[PARTNER[part]] == part for part in PARTS)
 
 
+def test_references_and_answers_of_the_cells_of_a_bed():
+    """A learned attack may have references; an attack that queries the models itself stores no outputs."""
+    bed = read_rotations("rotations-camvid")
+    words = {name: bed.cell_command(bed.cells[f"{name}/A0_0"]) for name in (
+        "calibrated-map-random", "loss-all-random", "gradient-all", "gradient", "quantile")}
+    counts = {name: sum("rotations-camvid/C" in word or "rotations-camvid/D" in word
+                        for word in found[found.index("--references"):]) if "--references" in found else 0
+              for name, found in words.items()}
+    every = 2 * bed.seeds
+    assert counts == {"calibrated-map-random": every, "loss-all-random": 0, "gradient-all": every, "gradient": 0,
+                      "quantile": 0}
+    for name, found in words.items():
+        assert ("--keep" in found) == (not name.startswith("gradient"))
+    population = words["quantile"][words["quantile"].index("--population") + 1]
+    assert population in (bed.parts["C"], bed.parts["D"])
+
+
 @pytest.fixture
 def simulated(tmp_path):
     """A bed of 30 images a part with the scores of a simulation: part A is easier than the others by far.
