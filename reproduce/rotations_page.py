@@ -105,8 +105,8 @@ def bed_page(bed: Bed) -> str:
         "out of all parts at once, and the trainings of models. *Minus loss*: paired difference in AUC to the loss "
         "threshold; bold: its interval excludes 0. *Detectable*: the smallest difference that would have been found "
         f"with a probability of 80 %. *{CONTROL}*: the loss threshold on a model that saw none of the images. "
-        "*references-alone* is a control, too. Attacks with *crossfit* in their name are trained on the attacked images, "
-        "so they know more than an attacker.", "",
+        "*references-alone* is a control, too. Attacks with *crossfit* in their name are trained on the attacked "
+        "images, so they know more than an attacker.", "",
         attacks(bed), "## Claims", "",
         "A claim *holds* if the difference is above 0, and *does not hold* if it is below, at a level of 5 % after "
         "Holm's correction for the number of claims.", "", claims(bed),
@@ -124,7 +124,7 @@ def attacks(bed: Bed) -> str:
     for method in bed.methods():
         strata = bed.strata(method)
         cell = next(one for one in bed.cells.values() if one.method == method)
-        row = [method, str(sum(len(one.arms[0]) for one in strata)), str(len(bed.scale.references_of(cell)))]
+        row = [method, str(sum(len(one.arms[0]) for one in strata))]
         for metric in METRICS:
             row.append(_value(strata, metric))
         against = bed.strata(method, BASE) if method not in (BASE, CONTROL) else []
@@ -136,8 +136,8 @@ def attacks(bed: Bed) -> str:
                     DASH if found["detectable"] is None else f"{100 * found['detectable']:.1f}"]
         else:
             row += [DASH, DASH]
-        rows.append(row)
-    return markdown(["attack", "models", "references", *METRICS.values(), "AUC minus loss", "detectable"], rows)
+        rows.append([*row, str(len(bed.scale.references_of(cell)))])
+    return markdown(["attack", "models", *METRICS.values(), "AUC minus loss", "detectable", "references"], rows)
 
 
 def _value(strata: list[Stratum], metric: str) -> str:
