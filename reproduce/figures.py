@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.metrics import Curves
+from evaluation.plots import save_small
 from reproduce import paper, tables
 from reproduce.cells import unpack
 from reproduce.measured import Measured
-from utils.files import atomic_open
 
 STYLE = {"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 7, "lines.markersize": 4,
          "legend.handlelength": 3}
@@ -37,8 +37,7 @@ def draw(measured: Measured, folder: Path) -> list[str]:
         for name, make in (("fig1", sizes), ("fig2", selections), ("fig3", argmax), ("fig4", utility),
                            ("fig5", activation_maps), ("gap", generalisation)):
             if figure := make(measured):
-                with atomic_open(folder / f"{name}.png") as file:
-                    figure.savefig(file, dpi=160, format="png")
+                save_small(figure, folder / f"{name}.png", 160)
                 drawn.append(name)
     return drawn
 

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 
 from evaluation.metrics import RATES, Curves
+from evaluation.plots import save_small
 from evaluation.pooled import Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
 from reproduce.rotations import CONTROL, PARTNER, PARTS, BedCell, Rotations
@@ -12,7 +13,7 @@ from reproduce.tables import DASH, markdown
 from reproduce.variance import ABOUT, FACTORS, Observation, variances
 from reproduce.verdicts import ABOVE, LEVEL, OPEN, UNKNOWN, holm
 from utils.cli import UserError
-from utils.files import atomic_open, read_json
+from utils.files import read_json
 
 BASE = "loss"  # the attack with which the others are compared
 METRICS = {"auc": "AUC", "tpr_at_5_fpr": "TPR at 5 % FPR", "tpr_at_1_fpr": "TPR at 1 % FPR"}
@@ -218,8 +219,7 @@ def draw_roc(bed: Bed) -> None:
     for panel in axes:
         panel.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-    with atomic_open(bed.scale.results / "roc.png") as file:
-        figure.savefig(file, dpi=130, format="png")
+    save_small(figure, bed.scale.results / "roc.png", 130)
 
 
 def _tpr(score: np.ndarray, member: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -55,13 +55,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    from evaluation.plots import save_small
     from utils.files import atomic_open, read_json
 
     settings = {path.stem: read_json(path) for path in sorted(args.results.glob("*.json"))}
     if not any(name.endswith("-eight") for name in settings):
         raise UserError(f"{args.results} has no *-eight.json; give --results the folder reproduce/results/shadows")
-    with atomic_open(args.results / "auc.png") as file:
-        plot(settings).savefig(file, dpi=130, format="png")
+    save_small(plot(settings), args.results / "auc.png", 130)
     with atomic_open(args.results / "report.md", "w") as file:
         file.write("\n".join([
             INTRODUCTION, "## Victims and shadows", "", "*in*: training images; *out*: other images.", "",

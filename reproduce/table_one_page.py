@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation.intervals import cross_fitted, paired_difference, split_groups
 from evaluation.metrics import Curves
+from evaluation.plots import save_small
 from evaluation.pooled import Contrast, Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
 from reproduce.shafran import TABLE_ONE
@@ -16,7 +17,7 @@ from reproduce.table_one import ATTACKS, DEFENDED, ErrorCell, TableOne
 from reproduce.tables import DASH, markdown
 from reproduce.verdicts import ABOVE, UNKNOWN
 from utils.cli import UserError
-from utils.files import atomic_open, read_json
+from utils.files import read_json
 
 ALONE = "predictability"
 TITLES = {"reconstruction": "reconstruction error", "membership-error-released": "membership error, released",
@@ -281,8 +282,7 @@ def draw_dimensions(errors: Errors) -> bool:
     axes.axhline(50, color="grey", linestyle=":", linewidth=1)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=7)
-    with atomic_open(errors.scale.results / "dimension.png") as file:
-        figure.savefig(file, dpi=130, format="png")
+    save_small(figure, errors.scale.results / "dimension.png", 130)
     return True
 
 
