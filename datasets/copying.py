@@ -1,7 +1,6 @@
 """Write a resized copy of a data set: images and labels, or pairs of images for image translation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -33,7 +32,7 @@ def copy_pairs(pairs: Sequence[Pair], copy: Path, side: int, part: str, aspect: 
             array = load(pair.root / source)
             size = scaled(array.shape[:2], side, pair.root / source, aspect)
             write(copy / target, cv2.resize(array, size, interpolation=method), load, pair.root / source)
-        out.append(replace(pair, image=image, group=image if pair.group == pair.image else pair.group, root=copy))
+        out.append(pair._replace(image=image, group=image if pair.group == pair.image else pair.group, root=copy))
     return out
 
 
@@ -70,7 +69,7 @@ def copy_translation(pairs: Sequence[Pair], dataset: str, copy: Path, side: int,
         named = dict(zip(("image", "label"), files, strict=True))
         one, other = (named[name] for name in direction.split("-to-"))
         group = one if pair.group == pair.image else pair.group
-        out.append(replace(pair, image=one, label=other, group=group, root=copy))
+        out.append(pair._replace(image=one, label=other, group=group, root=copy))
     return out
 
 

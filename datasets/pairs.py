@@ -3,8 +3,8 @@
 import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,16 +14,19 @@ from utils import VOID
 from utils.cli import UserError
 from utils.distributed import warn_once
 from utils.files import atomic_open
+from utils.memory import collector_paused
 from utils.randomness import stream
 from utils.untrusted import reading
 
 LINE = "image label [group]"  # form of a line of a split file
-MAX_BYTES = 64 * 2**20  # of a split file
+MAX_BYTES = 512 * 2**20  # of a split file
 MAX_PATH = 4000  # characters
+LISTED = 10_000  # with more files, folders are listed
+# In a text without these, and that does not begin with /, every path is normal.
+UNUSUAL = ("//", "./", "..", " /", "\t/", "\n/", "/ ", "/\t", "/\n", " .", "\n.", "#")
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One line of a split file: paths of image and label, and the group (the block of a bootstrap)."""
 
     image: str
@@ -34,7 +37,8 @@ class Pair:
     @property
     def name(self) -> str:
         """Name of the image in results: its path in the split file without the suffix."""
-        return PurePosixPath(self.image).with_suffix("").as_posix().lstrip("/")
+        stem, _, suffix = self.image.rpartition(".")
+        return stem if stem and "/" not in suffix and not stem.endswith("/") else self.image
 
 
 def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
@@ -49,27 +53,50 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
     the labels must exist, too.
     """
     root = Path(root)
-    pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
+    with collector_paused():
+        pairs = [pair for file in split_files(path) for pair in _read_file(file, root, strip_prefix)]
     if not pairs:
         raise UserError(f"{path} lists no image")
     if must_exist and strip_prefix:
         lines = [fields for file in split_files(path) for _, fields in read_fields(file, LINE)]
         if not any(field.startswith(strip_prefix) for fields in lines for field in fields[:2]):
             raise UserError(f"no path in {path} starts with {strip_prefix}; correct --strip-prefix, or leave it out")
-    seen: set[str] = set()
-    for pair in pairs:
-        if pair.name in seen:
-            raise UserError(f"{path} lists {pair.image} twice, or with two suffixes; keep one of these lines")
-        seen.add(pair.name)
-    files = (file for pair in pairs for file in (pair.image, *([pair.label] if labels else [])))
-    paths = (root / file for file in files if must_exist)
-    # Unlike Path.is_file, os.path.isfile also returns False for a name that is too long.
-    if missing := next((file for file in paths if not os.path.isfile(file)), None):
-        hint = "write / in place of \\" if "\\" in str(missing) else f"check --root ({describe_folder(root)})"
-        raise UserError(f"{path} lists {missing}, which is not there; {hint}")
+    names = [pair.name for pair in pairs]
+    if len(set(names)) < len(names):
+        counts = Counter(names)
+        twice = next(pair for pair, name in zip(pairs[::-1], names[::-1], strict=True) if counts[name] > 1)
+        raise UserError(f"{path} lists {twice.image} twice, or with two suffixes; keep one of these lines")
     if must_exist:
+        files = [pair.image for pair in pairs] + [pair.label for pair in pairs if labels]
+        if missing := find_missing(root, files):
+            hint = "write / in place of \\" if "\\" in missing else f"check --root ({describe_folder(root)})"
+            raise UserError(f"{path} lists {root / missing}, which is not there; {hint}")
         _warn_of_lines(path, pairs)
     return pairs
+
+
+def find_missing(root: Path, files: Sequence[str]) -> str | None:
+    """The first of the files below `root` that is not there; None if all are.
+
+    If there are many, the folders are listed, which is faster than a question about each file.
+    """
+    if len(files) > LISTED:
+        there = {folder: _names(root / folder) for folder in {file.rpartition("/")[0] for file in files}}
+        parts = (file.rpartition("/") for file in files)
+        found = ("/".join(filter(None, (folder, name))) for folder, _, name in parts if name not in there[folder])
+    else:
+        found = iter(files)
+    # Unlike Path.is_file, os.path.isfile also returns False for a name that is too long.
+    return next((file for file in found if not os.path.isfile(root / file)), None)
+
+
+def _names(folder: Path) -> set[str]:
+    """Names of the regular files in a folder; empty if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    except OSError:
+        return set()
 
 
 def _warn_of_lines(path: str | Path, pairs: Sequence[Pair]) -> None:
@@ -114,33 +141,56 @@ def split_files(path: str | Path) -> list[Path]:
 
 
 def _read_file(path: Path, root: Path, strip_prefix: str) -> Iterator[Pair]:
-    for number, fields in read_fields(path, LINE):
-        image, label = (field.removeprefix(strip_prefix).lstrip("/") for field in fields[:2])
-        for field in map(PurePosixPath, (image, label)):
-            if not field.name or ".." in field.parts or len(str(field)) > MAX_PATH:
-                raise UserError(f"{path}, line {number}: `{str(field)[:80]}` is not a path below --root; write paths "
-                                "relative to --root, without `..`")
+    text = read_text(path)
+    usual = not strip_prefix and not text.startswith("/") and not any(mark in text for mark in UNUSUAL)
+    for number, fields in fields_of_lines(text, path, LINE):
+        image, label = fields[:2]
+        if not usual or len(image) + len(label) > MAX_PATH:
+            image, label = (_normal(field, strip_prefix, f"{path}, line {number}") for field in (image, label))
         yield Pair(image, label, fields[2] if len(fields) == 3 else image, root)
 
 
-def read_fields(path: Path, form: str, counts: tuple[int, int] | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and fields of each line of a text file; `#` starts a comment.
+def _normal(path: str, strip_prefix: str, where: str) -> str:
+    """A path without the prefix, a leading `/`, `//` and `./`. Raises `UserError` if it leaves its folder by `..`."""
+    below = PurePosixPath(path.removeprefix(strip_prefix).lstrip("/"))
+    if not below.name or ".." in below.parts or len(path) > MAX_PATH:
+        raise UserError(f"{where}: `{str(below)[:80]}` is not a path below --root; write paths relative to --root, "
+                        "without `..`")
+    return below.as_posix()
 
-    `form` describes a line, for example `NAME [group]`; fields in brackets are optional. `counts`: smallest and largest
-    number of fields (default: those of `form`). Raises `UserError` if the file is missing or not UTF-8 text, or if a
-    line has another number of fields or a character that cannot be printed.
-    """
-    names = form.split()
-    smallest, largest = counts or (sum(not name.startswith("[") for name in names), len(names))
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises `UserError` if it is missing, larger than `MAX_BYTES`, or not UTF-8 text."""
     with reading(path, "text"):
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    for number, line in enumerate(lines, 1):
-        line = line.partition("#")[0].replace("\t", " ")
+        return path.read_text(encoding="utf-8-sig")
+
+
+def read_fields(path: Path, form: str, counts: tuple[int, int] | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and fields of each line of a text file. Raises `UserError` as `read_text` and
+    `fields_of_lines` do.
+    """
+    yield from fields_of_lines(read_text(path), path, form, counts)
+
+
+def fields_of_lines(text: str, path: Path, form: str,
+                    counts: tuple[int, int] | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and fields of each line of a text that has any; `#` starts a comment. `path`: for errors.
+
+    `form` describes a line, for example `NAME [group]`; fields in brackets are optional. `counts`: smallest and largest
+    number of fields (default: those of `form`). Raises `UserError` if a line has another number of fields or a
+    character that cannot be printed.
+    """
+    names = form.split()
+    smallest, largest = counts or (sum(not name.startswith("[") for name in names), len(names))
+    plain = "#" not in text and text.replace("\n", " ").replace("\t", " ").isprintable()
+    for number, line in enumerate(text.split("\n"), 1):
+        if not plain:
+            line = line.partition("#")[0]
+            if not line.replace("\t", " ").isprintable():
+                raise UserError(f"{path}, line {number}: expected `{form}`, found a character that cannot be printed")
         fields = line.split()
-        if not line.isprintable():
-            raise UserError(f"{path}, line {number}: expected `{form}`, found a character that cannot be printed")
         if fields and not smallest <= len(fields) <= largest:
             spaces = "; a name with a space cannot be listed, so rename it" if len(fields) > largest else ""
             raise UserError(f"{path}, line {number}: expected `{form}`, found {len(fields)} fields{spaces}")

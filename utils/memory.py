@@ -1,7 +1,10 @@
 """The memory of a process."""
 
+import contextlib
 import ctypes
+import gc
 import sys
+from collections.abc import Iterator
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of mallopt (malloc.h of glibc)
 KEPT = 2**30  # bytes of freed memory that a process keeps
@@ -19,3 +22,15 @@ def keep_freed_memory(keep: bool = True) -> None:
     if mallopt:
         for parameter, value in ({TRIM_THRESHOLD: KEPT, MMAP_MAX: 0} if keep else DEFAULTS).items():
             mallopt(parameter, value)
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause Python's search for circular references, which looks at all objects again and again while many are made."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
