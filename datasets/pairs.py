@@ -63,8 +63,8 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
             raise UserError(f"no path in {path} starts with {strip_prefix}; correct --strip-prefix, or leave it out")
     names = [pair.name for pair in pairs]
     if len(set(names)) < len(names):
-        counts = Counter(names)
-        twice = next(pair for pair, name in zip(pairs[::-1], names[::-1], strict=True) if counts[name] > 1)
+        first = dict(zip(names[::-1], range(len(names))[::-1], strict=True))
+        twice = next(pair for index, pair in enumerate(pairs) if first[pair.name] < index)
         raise UserError(f"{path} lists {twice.image} twice, or with two suffixes; keep one of these lines")
     if must_exist:
         files = [pair.image for pair in pairs] + [pair.label for pair in pairs if labels]
