@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, must, script, write_tree
+from conftest import ROOT, must, scores, script, write_tree
 from sklearn.metrics import roc_auc_score
 from test_references import auc, simulate
 
@@ -27,7 +27,7 @@ def groups_of_one_side(samples):
     return [replace(one, group=f"{one.group}-{one.member}") for one in samples]
 
 
-def scored(name, samples):
+def scores_of(name, samples):
     attack = build_attack(name, AttackSettings())
     if "own" in attack.needs:
         attack.fit(iter(samples))
@@ -44,11 +44,11 @@ def short(monkeypatch):
 def test_a_leak_is_found_and_random_sides_are_not(name, references, short):
     samples = [replace(one, references=one.references[:references], in_reference=one.in_reference[:references])
                for one in groups_of_one_side(simulate(0, 1.5, 80))]
-    found = auc(samples, scored(name, samples))
+    found = auc(samples, scores_of(name, samples))
     assert found > (0.75 if references else 0.62)
     dealt, index = deal_groups(np.array([one.member for one in samples]), [one.group for one in samples], 0)
     control = [replace(one, member=bool(dealt[0][number])) for one, number in zip(samples, index, strict=True)]
-    assert auc(control, scored(name, control)) < found - 0.1
+    assert auc(control, scores_of(name, control)) < found - 0.1
 
 
 @pytest.mark.parametrize("name", CROSSFITTED)
@@ -56,17 +56,17 @@ def test_the_score_of_an_image_does_not_depend_on_its_own_side(name, short):
     """The sides of one group are exchanged with those of another of the same fold: their scores stay."""
     samples = groups_of_one_side(simulate(1, 1.0, 40))
     attack = build_attack(name, AttackSettings())
-    first = scored(name, samples)
+    first = scores_of(name, samples)
     flipped = [replace(one, output=torch.full_like(one.output, 0.25)) if one.name == "003" else one
                for one in samples]
-    second = scored(name, flipped)
+    second = scores_of(name, flipped)
     same = [one.name for one in samples if first[one.name] == second[one.name]]
     assert "003" not in same and len(same) >= 4 and attack.widened > 1, "the fold of 003 was not trained on it"
 
 
 def test_the_network_gives_the_same_scores_again_and_in_parts(short):
     samples = groups_of_one_side(simulate(2, 1.0, 24))
-    whole = scored("learned-crossfit", samples)
+    whole = scores_of("learned-crossfit", samples)
     attack = build_attack("learned-crossfit", AttackSettings())
     torch.manual_seed(5)
     attack.fit(iter(samples[::-1]))
@@ -78,7 +78,7 @@ def test_too_few_groups():
     samples = groups_of_one_side(simulate(3, 1.0, 6))[:2]
     for name in CROSSFITTED:
         with pytest.raises(UserError, match="the attacked images have too few groups"):
-            scored(name, samples)
+            scores_of(name, samples)
 
 
 # The permuted control
@@ -141,7 +141,17 @@ def test_an_audit_has_permuted_controls(tmp_path):
     assert "random sides" in (tmp_path / "audit/report.html").read_text()
 
 
-def test_references_under_the_defense_are_tried(world):
+def test_references_under_the_defense_are_tried(world, tmp_path):
+    must(script("audit.py", "--model", world / "victim", "--root", world / "data", "--members", world / "victim_in.txt",
+                "--non-members", world / "victim_out.txt", "--skip-check", "--precision", "fp32", "--stride", 4,
+                "--references", world / "shadow", "--attacks", "calibrated", "--try", "gauss:0.1", "test-dropout:0.5",
+                "--out", tmp_path / "audit"))
+    for name, stored in (("gauss-0.1", "references"), ("test_dropout-0.5", "references-test_dropout-0.5")):
+        runs = tmp_path / "audit" / "attacks" / name
+        plain, informed = (scores(runs / run) for run in ("calibrated", "calibrated-informed"))
+        assert plain.keys() == informed.keys() and plain != informed and (tmp_path / "audit" / stored).is_dir()
+    found = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert found["not_run"] == {} and len(found["defenses"]) == 3
     plan = Audit("stored:examples", None, ROOT, references=["a"], attacks=["calibrated", "loss"],
                  defenses=[parse_defense("gauss:0.1", 0)])
     titles = [(trial.defense.describe(), trial.title) for trial in plan.trials]
