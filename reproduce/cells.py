@@ -17,7 +17,7 @@ from utils.arrays import read_npz
 from utils.cli import UserError
 from utils.files import read_json, write_json
 
-PACKED = "float32:"  # start of the text of `pack`
+PACKED = {"float32": "<f4", "float16": "<f2"}  # how the text of `pack` begins, and what follows
 KEPT = ("image", "patch", "balanced", "chance", "members", "non_members", "blocks", "patches", "tau", "miou", "defense",
         "cam", "controls")
 
@@ -43,7 +43,7 @@ def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = ()
         names, patch_scores = read_patches(folder, "image", "score")
         by_image = [patch_scores[names == name] for name in np.unique(names)]
         if patches:
-            cell["patch_scores"] = [pack(of_image) for of_image in by_image]
+            cell["patch_scores"] = [pack(of_image, "float16") for of_image in by_image]
         means = {count: np.array([of_image[:count].mean() for of_image in by_image]) for count in curve}
         cell["curve"] = {str(count): compute_metrics(mean, member) | {"scores": pack(mean)}
                          for count, mean in means.items()}
@@ -92,13 +92,14 @@ def write_or_check_images(path: Path, folder: Path, member: np.ndarray, group: S
         raise UserError(f"{folder} scored other images than those in {path}; remove {path} and the cells beside it")
 
 
-def pack(scores: np.ndarray) -> str:
-    """Scores (n,) as one line of text: `PACKED` and the base64 code of float32, little-endian."""
-    return PACKED + base64.b64encode(np.asarray(scores, "<f4").tobytes()).decode()
+def pack(scores: np.ndarray, kind: str = "float32") -> str:
+    """Scores (n,) as one line of text: `kind` of `PACKED`, a colon, and the base64 code of the numbers."""
+    return f"{kind}:{base64.b64encode(np.asarray(scores, PACKED[kind]).tobytes()).decode()}"
 
 
 def unpack(text: str) -> np.ndarray:
     """Scores float64 (n,) from the text of `pack`, or from decimal numbers between spaces, as in earlier cells."""
-    if text.startswith(PACKED):
-        return np.frombuffer(base64.b64decode(text.removeprefix(PACKED)), "<f4").astype(float)
+    kind, packed, code = text.partition(":")
+    if packed:
+        return np.frombuffer(base64.b64decode(code), PACKED[kind]).astype(float)
     return np.array(text.split(), float)

@@ -8,6 +8,7 @@ from reproduce.measured import Measured
 from reproduce.plan import FOLDER, WINDOWS
 from reproduce.tables import DASH, markdown
 from reproduce.variance import ABOUT, of_scale, variances
+from reproduce.verdicts import PROVISIONAL
 
 GAP = """\
 Each victim of the scale, with and without a defense in its training. The gap is mIoU on members minus mIoU on
@@ -79,7 +80,7 @@ def _variances(measured: Measured) -> list[str]:
 def _missing(measured: Measured) -> str:
     """A sentence about missing cells, if any."""
     missing, cells = len(measured.missing), len(measured.scale.cells)
-    return f" {missing} of {cells} cells are missing." if missing else ""
+    return f" {missing} of {cells} cells are missing{PROVISIONAL}" if missing else ""
 
 
 def _others(measured: Measured) -> str:

@@ -11,7 +11,7 @@ from reproduce.cells import unpack
 from reproduce.rotations import CONTROL, PARTNER, PARTS, BedCell, Rotations
 from reproduce.tables import DASH, markdown
 from reproduce.variance import ABOUT, FACTORS, Observation, variances
-from reproduce.verdicts import ABOVE, LEVEL, OPEN, UNKNOWN, holm
+from reproduce.verdicts import ABOVE, LEVEL, OPEN, PROVISIONAL, UNKNOWN, holm
 from utils.cli import UserError
 from utils.files import read_json
 
@@ -97,7 +97,7 @@ def bed_page(bed: Bed) -> str:
         f"# Scale {scale.name}: a bed of models", "",
         f"{scale.note.strip()} The commands are those of `make reproduce SCALE={scale.name}`. They ran at commits "
         f"{', '.join(bed.commits())} (`+`: with uncommitted changes)."
-        + (f" {missing} of {len(scale.cells)} cells are missing." if missing else ""), "",
+        + (f" {missing} of {len(scale.cells)} cells are missing{PROVISIONAL}" if missing else ""), "",
         "The images are dealt to the parts A, B, C and D. A model of a part is attacked with the images of this part "
         "as members and those of its partner (A and B, C and D) as non-members, so every image is a member once and a "
         "non-member once. Shadows and references are models of the other two parts.", "",

@@ -7,6 +7,7 @@ from math import inf
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 LEVEL = 0.05  # of all verdicts together
 UNKNOWN = (-inf, inf)  # bounds of a value without an interval
+PROVISIONAL = ", so verdicts are provisional: they may change with these cells."
 
 
 @dataclass(frozen=True)
