@@ -23,6 +23,23 @@ GLOSSARY = {
     "group": "images that belong together, such as frames of one drive",
 }
 
+GUIDANCE = {
+    "EDPB Opinion 28/2024 (personal data and AI models, December 2024)":
+        "A model counts as anonymous only if it is unlikely that personal data of its training can be obtained, from "
+        "the model itself or by queries. Tests against attacks are one element of that assessment. This page is a test "
+        "against one attack, membership inference: its AUC with the interval, the most exposed images, and what could "
+        "have been missed. It does not test whether images can be extracted or reconstructed, and it is no legal "
+        "assessment.",
+    "NIST AI 100-2 (taxonomy of attacks and mitigations, edition of 2025)":
+        "Membership inference is one of its privacy attacks. Data reconstruction, property inference and model "
+        "extraction, which it also lists, are not measured here. The table of attacks shows what each attacker has: "
+        "queries alone, reference models, or the weights. The table of defenses measures mitigations.",
+    "ISO/IEC 27090 (security threats to AI systems)":
+        "Guidance on how threats to AI systems are detected and mitigated over their life cycle; membership inference "
+        "is one of these threats. The audit detects it before a release (--fail-if) and measures a mitigation (--try, "
+        "--compare). This page claims no conformity.",
+}
+
 
 def sentence(found: dict) -> str:
     """The answer in one sentence, with its interval."""

@@ -15,6 +15,7 @@ from datasets.sides import read_sides
 from evaluation.audit import answer, parse_defense
 from evaluation.audit_plan import Audit
 from evaluation.audit_setup import read_condition
+from evaluation.audit_words import GUIDANCE
 from predictors.reference import read_shadow
 from training.reference_models import options_like
 from utils.checkpoints import load_checkpoint
@@ -64,6 +65,7 @@ def test_the_page_stands_alone_and_escapes_names(audit):
     assert len(ids) == len(set(ids)) and len(re.findall("<svg", page)) == 5
     assert not any(name in page for name in NAMES), "names are keyed hashes"
     assert "a &lt;b&gt;tree" in (audit[0] / "report.md").read_text()
+    assert all(document in page for document in GUIDANCE)
 
 
 def test_an_audit_resumes_and_another_key_starts_again(audit, tree):
