@@ -22,8 +22,8 @@ LINE = "image label [group]"  # form of a line of a split file
 MAX_BYTES = 512 * 2**20  # of a split file
 MAX_PATH = 4000  # characters
 LISTED = 10_000  # with more files, folders are listed
-# In a text without these, and that does not begin with /, every path is normal.
-UNUSUAL = ("//", "./", "..", " /", "\t/", "\n/", "/ ", "/\t", "/\n", " .", "\n.", "#")
+# In lines without these every path is normal.
+UNUSUAL = ("//", "./", "..", " /", "\t/", "\n/", "/ ", "/\t", "/\n", " .", "\t.", "\n.", "#")
 
 
 class Pair(NamedTuple):
@@ -142,7 +142,8 @@ def split_files(path: str | Path) -> list[Path]:
 
 def _read_file(path: Path, root: Path, strip_prefix: str) -> Iterator[Pair]:
     text = read_text(path)
-    usual = not strip_prefix and not text.startswith("/") and not any(mark in text for mark in UNUSUAL)
+    lines = f"\n{text}\n"
+    usual = not strip_prefix and not any(mark in lines for mark in UNUSUAL)
     for number, fields in fields_of_lines(text, path, LINE):
         image, label = fields[:2]
         if not usual or len(image) + len(label) > MAX_PATH:
