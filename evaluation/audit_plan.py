@@ -156,7 +156,7 @@ class Audit:
         attack = ATTACKS.load(name)
         return bool(self.references) and "references" in attack.needs | attack.optional
 
-    def stamp(self, trial: "Trial") -> str:
+    def stamp(self, trial: Trial) -> str:
         """What identifies the run of an attack: a finished run with the same stamp is not repeated."""
         same = {key: value for key, value in self.arguments.items() if key in SAME}
         files = existing_files([self.model, self.control, self.population, *self.references])

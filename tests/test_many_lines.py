@@ -21,7 +21,7 @@ def outcome(path):
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.lists(PIECES, min_size=1, max_size=9).map("".join), min_size=1, max_size=6))
 def test_lines_that_look_usual_are_read_as_all_others(tmp_path_factory, lines):
-    """With a mark that no path has in the list of unusual marks, each line is checked."""
+    """With the empty mark, which every text contains, each line is checked."""
     path = tmp_path_factory.mktemp("split") / "split.txt"
     path.write_text("\n".join(lines))
     fast = outcome(path)

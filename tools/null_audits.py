@@ -1,6 +1,6 @@
 """Measure each attack where there is nothing to find: simulated victims that saw neither side.
 
-    python -m tools.null_audits                    # the table of docs/validity.md, about an hour on one core
+    python -m tools.null_audits                    # the table of docs/validity.md; more than an hour on one core
     python -m tools.null_audits --attacks loss lira --victims 50
 
 An audit of a victim has images in groups that are dealt to the two sides at random. Images differ in difficulty, and
