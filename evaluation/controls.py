@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -63,17 +64,25 @@ def blind_scores(found: Sequence[Inspection], member: np.ndarray, group: Sequenc
     side has a single group, so that no classifier can be tested, or if all images look the same.
     """
     seed = seed if seed < SEEDS else int(stream(seed, "control").integers(SEEDS))
+    table, member, group = features(found), np.asarray(member, bool), tuple(map(str, group))
+    table = table[:, table.std(axis=0) > 1e-12]
+    folds = min(FOLDS, *(len({one for one, inside in zip(group, member, strict=True) if inside == side})
+                         for side in (True, False)))
+    if folds < 2 or not table.shape[1]:
+        return None
+    return _cross_fitted(table.tobytes(), member.tobytes(), group, folds, seed).copy()
+
+
+@lru_cache(maxsize=8)  # the attacks of an audit have the same images
+def _cross_fitted(table: bytes, member: bytes, group: tuple[str, ...], folds: int, seed: int) -> np.ndarray:
+    """`blind_scores` from the bytes of the features float64 (n, K), and of member bool (n,); bytes can be hashed."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    table, member, group = features(found), np.asarray(member, bool), np.asarray(group)
-    table = table[:, table.std(axis=0) > 1e-12]
-    folds = min(FOLDS, *(len(set(group[member == side].tolist())) for side in (True, False)))
-    if folds < 2 or not table.shape[1]:
-        return None
+    member, table = np.frombuffer(member, bool), np.frombuffer(table).reshape(len(group), -1)
     scores = np.full(len(member), 0.5)
     for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(table, member, group):
         train = np.random.default_rng(seed).permutation(train)[:LARGEST]

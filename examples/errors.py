@@ -82,7 +82,7 @@ def maps(sample: "Sample") -> "list[tuple[np.ndarray, float | None]]":
     from attacks.predictability import SIDE, SOUND, predict_positions, prepare_image
     from attacks.sample import AttackSettings
     from datasets import streets
-    from models.features import feature_extractor
+    from models import feature_extractor
     from utils import VOID
     from utils.randomness import stream
 

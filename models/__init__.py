@@ -8,6 +8,7 @@ model is one file with a `build(**spec)`, and one line in `MODELS`. A new transl
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from utils.cli import UserError, number
@@ -125,6 +126,15 @@ def load_segmenter(path: str) -> tuple["nn.Module", dict]:
     checkpoint = read_segmenter(path)
     model = rebuild(lambda: build_segmenter(checkpoint["model"]), checkpoint["state_dict"], path)
     return model.eval(), checkpoint
+
+
+@cache
+def feature_extractor(name: str) -> "nn.Module":
+    """The extractor `name` of `FEATURES`, in eval mode.
+
+    Images float32 (N, 3, 224, 224) in 0..1 -> maps of strides 4, 8, 16 and 32.
+    """
+    return FEATURES.load(name)().eval().requires_grad_(False)
 
 
 def build_translator(spec: dict) -> "Translator":

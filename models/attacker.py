@@ -137,7 +137,8 @@ class Attacker(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # without values there is nothing to draw, and PyTorch would import its compiler, which takes a second
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def fold_norms(self) -> "Attacker":

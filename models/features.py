@@ -1,11 +1,8 @@
 """ImageNet features of an image, from which a linear predictor predicts its ground truth (Shafran et al.)."""
 
-from functools import cache
-
 import torch
 from torch import nn
 
-from models import FEATURES
 from models.backbones import Backbone
 from utils.cli import UserError
 
@@ -43,9 +40,3 @@ class ResNetFeatures(nn.Module):
             out = layer(out)
             features.append(out)
         return features
-
-
-@cache
-def feature_extractor(name: str) -> nn.Module:
-    """The extractor `name` in eval mode: images float32 (N, 3, 224, 224) in 0..1 -> maps of strides 4, 8, 16, 32."""
-    return FEATURES.load(name)().eval().requires_grad_(False)

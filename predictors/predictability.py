@@ -8,7 +8,7 @@ import torch
 
 from attacks.predictability import METHODS, predictability_error, prepare_image
 from datasets.inspection import inspect
-from models.features import feature_extractor
+from models import feature_extractor
 from predictors.base import BATCH, Record
 from utils.cli import UserError
 from utils.device import Compute
@@ -26,7 +26,7 @@ def predictability_errors(records: Sequence[Record], features: str, method: str,
                           cache: Path = CACHE) -> dict[str, float]:
     """The predictability error of each record: name -> error. Images are read and described once, `BATCH` at a time.
 
-    `features`: name in `models.features.FEATURES`; `method`: name in `attacks.predictability.METHODS`. Errors are kept
+    `features`: name in `models.FEATURES`; `method`: name in `attacks.predictability.METHODS`. Errors are kept
     in `cache`, by the pixels of image and label, for later calls. Raises `UserError` if an image is missing, or has
     less than two labelled positions.
     """

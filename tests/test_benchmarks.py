@@ -7,7 +7,7 @@ import pytest
 from conftest import must, script
 
 from attacks.predictability import SOUND
-from models.features import feature_extractor
+from models import feature_extractor
 from tools.benchmarks.predictability import measure as measure_predictability
 from tools.benchmarks.predictability import measure_memory
 from tools.benchmarks.stages import attack, dpsgd_training, prepare_stage, querying

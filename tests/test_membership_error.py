@@ -17,8 +17,8 @@ from test_seams import assert_refused
 from attacks.membership_error import WEIGHTS, MembershipError, ReconstructionError, WeightedMembershipError
 from attacks.predictability import FLOOR, RELEASED, SIDE, SOUND, describe_positions, predictability_error, prepare_image
 from attacks.sample import AttackSettings, Sample
-from models import FEATURES
-from models.features import ResNetFeatures, feature_extractor
+from models import FEATURES, feature_extractor
+from models.features import ResNetFeatures
 from predictors.predictability import VERSION
 
 

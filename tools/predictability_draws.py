@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     from sklearn.metrics import roc_auc_score
 
     from attacks.predictability import SOUND, predictability_error, prepare_image
-    from models.features import feature_extractor
+    from models import feature_extractor
     from predictors.samples import live_records
     from utils.log import progress
     from utils.randomness import stream

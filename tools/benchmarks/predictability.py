@@ -80,7 +80,8 @@ def load(features: str) -> "tuple[nn.Module, str]":
     import torch
     from torchvision.models import wide_resnet50_2
 
-    from models.features import ResNetFeatures, feature_extractor
+    from models import feature_extractor
+    from models.features import ResNetFeatures
     from utils.cli import UserError
 
     try:
