@@ -6,10 +6,11 @@ STAMP := $(VENV)/.installed
 
 SCALE ?= tiny
 
-.PHONY: demo test weights lint help reproduce constraints
+.PHONY: demo test test-slow weights lint help reproduce constraints
 help:
 	@echo "make demo     attack the shipped examples in four ways, and audit them (a minute)"
 	@echo "make test     run the tests"
+	@echo "make test-slow   run the tests that take over ten seconds each"
 	@echo "make reproduce SCALE=NAME   make tables and figures at a scale of reproduce/scales: tiny, camvid, table1, ..."
 	@echo "make weights  draw the streets, train all models of the demo, write weights/ and examples/"
 	@echo "make lint     check the code with ruff"
@@ -38,6 +39,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
+
+test-slow: $(STAMP)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m slow
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .

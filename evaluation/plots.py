@@ -80,13 +80,19 @@ def short(name: str) -> str:
 
 
 def _panels(count: int) -> tuple[Figure, np.ndarray]:
-    """A figure with `count` square panels in a row, and room for a legend below them."""
-    figure = Figure(figsize=(PANEL * count, PANEL + 0.5), layout="constrained")
-    return figure, figure.subplots(1, count, squeeze=False)[0]
+    """A figure with `count` square panels in a row, and room for a legend below them.
+
+    Its margins are fixed. To measure the texts for a layout would take as long as to draw them.
+    """
+    figure = Figure(figsize=(PANEL * count, PANEL + 0.5))
+    margins = {"left": 0.6 / (PANEL * count), "right": 1 - 0.15 / (PANEL * count), "wspace": 0.25,
+               "bottom": 1.0 / (PANEL + 0.5), "top": 1 - 0.1 / (PANEL + 0.5)}
+    return figure, figure.subplots(1, count, squeeze=False, gridspec_kw=margins)[0]
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(figure.axes) + 1)
+    place = "outside lower center" if figure.get_layout_engine() else "lower center"
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc=place, ncols=len(figure.axes) + 1)
     with atomic_open(path) as file:
         figure.savefig(file, dpi=160, format="png")
 

@@ -141,6 +141,7 @@ def attack(live, folder, *flags):
     return scores(folder), results(folder)
 
 
+@pytest.mark.slow
 def test_the_attacker_knows_the_defense(world, live, tmp_path):
     flags = ["--references", world / "shadow", "--c", 1]
     for name, defense in (("temperature", ["-temperature", 4]), ("dropout", ["-test-dropout", 0.5])):

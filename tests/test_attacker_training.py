@@ -91,6 +91,7 @@ def test_training_in_steps_resumes_to_the_same_weights(world, tmp_path, monkeypa
     assert logs[0] == logs[1] and logs[0].count("\n") == 2
 
 
+@pytest.mark.slow
 def test_an_attacker_of_too_few_steps_is_said(world, live, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, "training.attacker", "learn", 3)
@@ -298,6 +299,7 @@ def test_strong_augmentation_changes_the_weights(world, tmp_path):
 # C+GT with log-posteriors
 
 
+@pytest.mark.slow
 def test_attacker_on_log_posteriors(world, live, tmp_path):
     must(train(world, tmp_path / "log", "--steps", 3, "-input", "log-concate"))
     attack = ["attack.py", "-resume", tmp_path / "log" / "best.pth.tar", *live]

@@ -68,6 +68,7 @@ def test_the_page_stands_alone_and_escapes_names(audit):
     assert all(document in page for document in GUIDANCE)
 
 
+@pytest.mark.slow
 def test_an_audit_resumes_and_another_key_starts_again(audit, tree):
     folder = audit[0]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("attacks/**/results.json")}
@@ -79,6 +80,7 @@ def test_an_audit_resumes_and_another_key_starts_again(audit, tree):
     assert (folder / "attacks/loss/results.json").stat().st_mtime_ns != before[folder / "attacks/loss/results.json"]
 
 
+@pytest.mark.slow
 def test_conditions_decide_the_exit_code(tree, tmp_path):
     command = ["audit.py", "--model", f"stored:{tree}", "--attacks", "loss", "--precision", "fp32", "--out",
                tmp_path / "one", "--quiet"]
@@ -91,6 +93,7 @@ def test_conditions_decide_the_exit_code(tree, tmp_path):
             read_condition(text)
 
 
+@pytest.mark.slow
 def test_folders_and_a_list_give_the_metrics_of_split_files(world, live, tmp_path):
     members = tmp_path / "members.csv"
     members.write_text("image,member\n" + "".join(f"{i}.png,{int(i < 100)}\n" for i in [*range(8), *range(100, 108)]))
@@ -195,6 +198,7 @@ def trained(world, folder, *flags):
                   "fp32", "--stride", 4, "--train-references", 3, "--out", folder, *flags)
 
 
+@pytest.mark.slow
 def test_references_are_trained_like_the_target_model_and_once(world, tmp_path):
     flags = ["--reference-images", world / "shadow.txt", "--attacks", "calibrated", "lira", "statistics", "gradient"]
     first = must(trained(world, tmp_path / "audit", *flags, "--json"))
@@ -216,6 +220,7 @@ def test_references_are_trained_like_the_target_model_and_once(world, tmp_path):
     assert [run.checkpoint.stat().st_mtime_ns for run in runs] == before
 
 
+@pytest.mark.slow
 def test_a_folder_and_a_list_of_reference_images(world, tmp_path):
     """They are not non-members by default, though these are all other images."""
     for name, numbers in (("members", range(8)), ("others", range(200, 208))):

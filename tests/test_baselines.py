@@ -115,6 +115,7 @@ def test_dropout_drops_the_given_share_and_norms_stay_in_eval_mode(ratio):
     assert defense.query_seed("a") != Dropout(DefenseSpec("test-dropout", ratio, seed=1)).query_seed("a")
 
 
+@pytest.mark.slow
 def test_attack_under_dropout(world, live, tmp_path):
     base = ["-resume", world / "loss" / "best.pth.tar", *live, "--seed", 3]
     runs = {"plain": [], "zero": ["-test-dropout", 0], "half": ["-test-dropout", 0.5],

@@ -40,6 +40,7 @@ def test_dpsgd_steps_agree():
     assert max(float(g.norm()) for g in gradients) > 0.1 and stage.difference(gradients, stage.fast()) < 1e-3
 
 
+@pytest.mark.slow
 def test_growth_prints_a_row_per_count(tmp_path):
     out = must(script("tools/benchmarks/growth.py", "--counts", 3, 130, "--out", tmp_path / "growth.json")).stdout
     assert "| 130 |" in out and "ms per image" in out

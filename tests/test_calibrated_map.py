@@ -141,6 +141,7 @@ def shadows(world, tmp_path_factory):
     return runs
 
 
+@pytest.mark.slow
 def test_each_shadow_is_compared_with_those_that_did_not_see_an_image(shadows, world):
     """A choice of one: of 72 pairs of a shadow and an image, 12 are left out, because both others saw the image."""
     options = PredictorOptions(stride=8)
@@ -170,6 +171,7 @@ def test_each_shadow_is_compared_with_those_that_did_not_see_an_image(shadows, w
         lend_to_shadows(source, folders, trees, [f"stored:{trees[0]}"], options)
 
 
+@pytest.mark.slow
 def test_training_on_shadows_and_the_attack(shadows, live, tmp_path):
     train = ["train_attacker.py", "-input", "calibrated", "--patch-size", 8, "--width", 0.125, "--steps", 3,
              "--precision", "fp32", "--stride", 8, "--shadow"]
@@ -235,6 +237,7 @@ def train(beds, out, *flags):
     return script("train_attacker.py", "--posteriors", beds[0] / "target", "--patch-size", 8, "--out", out, *flags)
 
 
+@pytest.mark.slow
 def test_an_attacker_on_calibrated_maps_is_better_than_one_on_loss_maps(beds, tmp_path):
     small = ["--arch", "pixelwise", "--lr", 0.02, "--epochs", 8, "-input", "calibrated", "--references"]
     out = must(train(beds, tmp_path / "calibrated", *small, *references(beds[0]))).stdout

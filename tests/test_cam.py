@@ -108,6 +108,7 @@ def is_blank(path):
         return np.unique(np.asarray(image.convert("L"))).size < 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, flags", [("loss", []), ("concate", ["-argmax"]), ("loss", ["-gauss", 0.3])])
 def test_attack_writes_correlations_and_drawings(world, live, tmp_path, kind, flags):
     base = ["attack.py", "-resume", world / kind / "best.pth.tar", *live, *flags]
@@ -134,6 +135,7 @@ def test_attack_writes_correlations_and_drawings(world, live, tmp_path, kind, fl
         tmp_path / "cam" / "correlations.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_cams_change_no_score_and_those_before_the_defense_are_those_without_it(world, live, tmp_path):
     base = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live, "-argmax", "--out"]
     must(script(*base, tmp_path / "plain"))

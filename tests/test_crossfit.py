@@ -123,6 +123,7 @@ def test_intervals_are_widened_on_the_logit_scale():
 # In an audit
 
 
+@pytest.mark.slow
 def test_an_audit_has_permuted_controls(tmp_path):
     tree = write_tree(tmp_path / "tree", names=[f"scene{number}" for number in range(12)])
     command = ["audit.py", "--model", f"stored:{tree}", "--attacks", "loss", *CROSSFITTED, "--precision", "fp32",
@@ -144,6 +145,7 @@ def test_an_audit_has_permuted_controls(tmp_path):
     assert "random sides" in (tmp_path / "audit/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_references_under_the_defense_are_tried(world, tmp_path):
     must(script("audit.py", "--model", world / "victim", "--root", world / "data", "--members", world / "victim_in.txt",
                 "--non-members", world / "victim_out.txt", "--skip-check", "--precision", "fp32", "--stride", 4,

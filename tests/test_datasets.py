@@ -196,6 +196,7 @@ def test_streets_with_exact_and_careless_labels_have_the_same_images():
     assert 0 < 1.5 * usual < careless
 
 
+@pytest.mark.slow
 def test_streets_have_all_classes_and_three_domains():
     drawn = {domain: [streets.draw(i, domain) for i in range(60)] for domain in streets.DOMAINS}
     for scenes in drawn.values():
@@ -206,6 +207,7 @@ def test_streets_have_all_classes_and_three_domains():
     assert len({image.shape for image, _ in drawn["wide"]}) == 3
 
 
+@pytest.mark.slow
 def test_members_of_streets_cannot_be_recognised_without_a_model():
     """A random forest on colours, textures, class frequencies and label edges has an AUC close to 0.5."""
     def describe(index):

@@ -38,6 +38,7 @@ def test_interleave_restores_the_order_before_own_share(count, processes, block)
     assert max(map(len, shares)) - min(map(len, shares)) <= block
 
 
+@pytest.mark.slow
 def test_victim_has_the_same_losses_on_two_processes(victim_command, tmp_path):
     command = [*victim_command, "--epochs", 3, "--batch", 5, "--freeze-norms", "--dropout", 0, "--out"]
     must(script(*command, tmp_path / "one"))
@@ -55,6 +56,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_attack_on_two_processes_writes_the_same_bytes(world, live, tmp_path, one_thread):
     command = ["attack.py", "-resume", world / "loss" / "best.pth.tar", *live, "--batch", 12, "-num-patch", 4, "--out"]
     for run, name in ((script, "one"), (torchrun, "two")):  # 16 images in parts of 3: the processes score 9 and 7
@@ -63,6 +65,7 @@ def test_attack_on_two_processes_writes_the_same_bytes(world, live, tmp_path, on
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_attacker_trains_on_two_processes(world, tmp_path):
     must(torchrun("train_attacker.py", "--shadow", world / "shadow", "--patch-size", 12, "--width", 0.125, "--epochs",
                   2, "--stride", 2, "--out", tmp_path / "two"))
@@ -70,6 +73,7 @@ def test_attacker_trains_on_two_processes(world, tmp_path):
     assert len(list((world / "shadow" / "posteriors-s2").rglob("*.npy"))) == 24
 
 
+@pytest.mark.slow
 def test_error_in_one_process_ends_the_run(world, tmp_path):
     split = tmp_path / "members.txt"
     lines = (world / "victim_in.txt").read_text().splitlines()

@@ -228,6 +228,7 @@ def test_resumed_victim_has_the_same_weights(victim, tmp_path, monkeypatch):
     assert not torch.equal(complete["state_dict"][bias], clipped["state_dict"][bias])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", [0, 5.0])
 def test_two_processes_give_the_losses_of_one(victim, tmp_path, variance):
     """Two processes together add as much noise as one, from the same random stream."""

@@ -168,6 +168,7 @@ def ranking(run):
     return list(csv.DictReader((run / "exposure.csv").read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_exposure_of_a_target_model(world, live, tmp_path):
     out = must(attack(*live, "--exposure", "--exposure-maps", tmp_path / "maps", "--control", world / "shadow",
                       "--out", tmp_path / "run")).stdout
@@ -229,6 +230,7 @@ def test_resumed_run_measures_the_same(tmp_path, monkeypatch):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "complete" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_same(tmp_path):
     command = ["attack.py", "--attack", "loss", "--examples", write_tree(tmp_path / "tree", names=tuple("abcdef")),
                "--batch", 6, "--precision", "fp32", "--exposure", "--out"]

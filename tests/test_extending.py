@@ -223,6 +223,7 @@ def test_an_attack_that_scores_wrongly_is_one_line(monkeypatch, tmp_path, place,
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_references_need_the_images_of_a_tree(tmp_path, place):
     flags = ["attack.py", "--attack", "calibrated", "--references", "runs/shadow", "--out", tmp_path / "out"]
     tree = shutil.copytree(ROOT / "examples", tmp_path / "tree", ignore=shutil.ignore_patterns("img", "pred_dpsgd"))
@@ -246,6 +247,7 @@ def test_logits_instead_of_posteriors_are_an_error(place):
         next(Source(records, Logits("memory", PredictorOptions(stride=4))).samples())
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_an_attack_that_was_edited_starts_again(monkeypatch, tmp_path, place):
     """The first call fails on a non-member after it has saved scores; the second must not use them."""
     file = tmp_path / "edited_attack.py"
@@ -350,6 +352,7 @@ def test_figure_of_the_membership_error_is_drawn(tmp_path):
     assert (ROOT / "docs" / "membership-error.png").stat().st_size < 250_000
 
 
+@pytest.mark.slow
 def test_our_folders_hide_no_installed_package(tmp_path):
     """`datasets`, `models` and `utils` are names of packages that others install; Hugging Face's datasets is one."""
     for name in ("datasets", "models", "utils"):

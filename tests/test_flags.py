@@ -151,6 +151,7 @@ def test_attacker_of_stored_posteriors_keeps_their_stride(world, tmp_path):
     assert torch.load(world / "loss" / "last.pth.tar", weights_only=True)["args"]["stride"] == 4
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads():
     """As with `| true`: one line says why the script stopped, and no traceback follows."""
     process = subprocess.Popen([sys.executable, str(ROOT / "train_victim.py"), "--plan", "--images", "10"],

@@ -389,6 +389,7 @@ def test_missing_packages_are_named(monkeypatch):
         optional("no_such_package", "hf")
 
 
+@pytest.mark.slow
 def test_no_package_imports_our_folders(segformer, smp_folder, tmp_path):
     """`datasets`, `models` and `utils` are folders here, and names of packages elsewhere: nobody else imports ours."""
     folders = [f"hf:{segformer[0]}", f"smp:{smp_folder(None)[0]}"]

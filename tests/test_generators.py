@@ -1,6 +1,6 @@
 """pix2pixHD and SPADE: published numbers of parameters, losses against slow versions, and one step of training.
 
-A step at full width takes 8 seconds on one thread and up to 4 GB: `pytest -m slow tests/test_generators.py`.
+A step at full width takes 8 seconds on one thread and up to 4 GB: `pytest -m huge tests/test_generators.py`.
 """
 
 import time
@@ -393,7 +393,7 @@ def test_both_losses_have_their_gradients_in_one_autocast_context(name):
         assert all(value.grad is not None and value.grad.isfinite().all() for value in part.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 @pytest.mark.parametrize("build", [Pix2PixHD, Spade])
 def test_one_step_at_full_width(build):
     torch.manual_seed(0)

@@ -96,6 +96,7 @@ def test_models_of_other_libraries(records, tmp_path):
     assert found == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_through_the_script(world, live, tmp_path):
     other = write_other_model(world / "victim" / "last.pth.tar", tmp_path / "other.pth.tar")
     flags = ["--references", world / "shadow", "--control", other]

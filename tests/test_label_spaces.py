@@ -189,6 +189,7 @@ def mean_log(posterior, label):
     return np.log(posterior[label[rows, columns], rows, columns]).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attacker", ["loss", "concate", "plain"])
 def test_learned_attack_on_a_victim_of_other_classes(foreign, live, tmp_path, attacker):
     checkpoint = foreign / attacker / "best.pth.tar"
@@ -239,6 +240,7 @@ def shadow_posteriors(foreign, live):
     return {answer.record.name: answer.output.double().numpy() for answer in predict_records(predictor, records)}
 
 
+@pytest.mark.slow
 def test_references_and_control_of_other_classes(foreign, live, tmp_path):
     must(script("attack.py", "--attack", "calibrated", "--references", foreign / "shadow", *live, "--stride", 4,
                 "--patch-size", 12, "--keep", tmp_path / "tree", "--out", tmp_path / "run"))

@@ -139,6 +139,7 @@ def attack(root, victim, out, *flags):
                   *flags)
 
 
+@pytest.mark.slow
 def test_pranet_from_its_training_to_an_attack(polyps, tmp_path):
     root, flags = polyps
     must(script("train_victim.py", *flags, "--model", "pranet", *SMALL, "--epochs", 2, "--out", tmp_path / "victim"))

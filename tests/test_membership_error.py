@@ -65,7 +65,7 @@ def test_sound_error_of_labels_is_that_of_ridge_regression_in_each_fold(known):
     assert error == pytest.approx(sound_error_of_label(maps, label, order, SOUND.ridge, folds, FLOOR), rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 def test_released_error_with_the_released_features():
     """3840 channels, with random weights: the paper's cannot be downloaded everywhere."""
     from torchvision.models import wide_resnet50_2
@@ -157,6 +157,7 @@ def attack(world, live, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["membership-error", "membership-error-released"])
 def test_attack_on_a_model(attack, tmp_path, monkeypatch, name):
     """The errors are computed once, kept for later calls, and private."""
@@ -177,6 +178,7 @@ def test_attack_on_a_model(attack, tmp_path, monkeypatch, name):
     assert results(tmp_path / name)["attack"] == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", [False, True])
 def test_weight_is_chosen_on_a_shadow(world, attack, tmp_path, tree):
     """The shadow itself, or a tree of its posteriors and images."""
@@ -208,6 +210,7 @@ def test_weight_that_is_given_or_cannot_be_chosen(world, attack, tmp_path):
     assert_refused(attack("membership-error-weighted", "--population", tmp_path / "shadow"), "is not finished")
 
 
+@pytest.mark.slow
 def test_images_are_described_in_batches_of_any_size(attack, tmp_path, monkeypatch):
     must(attack("membership-error"))
     one = scores(tmp_path / "membership-error")
@@ -239,6 +242,7 @@ def test_extractors_give_four_maps():
     assert set(FEATURES) == {"efficientnet_lite0", "wide_resnet50_2"}
 
 
+@pytest.mark.slow
 def test_a_broken_cache_is_computed_again(attack, tmp_path):
     must(attack("membership-error"))
     [file] = (tmp_path / "runs" / "predictability").iterdir()
@@ -296,6 +300,7 @@ def test_reconstruction_error_of_triples(tmp_path):
     assert results(tmp_path / "reconstruction")["image"]["auc"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["membership-error", "membership-error-released"])
 def test_membership_error_of_triples(tmp_path, name):
     root = write_triples(tmp_path / "triples")

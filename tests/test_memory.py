@@ -24,6 +24,7 @@ for keep in (False, True):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is a function of glibc")
 def test_new_arrays_get_the_freed_pages():
     """The size of a page differs between machines, so the two counts are compared."""

@@ -118,6 +118,7 @@ def test_logits_stay_different_under_bf16():
     assert logits.dtype == torch.float32 and len(set(logits[:, 1].tolist())) == 16
 
 
+@pytest.mark.slow
 def test_other_packages_do_not_import_our_folders():
     """timm tries `import datasets`, a package of Hugging Face; it must not import our folder of that name."""
     code = ("import sys, timm, timm.data, torchvision\n"

@@ -1,4 +1,4 @@
-"""One step of each model of the paper at its crop. Takes minutes: `pytest -m slow tests/test_paper_scale.py`."""
+"""One step of each model of the paper at its crop. Takes minutes: `pytest -m huge tests/test_paper_scale.py`."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from utils.device import choose_compute
 PARAMETERS = {"victim-psp": 68_072_166, "victim-uper": 83_147_219, "shadow-dlv3": 43_500_000, "shadow-dpc": 41_600_000}
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_one_step_at_the_crop_of_the_paper(name):
     script, *flags = read_scale("paper").model_command(name)

@@ -299,6 +299,7 @@ def attack(live, folder, name, *flags):
     return scores(folder), results(folder)
 
 
+@pytest.mark.slow
 def test_the_curve_starts_at_the_attack_with_one_query(world, live, tmp_path):
     other = write_other_model(world / "victim" / "last.pth.tar", tmp_path / "other.pth.tar")
     references = ["--references", world / "shadow", other]
@@ -312,6 +313,7 @@ def test_the_curve_starts_at_the_attack_with_one_query(world, live, tmp_path):
         assert all(found[image] != one[image] for image in one) and ("model" in result["controls"]) == bool(more)
 
 
+@pytest.mark.slow
 def test_agreement_reads_labels_only(live, tmp_path):
     """The second run has smaller parts, too."""
     runs = [attack(live, tmp_path / name, "agreement", "--queries", 2, *flags)[0]
@@ -320,6 +322,7 @@ def test_agreement_reads_labels_only(live, tmp_path):
     assert all(0 <= score <= 1 for _, score in runs[0].values())
 
 
+@pytest.mark.slow
 def test_repeated_queries_average_the_noise(live, tmp_path):
     clear, noisy = (attack(live, tmp_path / name, "loss", *flags) for name, flags in (
         ("clear", []), ("noisy", ["-gauss", 0.3])))
@@ -329,6 +332,7 @@ def test_repeated_queries_average_the_noise(live, tmp_path):
     assert sum(near) < 0.8 * sum(far)
 
 
+@pytest.mark.slow
 def test_repeated_queries_under_dropout(world, live, tmp_path):
     flags = ["--references", world / "shadow", "-test-dropout", 0.5]
     one = attack(live, tmp_path / "one", "calibrated", *flags)
@@ -337,6 +341,7 @@ def test_repeated_queries_under_dropout(world, live, tmp_path):
     assert all(two[0][image] != one[0][image] for image in one[0])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_scores(live, tmp_path, monkeypatch):
     flags = ["-gauss", 0.1, "--queries", 2, "-num-patch", 16]
     expected, result = attack(live, tmp_path / "run", "augmented", *flags)

@@ -84,6 +84,7 @@ def auc(samples, found):
     return roc_auc_score([one.member for one in samples], [found[one.name] for one in samples])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_victim_that_saw_neither_side_is_at_chance(name):
     online = name in ONLINE
@@ -472,6 +473,7 @@ def change_shadow(shadow, folder, noise, swap=False):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ONLINE])
 def test_attacks_with_references(world, live, others, tmp_path, name):
     """The model of the population is among the references: it is used for the target, and not for the population."""
@@ -493,6 +495,7 @@ def test_attacks_with_references(world, live, others, tmp_path, name):
         assert results(tmp_path / name)["chosen"] == chosen
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_model_of_the_population(world, live, others, tmp_path):
     """It is recognised by its outputs, also if the population is a tree of them."""
     copy = shutil.copy(world / "shadow" / "last.pth.tar", tmp_path / "copy.pth.tar")
@@ -514,6 +517,7 @@ def test_a_copy_of_the_model_of_the_population(world, live, others, tmp_path):
     assert not (tmp_path / "calibrated-weighted").exists()
 
 
+@pytest.mark.slow
 def test_a_reference_that_saw_one_side_of_the_population(world, live, others, tmp_path):
     swapped = change_shadow(world / "shadow", tmp_path / "swapped", 2, swap=True)
     same = change_shadow(world / "shadow", tmp_path / "same", 1)
@@ -524,6 +528,7 @@ def test_a_reference_that_saw_one_side_of_the_population(world, live, others, tm
         assert f"without the reference {folder}/last.pth.tar: it was trained on {seen} non-members" in out
 
 
+@pytest.mark.slow
 def test_one_sided_references_that_are_enough_for_each_image(world, live, tmp_path):
     """Three models of each half of D^S: each image of the population gets the three that were not trained on it."""
     folders = [change_shadow(world / "shadow", tmp_path / f"{number}", 1 + number, swap=number < 3)
@@ -566,6 +571,7 @@ def test_online_attacks(world, live, tmp_path):
     assert_refused(refused, "no reference model was trained on this image", "give the attack without -online")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_scores(live, others, tmp_path, monkeypatch):
     flags, confidence = ["--references", *others], LiRA.confidence
     must(attack(live, tmp_path, "lira-bayes", *flags))

@@ -14,6 +14,7 @@ from conftest import ROOT, script
 from tools.fault_campaign import compare, fuzz
 
 
+@pytest.mark.slow
 def test_a_short_campaign_finds_no_failure(tmp_path):
     command = [sys.executable, "-m", "tools.fault_campaign", "--trials", "4", "--inputs", "150", "--jobs", "2",
                "--command", "victim, 1 worker", "attack", "--out", str(tmp_path)]

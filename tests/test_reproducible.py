@@ -21,6 +21,7 @@ def assert_equal_files(first, second, names=("scores.csv", "results.json")):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [
     {"PYTHONHASHSEED": "1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Asia/Tokyo"},
     {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.ISO-8859-9", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}])

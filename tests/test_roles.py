@@ -63,6 +63,7 @@ def test_a_reference_without_provenance_is_said(world, calibrated, tmp_path):
     assert "the training images of the reference" in result.stderr and "are not known" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["--control", "--victim"])
 def test_a_control_or_a_victim_without_provenance_is_said(world, live, tmp_path, role):
     source = world / ("shadow" if role == "--control" else "victim") / "last.pth.tar"
@@ -75,6 +76,7 @@ def test_a_control_or_a_victim_without_provenance_is_said(world, live, tmp_path,
     assert role == "--control" or result.stderr == known.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_says_nothing_about_training_images(tmp_path):
     result = must(script("attack.py", "--attack", "loss", "--out", tmp_path / "run"))
     assert "not known" not in result.stdout + result.stderr
@@ -92,6 +94,7 @@ def write_binary(folder):
     return ["--root", folder, "--train", folder / "in.txt", "--test", folder / "out.txt"]
 
 
+@pytest.mark.slow
 def test_the_data_set_of_a_shadow_is_that_of_the_victim(world, tmp_path):
     given, folder = write_binary(tmp_path), ["--dataset", "folder", "--classes", 2]
     must(script("train_victim.py", *given, *folder, *SMALL, "--out", tmp_path / "victim"))
@@ -233,6 +236,7 @@ def resized(image):
     return image.resize((96, 48), Image.Resampling.NEAREST if image.mode == "L" else Image.Resampling.BILINEAR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [resized, ImageOps.mirror])
 def test_versions_of_images_in_two_roles(world, live, tmp_path, function):
     """Other pixels and another label than the original: found by the perceptual hash in each role."""
@@ -353,6 +357,7 @@ def test_weights_that_become_infinite_in_the_last_step(world, victim_command, tm
     assert_refused(script(*command, "--out", tmp_path / "run"), "weights became NaN or infinite in epoch 1", "--lr")
 
 
+@pytest.mark.slow
 def test_an_attacker_that_reads_other_classes_is_said(world, live, tmp_path):
     for kind, warns in (("loss", False), ("concate", True)):
         checkpoint = torch.load(world / kind / "best.pth.tar", weights_only=True)
@@ -363,6 +368,7 @@ def test_an_attacker_that_reads_other_classes_is_said(world, live, tmp_path):
             assert ("reads the classes in their order" in result.stderr) is (warns and other)
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_of_an_attacker_is_said(world, live, tmp_path):
     found = must(script("attack.py", "-resume", world / "loss" / "last.pth.tar", *live, "--out", tmp_path / "last"))
     assert "has the weights of the last step" in found.stderr and "stopped after" not in found.stderr
@@ -374,6 +380,7 @@ def test_the_last_checkpoint_of_an_attacker_is_said(world, live, tmp_path):
     assert "last step" not in found.stderr and "stopped after" not in found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained, others", [("argmax", ["gauss 0.1"]), ("gauss 0.3", ["gauss 0.1", "argmax"]),
                                              ("test_dropout 0.5", [])])
 def test_an_attacker_of_another_defense_is_said(world, live, tmp_path, trained, others):

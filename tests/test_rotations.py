@@ -193,6 +193,7 @@ def test_scale_of_a_bed_that_is_wrong(tmp_path, change, message):
         read_rotations(tmp_path / "wrong.yaml")
 
 
+@pytest.mark.slow
 def test_posteriors_of_references_are_kept(world, live, tmp_path):
     """A second attack reads them: it queries no reference, and its scores are those of float16."""
     command = ["attack.py", "--attack", "calibrated", *live, "--references", world / "shadow"]
@@ -213,7 +214,7 @@ def test_posteriors_of_references_are_kept(world, live, tmp_path):
     assert results(tmp_path / "third")["image"] and scores(tmp_path / "third") != scores(tmp_path / "second")
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 def test_bed_from_data_to_report(tmp_path):
     keys = yaml.safe_load((FOLDER / "scales" / "rotations-tiny.yaml").read_text())
     keys |= {"runs": str(tmp_path / "runs"), "results": str(tmp_path / "results"), "seeds": 1,

@@ -84,6 +84,7 @@ def test_floor_limits_the_effect_of_noise_on_the_loss(world, tmp_path):
     assert refused.returncode == 2 and "no logarithm" in refused.stderr
 
 
+@pytest.mark.slow
 def test_scores_depend_on_the_seed_but_not_on_order_or_batch(world, live, tmp_path):
     base = ["-resume", world / "loss" / "best.pth.tar", *live]
     must(script("attack.py", *base, "--out", tmp_path / "first"))

@@ -264,6 +264,7 @@ def test_calibrated_attack_on_stored_posteriors(tmp_path):
         assert score == pytest.approx(target[name][1] - 0.5 * other[name][1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_reference_that_was_trained_on_an_image_is_not_used_for_it(world, live, tmp_path):
     shadow, victim, trained = world / "shadow", world / "victim" / "last.pth.tar", world / "shadow" / "in.txt"
     unseen = ["--members", trained, "--allow", "unseen"]
@@ -437,6 +438,7 @@ def test_unknown_precision_in_the_environment(live, victim_command, tmp_path, mo
     must(script("attack.py", "--attack", "loss", *live, "--patch-size", 6, "--out", tmp_path / "run"))  # in fp32
 
 
+@pytest.mark.slow
 def test_cache_in_another_precision_is_not_used(live, tmp_path):
     flags = ["attack.py", "--attack", "loss", *live, "--patch-size", 6]
 

@@ -8,6 +8,7 @@ pytest.importorskip("ipykernel")
 TOUR = ROOT / "examples" / "tour.ipynb"
 
 
+@pytest.mark.slow
 def test_the_tour_runs_from_the_image_to_the_audit(tmp_path):
     notebook = nbformat.read(TOUR, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -238,6 +238,7 @@ def test_stopped_training_resumes_to_the_same_weights(translation, tmp_path, mon
         assert equal(one[key], two[key]), key
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_translator(translation, tmp_path):
     flags = [*training(translation), "--batch", 2, "--model", "pix2pixhd"]  # InstanceNorm does not depend on the share
     must(script(*flags, "--out", tmp_path / "one"))
@@ -345,6 +346,7 @@ def test_rounded_posteriors_are_probabilities():
     assert torch.allclose(out.sum(0), torch.ones(4, 4)) and (out >= 0).all()
 
 
+@pytest.mark.slow
 def test_defended_translator(translation, tmp_path):
     found = {}
     for name, flags in (("plain", []), ("gauss", ["-gauss", 0.2]), ("rounding", ["--rounding", 0.5]),

@@ -195,6 +195,7 @@ def test_comparison_of_other_images_with_the_same_names(tree, tmp_path):
                    "train/00000 is another image in")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["img", "label"])
 def test_stored_posteriors_are_replaced_when_a_file_is_mended_in_place(world, live, tmp_path, kind):
     shutil.copytree(world / "data", tmp_path / "data")
@@ -233,6 +234,7 @@ def run_of(folder, *flags, groups=None):
     return folder.parent / out
 
 
+@pytest.mark.slow
 def test_comparison_names_what_differs_between_two_runs(tree, tmp_path):
     compare = functools.partial(script, "evaluation/compare.py")
     plain = run_of(tree)

@@ -123,6 +123,7 @@ def write_model(plain, folder):
     return f"{plain.kind}:{folder}/model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [lraspp, unet, segformer])
 def test_models_of_other_libraries_have_the_auc_of_a_plain_forward_pass(build, trained, scenes, tmp_path):
     plain, auc = trained(build)
@@ -130,6 +131,7 @@ def test_models_of_other_libraries_have_the_auc_of_a_plain_forward_pass(build, t
     assert audited(scenes, tmp_path / "audit", write_model(plain, tmp_path)) == pytest.approx(auc, abs=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of both exports
 @pytest.mark.parametrize("way", ["onnx", "torchscript", "folder", "http"])
 def test_every_way_in_has_the_same_auc(way, trained, scenes, tmp_path, monkeypatch, request):

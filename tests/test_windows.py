@@ -78,6 +78,7 @@ def test_a_run_with_windows_can_be_resumed():
     assert not any(resume._accepts(flag, value) for value in ("yes", 40, [0, 48], ["a", "b"]))
 
 
+@pytest.mark.slow
 def test_windows_in_the_scripts(world, live, tmp_path):
     """Crops of 64 x 128 are the complete image, so only its mirror image changes the answers."""
     must(script("attack.py", "--attack", "loss", *live, "--out", tmp_path / "plain"))

@@ -207,6 +207,7 @@ def cells_of(results):
             for path in sorted(results.rglob("*_0.json"))}
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes(small_scale):
     keys = yaml.safe_load(small_scale.read_text())
     keys["settings"]["two"] = {"victim": "psp", "shadow": "psp", "shadow_count": 2, "table_only": True, "title": "Two"}
@@ -244,6 +245,7 @@ def test_a_killed_run_resumes(small_scale):
         assert (f"attack.py --out {runs}/cells/psp-psp/{cell}" in planned) == wanted
 
 
+@pytest.mark.slow
 def test_another_training_stands_beside_the_first(small_scale):
     results = small_scale.parent / "results"
     finished(reproduce(small_scale))
@@ -299,6 +301,7 @@ def test_scale_of_table_one_that_is_wrong(tmp_path, change, message):
         read_table_one(tmp_path / "wrong.yaml")
 
 
+@pytest.mark.slow
 def test_table_one_from_models_to_report(pairs, tmp_path):
     keys = yaml.safe_load((FOLDER / "scales" / "table1-tiny.yaml").read_text())
     target = {"row": "pix2pix, Cityscapes", "about": "streets", "root": str(pairs / "pairs"), "sides": [
