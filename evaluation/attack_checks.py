@@ -25,7 +25,7 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
     """Raise `UserError` if an attack lacks an input that it needs, or if -cam or --allow is given and has no effect."""
     if "references" in attack.needs and not source.references:
         raise UserError(f"--attack {run.name} compares the target with reference models: give --references DIR, runs "
-                        "of train_shadow.py on other images")
+                        "of train_shadow.py on other images, such as weights/reference-0 for the shipped examples")
     if "references" not in attack.needs | attack.optional and source.references:
         raise UserError(f"--attack {run.name} reads no reference models; leave --references out")
     if "population" in attack.needs and population is None:

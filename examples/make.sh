@@ -1,9 +1,10 @@
 #!/bin/sh
 # Make weights/ and examples/. Usage: sh examples/make.sh [PYTHON]
 #
-# Draws the streets; trains the victim, the DPSGD victim, the shadow and both attackers in runs/demo, where finished runs
-# are kept; then writes victim and attackers to weights/, and to examples/ the images, the labels and the posteriors of
-# the victim for the first 60 members and 60 non-members, and the posteriors of the DPSGD victim for the first 30 of each.
+# Draws the streets; trains the victim, the DPSGD victim, the shadow, both attackers and two small reference models in
+# runs/demo, where finished runs are kept; then writes victim, attackers and references to weights/, and to examples/ the
+# images, the labels and the posteriors of the victim for the first 60 members and 60 non-members, and the posteriors of
+# the DPSGD victim for the first 30 of each.
 set -e
 cd "$(dirname "$0")/.."
 python=${1:-python3}
@@ -15,5 +16,9 @@ test -f $runs/victim-dpsgd/results.json ||
 test -f $runs/shadow/results.json || $python train_shadow.py --victim $runs/victim/last.pth.tar --out $runs/shadow
 for input in loss concate; do
     test -f $runs/$input/results.json || $python train_attacker.py --shadow $runs/shadow -input $input --out $runs/$input
+done
+for seed in 0 1; do
+    test -f $runs/reference-$seed/results.json ||
+        $python train_shadow.py --partition random --stages 2 --width 32 --seed $seed --out $runs/reference-$seed
 done
 $python -m examples.ship --runs $runs --count 60

@@ -1,9 +1,10 @@
-"""Make the shipped files from runs: weights/*.pth.tar in float16, and the images, labels and posteriors of examples/.
+"""Make the shipped files from runs: weights/ in float16, and the images, labels and posteriors of examples/.
 
     python -m examples.ship --runs runs/demo --count 60
 """
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
     from datasets.pairs import Pair
 
 QUALITY = 85  # of the JPEG images, at full resolution of the colours; they differ from the streets by 4 of 255 levels
+REFERENCES = ("reference-0", "reference-1")
+# of a run of train_shadow.py; provenance.json may be public here, because all images are drawn
+RUN_FILES = ("in.txt", "out.txt", "provenance.json", "results.json")
 DPSGD_SHARE = 2  # one of so many images has posteriors of the DPSGD victim, which limits the size of a checkout
 
 
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__, "examples.ship")
     flags.add_argument("--runs", default="runs/demo",
-                       help="folder with the runs victim, victim-dpsgd, loss and concate (default: runs/demo)")
+                       help="folder with the runs victim, victim-dpsgd, reference-0, reference-1, loss and concate "
+                            "(default: runs/demo)")
     flags.add_argument("--count", type=positive, default=60,
                        help="images of each side, the first of the split (default: 60)")
     flags.add_argument("--root", default="data/streets", help="folder of the streets (default: data/streets)")
@@ -33,13 +38,17 @@ def main(args: argparse.Namespace) -> None:
     from predictors.base import PredictorOptions, Record, predict_records
     from predictors.checkpoint import CheckpointPredictor
     from predictors.stored import write_posterior
-    from utils.checkpoints import load_checkpoint, save_checkpoint, to_half
+    from utils.checkpoints import load_checkpoint
 
     runs, weights = Path(args.runs), Path("weights")
     for name, file in (("victim", "last"), ("loss", "best"), ("concate", "best")):
-        trained = load_checkpoint(runs / name / f"{file}.pth.tar")
-        rest = {key: trained[key] for key in ("epoch", "view", "classes", "dataset") if key in trained}
-        save_checkpoint(weights / f"{name}.pth.tar", trained["model"], to_half(trained["state_dict"]), **rest)
+        write_half(load_checkpoint(runs / name / f"{file}.pth.tar"), weights / f"{name}.pth.tar")
+    for name in REFERENCES:
+        trained, folder = load_checkpoint(runs / name / "last.pth.tar"), weights / name
+        folder.mkdir(exist_ok=True)
+        write_half(trained, folder / "last.pth.tar", args={"root": trained["args"]["root"]})
+        for file in RUN_FILES:
+            shutil.copyfile(runs / name / file, folder / file)
     sides = {side: read_split(f"splits/streets/{split}.txt", args.root)[: args.count]
              for side, split in (("train", "victim_in"), ("val", "victim_out"))}
     options = PredictorOptions(stride=load_checkpoint(weights / "loss.pth.tar")["view"]["stride"])
@@ -53,6 +62,14 @@ def main(args: argparse.Namespace) -> None:
                                 answer.load_label(), folder)
     for side, pairs in sides.items():
         write_images(Path("examples") / side / "img", pairs)
+
+
+def write_half(trained: dict, path: Path, **more: object) -> None:
+    """Write what an attack reads of a checkpoint, with weights in float16, and the entries `more`."""
+    from utils.checkpoints import save_checkpoint, to_half
+
+    rest = {key: trained[key] for key in ("epoch", "view", "classes", "dataset") if key in trained}
+    save_checkpoint(path, trained["model"], to_half(trained["state_dict"]), **rest, **more)
 
 
 def write_images(folder: Path, pairs: "Sequence[Pair]") -> None:

@@ -83,15 +83,20 @@ class Reference:
 def read_shadow(folder: str | Path) -> ShadowRun:
     """Read the run of a shadow. Raises `UserError` if it is not finished, or is not a run of train_shadow.py."""
     folder = Path(folder)
+    check_shadow(folder)
+    checkpoint = read_segmenter(folder / "last.pth.tar")
+    root = require(require(checkpoint, "args", dict, folder), "root", str, folder)
+    inside, outside = (read_split(folder / f"{name}.txt", root) for name in ("in", "out"))
+    return ShadowRun(folder, checkpoint.get("dataset"), inside, outside)
+
+
+def check_shadow(folder: Path) -> None:
+    """Raise `UserError` if a folder is not a finished run of train_shadow.py. Its images need not be there."""
     if not (folder / "in.txt").is_file():
         raise UserError(f"{folder} is no run of train_shadow.py: it has no in.txt; give a folder that "
                         "train_shadow.py wrote")
     if not (folder / "results.json").is_file():
         raise UserError(f"the training of {folder} is not finished; resume it with train_shadow.py --continue {folder}")
-    checkpoint = read_segmenter(folder / "last.pth.tar")
-    root = require(require(checkpoint, "args", dict, folder), "root", str, folder)
-    inside, outside = (read_split(folder / f"{name}.txt", root) for name in ("in", "out"))
-    return ShadowRun(folder, checkpoint.get("dataset"), inside, outside)
 
 
 def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[Reference, ...]:
@@ -106,5 +111,6 @@ def open_references(places: Sequence[str], options: PredictorOptions) -> tuple[R
 
 def _trained_on(place: str) -> Images:
     if Path(place).is_dir():
-        return read_shadow(place).images()[IN]
+        check_shadow(Path(place))
+        return (read_provenance(Path(place)) or read_shadow(place).images())[IN]
     return read_training_images(file_of(place), f"the reference {place}", "none of the attacked images") or Images([])

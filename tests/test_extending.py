@@ -316,11 +316,11 @@ def test_usage_names_every_flag_of_attack_py_and_every_data_set():
 
 def test_the_readme_prints_what_the_demo_prints(tmp_path):
     """Within 0.005: the kernels of another processor round differently."""
-    demo = PAGES["README.md"].split("== attack 1 of 4")[1].split("\n\n")[0]
+    demo = PAGES["README.md"].split("== attack 1 of 5")[1].split("\n\n")[0]
     printed = [re.findall(r"\d\.\d{3}", line) for line in demo.splitlines() if line.strip().startswith("image")]
     makefile = (ROOT / "Makefile").read_text().replace("$(RUN)", "python").replace("\t@", "")
     calls = [words for name, *words in commands(makefile) if name == "attack.py"]
-    assert len(printed) == len(calls) == 4
+    assert len(printed) == len(calls) == 5
     for values, words in zip(printed, calls, strict=True):
         must(script("attack.py", *words[:-1], tmp_path / words[-1], "--precision", "fp32"))
         found = results(tmp_path / words[-1])
