@@ -17,8 +17,8 @@ test -f $runs/shadow/results.json || $python train_shadow.py --victim $runs/vict
 for input in loss concate; do
     test -f $runs/$input/results.json || $python train_attacker.py --shadow $runs/shadow -input $input --out $runs/$input
 done
-for seed in 0 1; do
-    test -f $runs/reference-$seed/results.json ||
-        $python train_shadow.py --partition random --stages 2 --width 32 --seed $seed --out $runs/reference-$seed
-done
+test -f $runs/reference-0/results.json ||
+    $python train_shadow.py --partition random --stages 2 --width 32 --seed 0 --out $runs/reference-0
+test -f $runs/reference-1/results.json ||
+    $python train_shadow.py --partition random --stages 2 --width 32 --seed 1 --out $runs/reference-1
 $python -m examples.ship --runs $runs --count 60
