@@ -73,7 +73,7 @@ def blind_scores(found: Sequence[Inspection], member: np.ndarray, group: Sequenc
     return _cross_fitted(table.tobytes(), member.tobytes(), group, folds, seed).copy()
 
 
-@lru_cache(maxsize=8)  # the attacks of an audit have the same images
+@lru_cache(maxsize=8)  # several attacks in one process often have the same images
 def _cross_fitted(table: bytes, member: bytes, group: tuple[str, ...], folds: int, seed: int) -> np.ndarray:
     """`blind_scores` from the bytes of the features float64 (n, K), and of member bool (n,); bytes can be hashed."""
     from sklearn.ensemble import RandomForestClassifier

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 QUALITY = 85  # of the JPEG images, at full resolution of the colours; they differ from the streets by 4 of 255 levels
 REFERENCES = ("reference-0", "reference-1")
-# of a run of train_shadow.py; provenance.json may be public here, because all images are drawn
-RUN_FILES = ("in.txt", "out.txt", "provenance.json", "results.json")
+RUN_FILES = ("in.txt", "out.txt", "results.json")  # of a run of train_shadow.py, beside its checkpoint and provenance
+NOTE = "All images are drawn, so these hashes are not private."
 DPSGD_SHARE = 2  # one of so many images has posteriors of the DPSGD victim, which limits the size of a checkout
 
 
@@ -35,10 +35,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from datasets.pairs import read_split
+    from datasets.provenance import FILE as PROVENANCE
     from predictors.base import PredictorOptions, Record, predict_records
     from predictors.checkpoint import CheckpointPredictor
     from predictors.stored import write_posterior
     from utils.checkpoints import load_checkpoint
+    from utils.files import read_json, write_json
 
     runs, weights = Path(args.runs), Path("weights")
     for name, file in (("victim", "last"), ("loss", "best"), ("concate", "best")):
@@ -49,6 +51,7 @@ def main(args: argparse.Namespace) -> None:
         write_half(trained, folder / "last.pth.tar", args={"root": trained["args"]["root"]})
         for file in RUN_FILES:
             shutil.copyfile(runs / name / file, folder / file)
+        write_json(folder / PROVENANCE, read_json(runs / name / PROVENANCE) | {"note": NOTE})
     sides = {side: read_split(f"splits/streets/{split}.txt", args.root)[: args.count]
              for side, split in (("train", "victim_in"), ("val", "victim_out"))}
     options = PredictorOptions(stride=load_checkpoint(weights / "loss.pth.tar")["view"]["stride"])
