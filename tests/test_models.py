@@ -148,3 +148,15 @@ def test_small_patches_are_halved_less_often(size, halvings):
     with torch.no_grad():
         _, features = model(torch.rand(1, 1, size, size))
     assert min(features.shape[-2:]) >= 3
+
+
+def test_an_attack_on_stored_posteriors_imports_no_network_library(tmp_path):
+    """timm and the compiler of PyTorch take two seconds to import, and this attack needs neither."""
+    code = ("import runpy, sys\n"
+            "sys.argv = ['attack.py', *sys.argv[1:]]\n"
+            "runpy.run_path('attack.py', run_name='__main__')\n"
+            "print('imported:', 'torch' in sys.modules, {'timm', 'torchvision', 'torch._dynamo'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code, "--out", tmp_path / "run"], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported: True set()"

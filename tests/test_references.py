@@ -5,11 +5,12 @@ import math
 import shutil
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, must, results, scores, script
+from conftest import ROOT, SMALL, must, results, scores, script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln
@@ -610,3 +611,19 @@ def test_flags_of_these_attacks(world, live, tmp_path, flags, message):
         flags += ["--references", world / "shadow"]
     assert_refused(attack(live, tmp_path, name, *flags), message)
     assert not (tmp_path / name).exists()
+
+
+def test_a_shipped_reference_needs_none_of_its_images(tmp_path, monkeypatch):
+    """provenance.json says what it was trained on. data/streets is not in the current folder."""
+    folder = shutil.copytree(ROOT / "weights/reference-0", tmp_path / "reference")
+    monkeypatch.chdir(tmp_path)
+    [reference] = open_references([str(folder)], PredictorOptions(stride=4))
+    assert len(reference.trained_on.all) == 160
+    assert {one.name for one in reference.trained_on.all} == {
+        Path(line.split()[0]).with_suffix("").as_posix() for line in (folder / "in.txt").read_text().splitlines()[1:]}
+    (folder / "provenance.json").unlink()
+    with pytest.raises(UserError, match="which is not there"):
+        open_references([str(folder)], PredictorOptions(stride=4))
+    (folder / "results.json").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        open_references([str(folder)], PredictorOptions(stride=4))
