@@ -8,7 +8,7 @@ import numpy as np
 from evaluation.pooled import Contrast, contrast, mean_contrast
 from reproduce import paper
 from reproduce.cases import Case, Cases, difference, level, new_case, pairs_of
-from reproduce.cells import unpack
+from reproduce.cells import unpack_patches
 from reproduce.measured import Measured
 from reproduce.plan import INPUTS, Cell, Setting
 
@@ -67,7 +67,7 @@ def largest_minus_smallest(label: str) -> Cases:
 def single_patches(measured: Measured, setting: str) -> Iterator[Case]:
     """Single large patches minus single small ones, with the same number of patches of each image."""
     for first, second, reason in sizes_compared(measured, setting):
-        scores = [[unpack(patches) for patches in measured.results(cell)["patch_scores"]] for cell in (first, second)]
+        scores = [unpack_patches(measured.results(cell)) for cell in (first, second)]
         count = min(len(images[0]) for images in scores)
         flat = [np.concatenate([patches[:count] for patches in images]) for images in scores]
         member, group = measured.images(setting)

@@ -6,6 +6,7 @@ name of the image. So paired differences of any two attacks on the same victim c
 
 import base64
 import hashlib
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from utils.arrays import read_npz
 from utils.cli import UserError
 from utils.files import read_json, write_json
 
-PACKED = {"float32": "<f4", "float16": "<f2"}  # how the text of `pack` begins, and what follows
+PACKED = {"float32": "<f4", "float16": "<f2"}  # how the text of `pack` begins, and the type of its numbers
 KEPT = ("image", "patch", "balanced", "chance", "members", "non_members", "blocks", "patches", "tau", "miou", "defense",
         "cam", "controls")
 
@@ -36,6 +37,8 @@ def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = ()
     (scores,), member, group = read_paired([folder])
     write_or_check_images(images, folder, member, group)
     cell = {key: results[key] for key in KEPT if key in results}
+    if results.get("patches") == len(scores):
+        cell.pop("patch", None)  # the metrics of one patch an image are those of the image
     cell |= {"commit": arguments["commit"], "scores": pack(scores)}
     cell |= {name: identity(Path(arguments["args"][flag]))
              for name, flag in (("victim", "victim"), ("attacker", "resume")) if arguments["args"].get(flag)}
@@ -43,7 +46,8 @@ def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = ()
         names, patch_scores = read_patches(folder, "image", "score")
         by_image = [patch_scores[names == name] for name in np.unique(names)]
         if patches:
-            cell["patch_scores"] = [pack(of_image, "float16") for of_image in by_image]
+            cell |= {"patch_scores": pack(np.concatenate(by_image), "float16"),
+                     "patch_counts": pack(np.array(list(map(len, by_image))))}
         means = {count: np.array([of_image[:count].mean() for of_image in by_image]) for count in curve}
         cell["curve"] = {str(count): compute_metrics(mean, member) | {"scores": pack(mean)}
                          for count, mean in means.items()}
@@ -93,13 +97,32 @@ def write_or_check_images(path: Path, folder: Path, member: np.ndarray, group: S
 
 
 def pack(scores: np.ndarray, kind: str = "float32") -> str:
-    """Scores (n,) as one line of text: `kind` of `PACKED`, a colon, and the base64 code of the numbers."""
-    return f"{kind}:{base64.b64encode(np.asarray(scores, PACKED[kind]).tobytes()).decode()}"
+    """Scores (n,) as one line of text: `kind` of `PACKED`, a colon, and the base85 code of the compressed numbers.
+
+    All lowest bytes of the numbers come first, then all second bytes, and so on, which compresses better.
+    """
+    numbers = np.asarray(scores, PACKED[kind])
+    planes = numbers.view(np.uint8).reshape(-1, numbers.itemsize).T
+    return f"{kind}-deflate:{base64.b85encode(zlib.compress(planes.tobytes(), 9)).decode()}"
 
 
 def unpack(text: str) -> np.ndarray:
-    """Scores float64 (n,) from the text of `pack`, or from decimal numbers between spaces, as in earlier cells."""
-    kind, packed, code = text.partition(":")
-    if packed:
+    """Scores float64 (n,) from the text of `pack`.
+
+    Earlier cells have the base64 code of the numbers after a colon, or decimal numbers between spaces.
+    """
+    name, packed, code = text.partition(":")
+    if not packed:
+        return np.array(text.split(), float)
+    kind, compressed, _ = name.partition("-deflate")
+    if not compressed:
         return np.frombuffer(base64.b64decode(code), PACKED[kind]).astype(float)
-    return np.array(text.split(), float)
+    planes = np.frombuffer(zlib.decompress(base64.b85decode(code)), np.uint8)
+    by_number = planes.reshape(np.dtype(PACKED[kind]).itemsize, -1).T
+    return np.frombuffer(by_number.tobytes(), PACKED[kind]).astype(float)
+
+
+def unpack_patches(cell: dict) -> list[np.ndarray]:
+    """The scores of the patches of each image of a cell, each float64 (patches,)."""
+    ends = np.cumsum(unpack(cell["patch_counts"])).astype(int)
+    return np.split(unpack(cell["patch_scores"]), ends[:-1])

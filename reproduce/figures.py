@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from evaluation.metrics import Curves
 from evaluation.plots import save_small
 from reproduce import paper, tables
-from reproduce.cells import unpack
+from reproduce.cells import unpack, unpack_patches
 from reproduce.measured import Measured
 
 STYLE = {"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 7, "lines.markersize": 4,
@@ -86,7 +86,7 @@ def sizes(measured: Measured) -> Figure | None:
         results, (member, _) = measured.results(cell), measured.images(cell.setting)
         look = {"color": colormaps["viridis"](0.85 * index / max(len(cells) - 1, 1)),
                 "linestyle": ("-", "--", "-.", ":", (0, (1, 3)))[index % 5]}
-        by_image = [unpack(patches) for patches in results["patch_scores"]]
+        by_image = unpack_patches(results)
         curve = Curves(np.concatenate(by_image), np.repeat(member, list(map(len, by_image))))
         side = f"{cell.size} x {cell.size}"
         left.plot(curve.true / curve.true[-1], curve.true / (curve.true + curve.false),

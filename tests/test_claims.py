@@ -1,5 +1,6 @@
 """Verdicts on the paper's claims, from cells whose separation of members and non-members is known."""
 
+import base64
 import json
 import math
 import shutil
@@ -18,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from attacks.sample import Scored
 from evaluation.report import summarise, write_scores
 from reproduce.cases import pool
-from reproduce.cells import pack, unpack
+from reproduce.cells import PACKED, pack, unpack, unpack_patches
 from reproduce.claims import CLAIMS, measure, verdicts
 from reproduce.figures import activation_maps, utility_points
 from reproduce.measured import Measured
@@ -214,12 +215,22 @@ def test_a_claim_without_cases_has_no_verdict(measured):
     assert len(verdicts(results)) == 8 and "nan" not in claims(Measured(scale)).lower()
 
 
-@given(values=st.lists(st.floats(width=32), max_size=20))
-def test_packed_scores(values):
-    """As one line, and to the last bit; decimal numbers, as in earlier cells, are read too."""
-    text = pack(np.array(values))
-    assert "\n" not in text and np.array_equal(unpack(text), values, equal_nan=True)
+@given(values=st.lists(st.floats(width=16), max_size=20), kind=st.sampled_from(sorted(PACKED)))
+def test_packed_scores(values, kind):
+    """As one line, and to the last bit; the codes of earlier cells are read too."""
+    text = pack(np.array(values), kind)
+    assert "\n" not in text and '"' not in text and np.array_equal(unpack(text), values, equal_nan=True)
     assert np.array_equal(unpack(" ".join(map(repr, values))), values, equal_nan=True)
+    plain = base64.b64encode(np.array(values, PACKED[kind]).tobytes()).decode()
+    assert np.array_equal(unpack(f"{kind}:{plain}"), values, equal_nan=True)
+
+
+@given(counts=st.lists(st.integers(0, 4), min_size=1, max_size=6))
+def test_packed_patches(counts):
+    patches = unpack_patches({"patch_scores": pack(np.arange(sum(counts)), "float16"),
+                              "patch_counts": pack(np.array(counts))})
+    assert [len(one) for one in patches] == counts
+    assert np.concatenate(patches).tolist() == list(range(sum(counts)))
 
 
 def test_primary_claims_have_the_verdicts_of_holm(measured):
