@@ -3,15 +3,21 @@
 The comparisons are in float32, since `--precision auto` means bf16 on some processors.
 """
 
+import json
+
+import numpy as np
 import pytest
 from conftest import must, script
+from PIL import Image
 
 from attacks.predictability import SOUND
 from models import feature_extractor
+from tools.benchmarks.growth import make_tree
 from tools.benchmarks.predictability import measure as measure_predictability
 from tools.benchmarks.predictability import measure_memory
 from tools.benchmarks.stages import attack, dpsgd_training, prepare_stage, querying
 from tools.benchmarks.steps import measure
+from utils.cli import UserError
 from utils.device import CPU_FP32
 
 
@@ -41,9 +47,29 @@ def test_dpsgd_steps_agree():
 
 
 @pytest.mark.slow
-def test_growth_prints_a_row_per_count(tmp_path):
-    out = must(script("tools/benchmarks/growth.py", "--counts", 3, 130, "--out", tmp_path / "growth.json")).stdout
-    assert "| 130 |" in out and "ms per image" in out
+def test_growth_prints_a_row_for_each_run(tmp_path):
+    out = must(script("tools/benchmarks/growth.py", "--counts", 4, 130, "--processes", 1, 2, "--tree", tmp_path / "t",
+                      "--out", tmp_path / "growth.json")).stdout
+    assert "| 130 | 2 |" in out and "ms an image" in out
+    rows = json.loads((tmp_path / "growth.json").read_text())
+    assert [(row["images"], row["processes"]) for row in rows] == [(4, 1), (4, 2), (130, 1), (130, 2)]
+    assert all(row["seconds"] > 0 < row["cpu_seconds"] and row["mib_peak"] > 100 for row in rows)
+
+
+def test_a_tree_of_different_crops(tmp_path):
+    """Each posterior belongs to the pixels of its image and label, and no image occurs twice."""
+    tree = make_tree(tmp_path / "tree", 300)
+    names = {side: sorted(path.stem for path in (tree / side / "img").iterdir()) for side in ("train", "val")}
+    assert [len(names[side]) for side in names] == [150, 150]
+    labels = {side: [np.asarray(Image.open(tree / side / "label" / f"{name}.png")) for name in names[side]]
+              for side in names}
+    posteriors = {side: [np.load(tree / side / "pred_sgd" / f"{name}.npy") for name in names[side]] for side in names}
+    assert len({array.tobytes() for side in names for array in posteriors[side]}) == 300
+    right = [np.mean(one.argmax(0) == label[::4, ::4]) for one, label in zip(
+        posteriors["train"], labels["train"], strict=True)]
+    assert np.mean(right) > 0.8
+    with pytest.raises(UserError, match="different crops"):
+        make_tree(tmp_path / "large", 10**6)
 
 
 def test_cost_of_the_predictability_error():

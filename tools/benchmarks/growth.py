@@ -1,22 +1,38 @@
-"""Measure time and memory of an attack on growing numbers of images.
+"""Measure time and memory of attack.py on growing numbers of stored posteriors.
 
-    python -m tools.benchmarks.growth --counts 100 1000 10000
+    python -m tools.benchmarks.growth --counts 1000 10000 100000 --processes 1 2
 
-The attack reads the stored posteriors of `examples/` repeatedly, each time under new names. Each count runs in a
-separate process.
+Each tree holds small crops of the shipped examples (images, labels and posteriors), all of them different, with as many
+members as non-members. `--tree` keeps the trees; existing ones are used again. Each run of attack.py is a new process,
+so the numbers contain its start, the comparison of the images, the controls, the intervals and all files that it
+writes.
 """
 
 import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
 
-from utils.cli import new_parser, positive, run
+from utils.cli import UserError, new_parser, positive, run
 from utils.files import write_json
 from utils.log import progress
+
+ROOT = Path(__file__).parents[2]
+STRIDE, SIDE = 4, 24  # pixels between two positions of a posterior; positions of a side of a crop, as of a patch
 
 
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__, "tools.benchmarks.growth")
-    flags.add_argument("--counts", nargs="+", type=positive, default=[100, 1000, 10000],
-                       help="numbers of images (default: 100 1000 10000)")
+    flags.add_argument("--counts", nargs="+", type=positive, default=[1000, 10000],
+                       help="numbers of images (default: 1000 10000)")
+    flags.add_argument("--processes", nargs="+", type=positive, default=[1],
+                       help="numbers of processes; more than one run under torchrun (default: 1)")
+    flags.add_argument("--tree", help="folder for the trees of posteriors, 25 kB an image; without it they are deleted")
     flags.add_argument("--out", default="runs/growth.json",
                        help="JSON file for the measurements (default: runs/growth.json)")
     return flags
@@ -25,18 +41,79 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from tools.benchmarks.limits import in_new_process
-    from tools.benchmarks.stages import measure_attack
-
-    rows = [in_new_process(measure_attack, count) for count in progress(args.counts, "counts")]
-    write_json(args.out, rows)
-    print("| images | seconds | ms per image | peak MiB |\n|---|---|---|---|")
+    if min(args.counts) < 2:
+        raise UserError("--counts: the two sides need two images or more")
+    rows = []
+    with ExitStack() as stack:
+        trees = Path(args.tree or stack.enter_context(tempfile.TemporaryDirectory()))
+        runs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for count in args.counts:
+            tree = make_tree(trees / str(count), count)
+            for processes in args.processes:
+                rows.append(measure(tree, count, processes, runs / f"{count}-{processes}"))
+                write_json(args.out, rows)
+    print("| images | processes | seconds | seconds of processor time | peak MiB of a process |\n|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row['images']:,} | {row['seconds']:.2f} | {1000 * row['seconds'] / row['images']:.2f} | "
+        print(f"| {row['images']:,} | {row['processes']} | {row['seconds']:.1f} | {row['cpu_seconds']:.1f} | "
               f"{row['mib_peak']} |")
-    if len(rows) > 1:
-        slope, start = np.polyfit([row["images"] for row in rows], [row["seconds"] for row in rows], 1)
-        print(f"linear fit: {start:.2f} s + {1000 * slope:.3f} ms per image; measurements: {args.out}")
+    for processes in args.processes if len(args.counts) > 1 else ():
+        measured = [row for row in rows if row["processes"] == processes]
+        slope, start = np.polyfit([row["images"] for row in measured], [row["cpu_seconds"] for row in measured], 1)
+        print(f"processes: {processes}; processor time, linear fit: {start:.1f} s + {1000 * slope:.2f} ms an image")
+
+
+def make_tree(tree: Path, count: int) -> Path:
+    """Write `count` different crops of the shipped examples to a tree of posteriors, and return it.
+
+    A tree that is complete is not written again. Raises `UserError` for more crops than there are.
+    """
+    import numpy as np
+    from PIL import Image
+
+    done = tree / "complete"
+    if done.exists():
+        return tree
+    for side, number in (("train", count - count // 2), ("val", count // 2)):
+        examples = ROOT / "examples" / side
+        names = sorted(path.stem for path in (examples / "pred_sgd").glob("*.npy"))
+        shape = np.load(examples / "pred_sgd" / f"{names[0]}.npy").shape
+        crops = [*itertools.product(*(range(size - SIDE + 1) for size in shape[1:]), (1, -1), (1, -1), names)]
+        if number > len(crops):
+            raise UserError(f"--counts {count}: the examples have {len(crops)} different crops on each side")
+        for folder in ("img", "label", "pred_sgd"):
+            (tree / side / folder).mkdir(parents=True, exist_ok=True)
+        loaded = {name: (np.load(examples / "pred_sgd" / f"{name}.npy"),
+                         *(np.asarray(Image.open(examples / folder / f"{name}.{ending}"))
+                           for folder, ending in (("img", "jpg"), ("label", "png")))) for name in names}
+        for index, (y, x, down, right, name) in enumerate(progress(crops[:number], f"writing {tree.name}/{side}")):
+            posterior, image, label = loaded[name]
+            here, pixels = (np.s_[scale * y : scale * (y + SIDE), scale * x : scale * (x + SIDE)]
+                            for scale in (1, STRIDE))
+            new = f"{name}-{index:06d}"
+            np.save(tree / side / "pred_sgd" / f"{new}.npy", posterior[:, *here][:, ::down, ::right])
+            Image.fromarray(image[pixels][::down, ::right]).save(tree / side / "img" / f"{new}.jpg")
+            Image.fromarray(label[pixels][::down, ::right]).save(tree / side / "label" / f"{new}.png")
+    done.touch()
+    return tree
+
+
+def measure(tree: Path, count: int, processes: int, out: Path) -> dict:
+    """Run attack.py on a tree: seconds, processor time in seconds, and the peak memory of its largest process in MiB.
+
+    Raises `UserError` with the end of its output if it fails.
+    """
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
+    log = out.with_suffix(".log")
+    with open(log, "w") as file:
+        started = time.perf_counter()
+        attack = subprocess.Popen([sys.executable, *launch, "attack.py", "--examples", str(tree), "--out", str(out)],
+                                  cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(attack.pid, 0)
+        seconds = time.perf_counter() - started
+    if status:
+        raise UserError(f"attack.py stopped on {count} images: {log.read_text()[-2000:]}")
+    return {"images": count, "processes": processes, "seconds": seconds,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime, "mib_peak": round(usage.ru_maxrss / 1024)}
 
 
 if __name__ == "__main__":

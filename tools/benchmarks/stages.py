@@ -2,7 +2,6 @@
 
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from attacks import build_attack
 from attacks.learned import LearnedAttack
 from attacks.patches import Selection
 from attacks.representation import concatenation, loss_map, represent
@@ -24,20 +22,16 @@ from attacks.sample import AttackSettings, Sample
 from datasets import streets
 from datasets.pairs import Pair
 from datasets.transforms import Augmented
-from evaluation.metrics import compute_metrics
-from models import LoadedAttacker, build_segmenter, load_attacker
+from models import LoadedAttacker, build_segmenter
 from models.attacker import Attacker, InputSpec
 from models.depthwise import Depthwise
 from predictors.base import PredictorOptions, Query, Record
 from predictors.checkpoint import ModelPredictor
-from predictors.samples import tree_source
-from predictors.stored import StoredPredictor
 from tools.benchmarks import simple
 from tools.benchmarks.limits import peak_mib
 from training import attacker, segmentation
 from training.patches import Patches
-from utils.device import CPU, Compute, choose_compute, resolve_precision
-from utils.files import ROOT
+from utils.device import CPU, Compute, resolve_precision
 from utils.memory import keep_freed_memory
 
 CROP, FILL, SCALE = (200, 264), (124, 116, 104), (0.85, 1.4)  # augmentation of the training images
@@ -289,22 +283,3 @@ def measure_memory(name: str) -> dict:
         before = peak_mib()
         stage.fast()
         return {"mib_before": before, "mib_peak": peak_mib()}
-
-
-def measure_attack(count: int) -> dict:
-    """Attack `count` images: seconds from loading the first posterior to the metrics, and peak memory in MiB."""
-    tree = str(ROOT / "examples")
-    source, paths = tree_source(tree), {}
-    members, non_members = ([record for record in source.records if record.member == side] for side in (True, False))
-    alternating = itertools.cycle(record for pair in zip(members, non_members, strict=True) for record in pair)
-    records = []
-    for index, record in enumerate(itertools.islice(alternating, count)):
-        records.append(replace(record, name=f"{record.name}-{index}"))
-        paths[records[-1].name] = source.predictor.paths[record.name]
-    source = replace(source, records=records, predictor=StoredPredictor(tree, paths=paths))
-    loaded = load_attacker(str(ROOT / "weights/loss.pth.tar"))
-    learned = build_attack("learned", AttackSettings(attacker=loaded, compute=choose_compute(None)))
-    started = time.perf_counter()
-    scored = list(learned.score(source.samples()))
-    compute_metrics([image.score for image in scored], [image.member for image in scored])
-    return {"images": count, "seconds": time.perf_counter() - started, "mib_peak": peak_mib()}
