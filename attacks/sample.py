@@ -154,6 +154,11 @@ class Attack:
         """Number of samples that one call of `score` should get. The results do not depend on it."""
         return self.settings.selection.images_per_batch(self.settings.batch)
 
+    @classmethod
+    def queries_of_target(cls, queries: int = AttackSettings.queries) -> int:
+        """Number of queries of the target model about each image that is scored. `queries`: as in `AttackSettings`."""
+        return queries if "queries" in cls.needs else 1
+
     def check_references(self, names: Sequence[str], seen: np.ndarray) -> None:
         """Raise `UserError` if the references cannot serve for these images. Called before any output is computed.
 

@@ -213,10 +213,9 @@ def describe(audit: Audit, trial: Trial, results: dict) -> dict:
     name, attack = trial.name, ATTACKS.load(trial.name)
     kind = "control" if name in CONTROLS or trial.permuted else "bound" if name in BOUNDS else "attack"
     reads = len(audit.references) if audit.reads_references(name) else 0
-    queries = AttackChoices().queries if "queries" in attack.needs else 1
-    return {"name": trial.title, "about": ATTACKS[name].about, "kind": kind, "references": reads, "queries": queries,
-            "seconds": round(results["seconds"], 1), "chosen": results["chosen"],
-            **results["image"], "roc": roc(audit.out / "attacks" / trial.folder)}
+    return {"name": trial.title, "about": ATTACKS[name].about, "kind": kind, "references": reads,
+            "queries": attack.queries_of_target(), "seconds": round(results["seconds"], 1),
+            "chosen": results["chosen"], **results["image"], "roc": roc(audit.out / "attacks" / trial.folder)}
 
 
 def roc(folder: Path) -> list[list[float]]:

@@ -1,9 +1,11 @@
 """The report of a bed of models, from its committed cells."""
 
+import argparse
 from functools import cache
 
 import numpy as np
 
+from attacks import ATTACKS, add_flags
 from evaluation.metrics import RATES, Curves
 from evaluation.plots import save_small
 from evaluation.pooled import Stratum, contrast, pooled_difference
@@ -105,9 +107,10 @@ def bed_page(bed: Bed) -> str:
         "Means over parts of the means over models, in %. The 95 % interval covers groups of images, which are left "
         "out of all parts at once, and the trainings of models. *Minus loss*: paired difference in AUC to the loss "
         "threshold; bold: its interval excludes 0. *Detectable*: the smallest difference that would have been found "
-        f"with a probability of 80 %. *{CONTROL}*: the loss threshold on a model that saw none of the images. "
-        "*references-alone* is a control, too. Attacks with *crossfit* in their name are trained on the attacked "
-        "images, so they know more than an attacker.", "",
+        "with a probability of 80 %. *Queries*: those of the target model about each attacked image. "
+        f"*{CONTROL}*: the loss threshold on a model that saw none of the images. *references-alone* is a control, "
+        "too. Attacks with *crossfit* in their name are trained on the attacked images, so they know more than an "
+        "attacker.", "",
         attacks(bed), "## Claims", "",
         "A claim *holds* if the difference is above 0, and *does not hold* if it is below, at a level of 5 % after "
         "Holm's correction for the number of claims.", "", claims(bed),
@@ -137,8 +140,18 @@ def attacks(bed: Bed) -> str:
                     DASH if found["detectable"] is None else f"{100 * found['detectable']:.1f}"]
         else:
             row += [DASH, DASH]
-        rows.append([*row, str(len(bed.scale.references_of(cell)))])
-    return markdown(["attack", "models", *METRICS.values(), "AUC minus loss", "detectable", "references"], rows)
+        rows.append([*row, str(queries_of(bed.scale, cell)), str(len(bed.scale.references_of(cell)))])
+    return markdown(["attack", "models", *METRICS.values(), "AUC minus loss", "detectable", "queries", "references"],
+                    rows)
+
+
+def queries_of(scale: Rotations, cell: BedCell) -> int:
+    """Number of queries of the target model about each image, by the command of a cell."""
+    flags = argparse.ArgumentParser(allow_abbrev=False)
+    flags.add_argument("--attack", default="learned")
+    add_flags(flags)
+    given, _ = flags.parse_known_args(scale.cell_command(cell)[1:])
+    return ATTACKS.load(given.attack).queries_of_target(given.queries)
 
 
 def _value(strata: list[Stratum], metric: str) -> str:

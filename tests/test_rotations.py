@@ -14,7 +14,7 @@ from reproduce.cells import pack
 from reproduce.forms import FORMS, form_of, read
 from reproduce.plan import FOLDER
 from reproduce.rotations import CONTROL, OTHERS, PARTNER, PARTS, read_rotations
-from reproduce.rotations_page import Bed, attacks, bed_page, claims
+from reproduce.rotations_page import Bed, attacks, bed_page, claims, queries_of
 from utils.cli import UserError
 
 BEDS = [path.stem for path in sorted((FOLDER / "scales").glob("*.yaml")) if form_of(path) == "rotations"]
@@ -83,6 +83,19 @@ def test_references_and_answers_of_the_cells_of_a_bed():
     assert population in (bed.parts["C"], bed.parts["D"])
 
 
+@pytest.mark.parametrize("name", BEDS)
+def test_queries_of_the_cells_of_a_bed(name):
+    """An attack queries the target model once about each image, or as often as --queries says (default 6)."""
+    bed = read_rotations(name)
+    bed.direct["more"] = replace(bed.direct["loss"], flags="--attack agreement --queries 18", asks=True)
+    bed.direct["noise"] = replace(bed.direct["loss"], flags="--attack repeated -gauss 0.1", asks=True)
+    expected = {"more": 18, "noise": 6} | dict.fromkeys(("augmented", "augmented-all", "agreement"), 6)
+    cells = {cell.method: cell for cell in bed.cells.values()}
+    assert {"more", "noise", CONTROL} <= cells.keys() and any(map(bed.attacker_of, cells.values()))
+    assert {method: queries_of(bed, cell) for method, cell in cells.items()} == {
+        method: expected.get(method, 1) for method in cells}
+
+
 @pytest.fixture
 def simulated(tmp_path):
     """A bed of 30 images a part with the scores of a simulation: part A is easier than the others by far.
@@ -132,7 +145,7 @@ def test_claims_of_a_bed(simulated):
     against = row_of(table, "the structured loss map is above the loss threshold")
     assert against[3] == "+7.7" and against[-1] == "**does not hold**" and against[4].startswith("-")
     row = row_of(attacks(Bed(simulated)), "calibrated-all")
-    assert row[5].startswith("**+") and float(row[6]) > 0
+    assert row[5].startswith("**+") and float(row[6]) > 0 and row[7:] == ["1", "4"]
 
 
 def test_variances_of_a_bed(simulated):
