@@ -10,8 +10,11 @@ import pytest
 from conftest import must, script
 from PIL import Image
 
+from attacks import ATTACKS
 from attacks.predictability import SOUND
+from attacks.sample import AttackSettings
 from models import feature_extractor
+from tools.benchmarks.counted import POPULATIONS, references_for
 from tools.benchmarks.growth import make_tree
 from tools.benchmarks.predictability import measure as measure_predictability
 from tools.benchmarks.predictability import measure_memory
@@ -84,3 +87,49 @@ def test_cost_of_the_predictability_error():
 def test_planned_steps_run(line):
     row = measure(line, CPU_FP32, steps=1)
     assert row["seconds"] > 0 and row["flops"] > 1e6 and row["planned_gib"] > 0 and row["gib"] is None
+
+
+def test_queries_of_attacks_are_counted(tmp_path):
+    """Of the target model, and of both references together; an attack that cannot run has a reason, and no row."""
+    names = ["loss", "calibrated", "augmented", "gradient", "lira-online"]
+    out = must(script("tools/benchmarks/attack_costs.py", "--attack", *names, "--images", 1, "--rounds", 2, "--out",
+                      tmp_path / "costs.json")).stdout
+    found = json.loads((tmp_path / "costs.json").read_text())
+    counted = {(row["attack"], row["references"]): [row["scoring"][what] for what in (
+        "queries", "other_queries", "gradients", "other_gradients")] for row in found["attacks"]}
+    many = AttackSettings().queries
+    assert counted == {("loss", 0): [1, 0, 0, 0], ("calibrated", 2): [1, 2, 0, 0], ("augmented", 0): [many, 0, 0, 0],
+                       ("augmented", 2): [many, 2 * many, 0, 0], ("gradient", 0): [1, 0, 1, 0],
+                       ("gradient", 2): [1, 2, 1, 2]}
+    assert all(row["scoring"]["queries"] == ATTACKS.load(row["attack"]).queries_of_target() and row["learning"] is None
+               and len(row["scoring"]["seconds"]) == 2 and min(row["scoring"]["seconds"]) > 0
+               for row in found["attacks"])
+    assert "| augmented | 2 | 6 | 12 |" in out and "| gradient | 2 | 1 + 1 gradient | 2 + 2 gradient |" in out
+    assert list(found["not measured"]) == ["lira-online"] and "no reference model was trained on" in out
+
+
+def test_queries_to_learn_are_counted_apart(tmp_path, monkeypatch):
+    """An attack that is trained on the attacked images queries the models about them before it scores them."""
+    monkeypatch.setattr("attacks.learned_crossfit.STEPS", 1)
+    out = must(script("tools/benchmarks/attack_costs.py", "--attack", "learned-crossfit", "--images", 2, "--rounds", 1,
+                      "--out", tmp_path / "costs.json")).stdout
+    rows = json.loads((tmp_path / "costs.json").read_text())["attacks"]
+    assert [[row["learning"][what] for what in ("queries", "other_queries")] for row in rows] == [[4, 0], [4, 8]]
+    assert [row["scoring"]["queries"] for row in rows] == [1, 1] and out.count("| attacked images |") == 2
+
+
+def test_queries_about_a_population_are_those_of_its_model_and_of_the_references(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(POPULATIONS, "population", (str(world / "shadow"), "images of known membership"))
+    must(script("tools/benchmarks/attack_costs.py", "--attack", "statistics", "--images", 1, "--rounds", 1, "--out",
+                tmp_path / "costs.json"))
+    rows = json.loads((tmp_path / "costs.json").read_text())["attacks"]
+    assert [[row["learning"][what] for what in ("queries", "other_queries")] for row in rows] == [[0, 24], [0, 48]]
+    assert [row["scoring"]["other_queries"] for row in rows] == [0, 1] and rows[0]["learning"]["seconds"] > 0
+
+
+def test_every_attack_is_measured_with_the_references_that_it_reads():
+    counts = {name: [len(references) for references in references_for(name)] for name in ATTACKS}
+    assert counts["loss"] == counts["quantile"] == [0] and counts["lira"] == [2] and counts["correctness"] == [0, 2]
+    assert counts["calibrated-weighted"] == [1] and counts["statistics"] == [0, 1]
+    assert {name for name, each in counts.items() if each == [0, 2]} == {
+        name for name in ATTACKS if "references" in ATTACKS.load(name).optional and name != "statistics"}

@@ -13,16 +13,17 @@ import torch
 from utils.device import CPU, resolve_precision
 
 
-def time_calls(work: Callable[[], object], device: torch.device = CPU, rounds: int = 5) -> list[float]:
-    """Seconds of each of `rounds` calls. Two calls before them are not counted."""
+def time_calls(work: Callable[[], object], device: torch.device = CPU, rounds: int = 5,
+               warm_up: int = 2) -> list[float]:
+    """Seconds of each of `rounds` calls. The `warm_up` calls before them are not counted."""
     seconds = []
-    for _ in range(2 + rounds):
+    for _ in range(warm_up + rounds):
         started = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return seconds[2:]
+    return seconds[warm_up:]
 
 
 @torch.inference_mode()
