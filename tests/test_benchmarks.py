@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import must, script
 from PIL import Image
 
@@ -14,6 +15,7 @@ from attacks import ATTACKS
 from attacks.predictability import SOUND
 from attacks.sample import AttackSettings
 from models import feature_extractor
+from tools.benchmarks import limits
 from tools.benchmarks.counted import POPULATIONS, references_for
 from tools.benchmarks.growth import make_tree
 from tools.benchmarks.predictability import measure as measure_predictability
@@ -21,7 +23,7 @@ from tools.benchmarks.predictability import measure_memory
 from tools.benchmarks.stages import attack, dpsgd_training, prepare_stage, querying
 from tools.benchmarks.steps import measure
 from utils.cli import UserError
-from utils.device import CPU_FP32
+from utils.device import CPU, CPU_FP32
 
 
 @pytest.mark.parametrize("name", ["loss map", "concatenation"])
@@ -47,6 +49,36 @@ def test_dpsgd_steps_agree():
     stage = dpsgd_training("one image at a time", count=2, precision="fp32")
     gradients = stage.simple()
     assert max(float(g.norm()) for g in gradients) > 0.1 and stage.difference(gradients, stage.fast()) < 1e-3
+
+
+def test_limit_is_the_fastest_convolution(monkeypatch):
+    seconds, batches = iter([3.0, 1.0, 2.0]), []
+
+    def timed(work, device, rounds):
+        batches.append(tuple(work().shape))
+        return [next(seconds)]
+
+    monkeypatch.setattr(limits, "time_calls", timed)
+    shapes = [(4, 3, 8), (8, 1, 4), (4, 1, 8), (64, 3, 8)]  # the last one takes more work than allowed
+    rate, shape = limits.fastest_convolution(torch.float32, CPU, shapes, 40_000)
+    assert batches == [(2, 4, 8, 8), (19, 8, 4, 4), (19, 4, 8, 8)]
+    assert rate == pytest.approx(19 * 2 * 8 * 8 * 4 * 4 / 1e12) and shape == "1 x 1, 8 channels, 4 x 4, batch 19"
+
+
+def test_limits_have_a_rate_and_a_shape_for_each_precision(monkeypatch):
+    monkeypatch.setattr(limits, "SHAPES", [(64, 3, 8)])
+    monkeypatch.setattr(limits, "WORK", {"fp32": 1e7, "bf16": 1e7})
+    monkeypatch.setattr(limits, "time_calls", lambda *_, **__: [1.0])
+    measured = limits.measure_limits()
+    assert set(measured) == {"copy"} | {f"{kind}_{precision}" for precision in ("fp32", "bf16")
+                                        for kind in ("product", "convolution")} | {
+        "convolution_fp32_shape", "convolution_bf16_shape"}
+    assert measured["convolution_fp32_shape"] == "3 x 3, 64 channels, 8 x 8, batch 2"
+
+
+def test_limits_name_their_shape():
+    line = limits.describe_limits({"convolution_fp32": 0.15, "convolution_fp32_shape": "1 x 1", "copy": 18})
+    assert line == "convolution fp32 0.15 (1 x 1), copy 18 (TFLOP/s; copy in GB/s)"
 
 
 @pytest.mark.slow

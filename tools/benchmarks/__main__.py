@@ -24,13 +24,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from tools.benchmarks.limits import measure_limits, uses_bf16
+    from tools.benchmarks.limits import in_new_process, measure_limits, uses_bf16
     from tools.benchmarks.measure import describe_machine, measure, table
     from tools.benchmarks.stages import STAGES
 
     if unknown := set(args.stage or ()) - set(STAGES):
         raise UserError(f"there is no stage {min(unknown)!r}; choose from: {'; '.join(STAGES)}")
-    limits = measure_limits()
+    limits = in_new_process(measure_limits)
     stages = {name: measure(name, args.rounds) for name in progress(args.stage or STAGES, "stages")}
     write_json(args.out, {"limits": limits, "bf16": uses_bf16(), "machine": describe_machine(), "stages": stages})
     print(table(stages, limits, uses_bf16()))

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import torch
 
-from tools.benchmarks.limits import in_new_process
+from tools.benchmarks.limits import describe_limits, in_new_process
 from tools.benchmarks.stages import measure_memory, prepare_stage
 
 
@@ -35,8 +35,7 @@ def describe_machine() -> dict:
 def table(stages: dict, limits: dict, bf16: bool) -> str:
     """Markdown: one line with the limits of the machine, then a table with one row per stage."""
     rate = limits["convolution_bf16" if bf16 else "convolution_fp32"]
-    lines = [", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in limits.items())
-             + " (TFLOP/s; copy in GB/s)", "",
+    lines = [describe_limits(limits), "",
              "| stage | simple code | this project | speedup, median (range) | share of the limit | difference | "
              "peak MiB before -> after |",
              "|---|---|---|---|---|---|---|"]

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from tools.benchmarks.limits import measure_limits
+    from tools.benchmarks.limits import describe_limits, measure_limits
     from tools.benchmarks.steps import measure
     from utils.device import choose_compute
 
@@ -51,9 +51,9 @@ def main(args: argparse.Namespace) -> None:
         row["limit_s"] = row.pop("cost").seconds(rate, limits["copy"], 1)
     utilisation = rows[0]["limit_s"] / rows[0]["seconds"]
     write_json(args.out, {"limits": limits, "bf16": bf16, "utilisation": utilisation, "settings": rows})
-    print(f"convolution {rate:.3g} TFLOP/s ({'bf16' if bf16 else 'float32'}), copy {limits['copy']:.3g} GB/s; to get "
-          f"the time of the first setting, give --plan the flags --tflops {rate:.3g} --gb-per-s {limits['copy']:.3g} "
-          f"--utilisation {utilisation:.2f}\n\n"
+    print(f"{describe_limits(limits)}; to get the time of the first setting "
+          f"({'bf16' if bf16 else 'float32'}), give --plan the flags "
+          f"--tflops {rate:.3g} --gb-per-s {limits['copy']:.3g} --utilisation {utilisation:.2f}\n\n"
           "| training step | TFLOP | planned s | measured s | planned / measured | planned GiB | measured GiB |\n"
           "|---|---|---|---|---|---|---|")
     for row in rows:
