@@ -4,6 +4,7 @@ The comparisons are in float32, since `--precision auto` means bf16 on some proc
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,16 +15,30 @@ from PIL import Image
 from attacks import ATTACKS
 from attacks.predictability import SOUND
 from attacks.sample import AttackSettings
-from models import feature_extractor
-from tools.benchmarks import limits
+from evaluation.metrics import confusion
+from models import build_segmenter, feature_extractor
+from tools.benchmarks import limits, peers
 from tools.benchmarks.counted import POPULATIONS, references_for
 from tools.benchmarks.growth import make_tree
 from tools.benchmarks.predictability import measure as measure_predictability
 from tools.benchmarks.predictability import measure_memory
-from tools.benchmarks.stages import attack, dpsgd_training, prepare_stage, querying
+from tools.benchmarks.stages import (
+    PSPNET50,
+    attack,
+    compared_training,
+    dpsgd_training,
+    prepare_stage,
+    querying,
+    seg_mia_training,
+    semseg_training,
+)
 from tools.benchmarks.steps import measure
+from training import segmentation
+from utils import VOID
 from utils.cli import UserError
 from utils.device import CPU, CPU_FP32
+
+SMALL = replace(PSPNET50, backbone="resnet10t", stages=2, width=16, crop=(49, 65), batch=2)
 
 
 @pytest.mark.parametrize("name", ["loss map", "concatenation"])
@@ -49,6 +64,45 @@ def test_dpsgd_steps_agree():
     stage = dpsgd_training("one image at a time", count=2, precision="fp32")
     gradients = stage.simple()
     assert max(float(g.norm()) for g in gradients) > 0.1 and stage.difference(gradients, stage.fast()) < 1e-3
+
+
+@pytest.mark.parametrize("training", [semseg_training, seg_mia_training])
+def test_steps_of_peers_agree(training):
+    stage = training(SMALL, precision="fp32")
+    losses = [(stage.simple(), stage.fast()) for _ in range(3)]
+    assert stage.difference(*losses[0]) < 1e-4 and losses[0][0] > 0.5 and stage.flops > 1e7
+    learned = losses[0][0] - losses[2][0]
+    assert learned > 1e-4 and stage.difference(*losses[2]) < 0.1 * learned  # so the optimizers agree too
+
+
+def test_step_of_semseg_leaves_void_out():
+    models, images, labels = compared_training(replace(SMALL, dropout=0.0))
+    labels[:, 5:30] = VOID
+    optimizers = [peers.semseg_optimizer(model) for model in models]
+    totals = np.zeros((3, 19), np.int64)
+    theirs = peers.semseg_step(models[0], optimizers[0], images, labels, totals)
+    ours = segmentation.learn(models[1], optimizers[1], images, labels, 0.4, CPU_FP32)
+    assert abs(theirs - ours) < 1e-4 and totals[2].sum() == (labels != VOID).sum()
+    assert [group["lr"] for group in optimizers[0].param_groups] == pytest.approx([0.01, 0.1, 0.1], rel=1e-2)
+
+
+def test_areas_of_semseg():
+    rng = np.random.default_rng(0)
+    predicted, label = rng.integers(0, 5, (2, 2, 9, 7))
+    label[:, 2:4] = VOID
+    matrix = confusion(predicted, label, 5)
+    agreed, true = np.diag(matrix), matrix.sum(axis=1)
+    assert (peers.class_areas(predicted, label, 5) == [agreed, true + matrix.sum(axis=0) - agreed, true]).all()
+
+
+def test_dice_loss_is_that_of_their_library():
+    losses = pytest.importorskip("segmentation_models_pytorch").losses
+    logits, labels = torch.randn(2, 5, 8, 9), torch.randint(0, 4, (2, 8, 9))  # one class is in no label
+    assert peers.dice_loss(logits, labels).item() == pytest.approx(losses.DiceLoss("multiclass")(logits, labels).item())
+
+
+def test_network_of_semseg_has_its_number_of_parameters():
+    assert sum(p.numel() for p in build_segmenter(PSPNET50.spec(19)).parameters()) == 49_080_038
 
 
 def test_limit_is_the_fastest_convolution(monkeypatch):

@@ -1,4 +1,4 @@
-"""The measured stages. Each has the same work in simple code (`tools.benchmarks.simple`) and in the project's code."""
+"""The measured stages. Each has the same work in simple code (`simple` and `peers`) and in the project's code."""
 
 import itertools
 import tempfile
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,18 +26,23 @@ from datasets.transforms import Augmented
 from models import LoadedAttacker, build_segmenter
 from models.attacker import Attacker, InputSpec
 from models.depthwise import Depthwise
+from models.layers import OwnLoss
 from predictors.base import PredictorOptions, Query, Record
 from predictors.checkpoint import ModelPredictor
-from tools.benchmarks import simple
+from tools.benchmarks import peers, simple
 from tools.benchmarks.limits import peak_mib
 from training import attacker, segmentation
+from training.options import SegmenterTraining
 from training.patches import Patches
+from training.plan import PlanOptions, segmenter_step
 from utils.device import CPU, Compute, resolve_precision
 from utils.memory import keep_freed_memory
 
 CROP, FILL, SCALE = (200, 264), (124, 116, 104), (0.85, 1.4)  # augmentation of the training images
-SEGMENTER = {"name": "pspnet", "backbone": "resnet18", "classes": 19, "output_stride": 8, "stages": 3, "width": 128,
-             "dropout": 0.1, "auxiliary": True}
+CLASSES = 19
+SEGMENTER = {"name": "pspnet", "backbone": "resnet18", "classes": CLASSES, "output_stride": 8, "stages": 3,
+             "width": 128, "dropout": 0.1, "auxiliary": True}
+PSPNET50 = SegmenterTraining(dataset="cityscapes", backbone="resnet50s", stages=4, width=512, crop=(217, 217), batch=4)
 
 
 @dataclass
@@ -191,12 +197,20 @@ def depthwise_training(count: int = 8, precision: str = "auto") -> Stage:
     images, labels = torch.rand(count, 3, *CROP), torch.randint(0, 19, (count, *CROP))
     steps = [partial(segmentation.learn, model, torch.optim.SGD(model.parameters(), lr=0.01), images, labels, 0.4,
                      on_cpu(precision)) for model in compared]
+    return compared_steps(count, *steps)
 
-    def step(ours: bool) -> None:
-        keep_freed_memory(ours)
-        steps[ours]()
 
-    return Stage("images", count, partial(step, False), partial(step, True))
+def compared_steps(count: int, theirs: Callable[[], float], ours: Callable[[], float], **measured: object) -> Stage:
+    """A stage of two training steps on `count` images. Only ours keeps freed memory; glibc does not by default.
+
+    Each call draws the same dropout. `measured`: further fields of the stage.
+    """
+    def step(work: Callable[[], float], keep: bool) -> float:
+        keep_freed_memory(keep)
+        torch.manual_seed(0)
+        return work()
+
+    return Stage("images", count, partial(step, theirs, False), partial(step, ours, True), **measured)
 
 
 def plain_depthwise(layer: Depthwise, inputs: torch.Tensor) -> torch.Tensor:
@@ -253,6 +267,52 @@ def attacker_training(images: int = 16, repeat: int = 8, batch: int = 32, precis
     return Stage("patches", len(data), slow, fast, flops=flops / 2 * len(data))
 
 
+class DiceOutputs(OwnLoss):
+    """Logits (N, C, H, W) with the Dice loss of their batch, which is the same for each of its images."""
+
+    def __init__(self, logits: torch.Tensor):
+        self.logits = logits
+
+    def image_losses(self, labels: torch.Tensor) -> torch.Tensor:
+        return peers.dice_loss(self.logits, labels).expand(len(labels))
+
+
+def semseg_training(options: SegmenterTraining = PSPNET50, precision: str = "auto") -> Stage:
+    """The training step of semseg, and ours with the same model, batch, loss and optimizer."""
+    (model, equal), images, labels = compared_training(options)
+    theirs = partial(peers.semseg_step, model, peers.semseg_optimizer(model), images, labels,
+                     np.zeros((3, CLASSES), np.int64))
+    ours = partial(segmentation.learn, equal, peers.semseg_optimizer(equal), images, labels, options.aux_weight,
+                   on_cpu(precision))
+    return peer_stage(options, theirs, ours)
+
+
+def seg_mia_training(options: SegmenterTraining = PSPNET50, precision: str = "auto") -> Stage:
+    """The training step of seg-mia, and ours with the same model, batch, loss and optimizer; no auxiliary head."""
+    options = replace(options, aux_weight=0.0)
+    (model, equal), images, labels = compared_training(options)
+    theirs = partial(peers.seg_mia_step, model, peers.seg_mia_optimizer(model), images, labels)
+    ours = partial(segmentation.learn, lambda batch: DiceOutputs(equal(batch)), peers.seg_mia_optimizer(equal), images,
+                   labels, options.aux_weight, on_cpu(precision))
+    return peer_stage(options, theirs, ours)
+
+
+def compared_training(options: SegmenterTraining) -> tuple[list[nn.Module], torch.Tensor, torch.Tensor]:
+    """Two equal models of `CLASSES` classes, the second one in channels_last, and a batch of images and labels."""
+    torch.manual_seed(0)
+    models = [build_segmenter(options.spec(CLASSES)).train() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    models[1] = models[1].to(memory_format=torch.channels_last)
+    shape = options.batch, *options.crop
+    return models, torch.rand(shape[0], 3, *shape[1:]), torch.randint(0, CLASSES, shape)
+
+
+def peer_stage(options: SegmenterTraining, theirs: Callable[[], float], ours: Callable[[], float]) -> Stage:
+    """A stage of two training steps that return the loss before the step."""
+    flops = segmenter_step(options, PlanOptions(bf16=False)).flops
+    return compared_steps(options.batch, theirs, ours, flops=flops, difference=lambda a, b: abs(a - b))
+
+
 STAGES = {
     "loss map": lambda folder: representation("loss"),
     "concatenation": lambda folder: representation("concate"),
@@ -267,6 +327,8 @@ STAGES = {
     "training with DPSGD": lambda folder: dpsgd_training("one image at a time"),
     "DPSGD compared with SGD": lambda folder: dpsgd_training("SGD"),
     "training the attacker": lambda folder: attacker_training(),
+    "training step of semseg (PSPNet-50)": lambda folder: semseg_training(),
+    "training step of seg-mia (PSPNet-50)": lambda folder: seg_mia_training(),
 }
 
 
