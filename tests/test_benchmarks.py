@@ -175,6 +175,7 @@ def test_planned_steps_run(line):
     assert row["seconds"] > 0 and row["flops"] > 1e6 and row["planned_gib"] > 0 and row["gib"] is None
 
 
+@pytest.mark.slow
 def test_queries_of_attacks_are_counted(tmp_path):
     """Of the target model, and of both references together; an attack that cannot run has a reason, and no row."""
     names = ["loss", "calibrated", "augmented", "gradient", "lira-online"]

@@ -36,7 +36,6 @@ from training.options import SegmenterTraining
 from training.patches import Patches
 from training.plan import PlanOptions, segmenter_step
 from utils.device import CPU, Compute, resolve_precision
-from utils.memory import keep_freed_memory
 
 CROP, FILL, SCALE = (200, 264), (124, 116, 104), (0.85, 1.4)  # augmentation of the training images
 CLASSES = 19
@@ -50,7 +49,7 @@ class Stage:
     """Two versions of the same work on `count` units; both return a result that `difference` can compare.
 
     `flops`: FLOPs of the work, 0 if its speed is limited by memory; `bytes_read`: size of the inputs; `difference`:
-    computes the largest absolute difference of the two results.
+    computes the largest absolute difference of the two results; `own`: both versions are code of this project.
     """
 
     unit: str
@@ -60,6 +59,7 @@ class Stage:
     flops: float = 0
     bytes_read: float = 0
     difference: Callable[[object, object], float] | None = None
+    own: bool = False
 
 
 def random_samples(count: int, classes: int = 19, shape: tuple[int, int] = (128, 256)) -> list[Sample]:
@@ -186,9 +186,7 @@ def victim_training(folder: Path, count: int = 16, batch: int = 8, precision: st
 
 
 def depthwise_training(count: int = 8, precision: str = "auto") -> Stage:
-    """Train PSPNet on EfficientNet-Lite0. The simple code has PyTorch's own depthwise convolutions, and gives freed
-    memory back to the kernel, as glibc does by default.
-    """
+    """Train PSPNet on EfficientNet-Lite0. The simple code has PyTorch's own depthwise convolutions."""
     spec = SEGMENTER | {"backbone": "efficientnet_lite0", "stages": 4, "output_stride": 16}
     compared = [build_segmenter(spec).to(memory_format=torch.channels_last).train() for _ in range(2)]
     for module in compared[0].modules():
@@ -201,16 +199,12 @@ def depthwise_training(count: int = 8, precision: str = "auto") -> Stage:
 
 
 def compared_steps(count: int, theirs: Callable[[], float], ours: Callable[[], float], **measured: object) -> Stage:
-    """A stage of two training steps on `count` images. Only ours keeps freed memory; glibc does not by default.
-
-    Each call draws the same dropout. `measured`: further fields of the stage.
-    """
-    def step(work: Callable[[], float], keep: bool) -> float:
-        keep_freed_memory(keep)
+    """A stage of two training steps on `count` images, which draw the same dropout. `measured`: further fields."""
+    def step(work: Callable[[], float]) -> float:
         torch.manual_seed(0)
         return work()
 
-    return Stage("images", count, partial(step, theirs, False), partial(step, ours, True), **measured)
+    return Stage("images", count, partial(step, theirs), partial(step, ours), **measured)
 
 
 def plain_depthwise(layer: Depthwise, inputs: torch.Tensor) -> torch.Tensor:
@@ -243,7 +237,7 @@ def dpsgd_training(compared_with: str, count: int = 8, precision: str = "auto") 
 
     flops = count_flops(simple.train_step, models[0], optimizers[0], images[:2], labels[:2])
     return Stage("images", count, slow, fast, flops=flops / 2 * count,
-                 difference=None if compared_with == "SGD" else largest_difference)
+                 difference=None if compared_with == "SGD" else largest_difference, own=compared_with == "SGD")
 
 
 def attacker_training(images: int = 16, repeat: int = 8, batch: int = 32, precision: str = "auto") -> Stage:
