@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         source = setup.stored_source(args.examples, attack, defense, compute, args.references)
     known = args.population and setup.population_source(args.population, source, attack, data)
-    call = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume}, compute=compute,
+    call = pick(args, setup.AttackRun, name=name, arguments=vars(args) | {"resume": resume},
                 files=setup.existing_files([resume, args.victim, args.control, args.population, args.preprocess,
                                             *args.references]), started=started)
     setup.run_attack(attack, source, call, known)

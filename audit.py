@@ -92,17 +92,18 @@ def main(args: argparse.Namespace) -> None:
         return
     conditions = [setup.read_condition(text) for text in args.fail_if]
     tries = [setup.parse_defense(text, args.seed) for text in args.tries]
-    compute = setup.choose_compute(args.gpu, args.precision)
-    folder = setup.start(vars(args), args.out, compute)
     members, non_members = args.members or args.claim, args.non_members or args.null
+    compute, access = setup.choose_compute(args.gpu, args.precision), predictors.chosen(args)
+    queried = [*([args.model] if members else []), *args.references, *([args.control] if args.control else [])]
+    folder, queries = setup.start(vars(args), args.out, compute, queried, access)
     data = None
     if members:
         lists = (setup.list_sides(args.images, args.masks, members, non_members, folder, args.reference_images)
                  if args.images else {"members": members, "non_members": non_members})
-        data = pick(args, setup.LiveData, **lists, dataset=datasets.chosen(args), access=predictors.chosen(args))
+        data = pick(args, setup.LiveData, **lists, dataset=datasets.chosen(args), access=access)
     trained = train_references(args, data, folder, compute) if args.train_references else []
     key = None if args.show_images else setup.key_of(folder, args.hash_names)
-    audit = pick(args, setup.Audit, data=data, out=folder, defenses=tries, key=key, compute=compute,
+    audit = pick(args, setup.Audit, data=data, out=folder, defenses=tries, key=key, compute=queries,
                  claim=bool(args.claim), references=[*args.references, *trained],
                  population=args.population or (trained[1] if len(trained) > 2 else None), arguments=vars(args))
     found = setup.run_audit(audit)

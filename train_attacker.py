@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     data = setup.prepare(source, options, defense, count)
     if folder:
         setup.check_unchanged(folder, roles)
-    arguments = vars(args) | {"stride": stride}
+    compute, arguments = setup.settle_attacker(compute, options, data.classes, folder), vars(args) | {"stride": stride}
     folder = folder or setup.start_run_on_main("attacker", arguments, args.out, compute)
     setup.write_provenance(folder, roles)
     setup.train_attacker_and_report(options, data, defense, folder, compute, arguments)

@@ -67,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
                                               options.dataset, args.seed, compute)
         setup.check_batch(options, len(inside))
     roles = setup.compare_sides(inside, outside, options.dataset, ("D_in^S", "D_out^S"))
+    compute = setup.settle_segmenter(compute, options, folder)
     if folder:
         setup.check_unchanged(folder, roles)
     else:

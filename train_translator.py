@@ -54,6 +54,7 @@ def main(args: argparse.Namespace) -> None:
     roles = setup.compare_sides(inside, outside, IMAGES)
     if folder:
         setup.check_unchanged(folder, roles)
+    compute = setup.settle_translator(compute, options, translation.size_of(inside), folder)
     folder = folder or setup.start_run_on_main("translator", vars(args), args.out, compute)
     setup.write_provenance(folder, roles)
     translation.train_and_report(options, inside, outside, folder, compute, vars(args))

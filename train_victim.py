@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
     roles = setup.compare_sides(inside, outside, options.dataset)
     if folder:
         setup.check_unchanged(folder, roles)
+    compute = setup.settle_segmenter(compute, options, folder)
     folder = folder or setup.start_run_on_main("victim", vars(args), args.out, compute)
     setup.write_provenance(folder, roles)
     setup.train_and_report(options, inside, outside, folder, compute, vars(args))

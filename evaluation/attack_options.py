@@ -9,7 +9,7 @@ import torch
 from attacks.sample import Attack
 from evaluation import exposure
 from predictors.base import Record
-from utils.device import CPU_FP32, Compute
+from utils.device import Compute
 from utils.files import commit, fingerprint
 
 
@@ -52,15 +52,17 @@ class AttackRun:
     blind: bool = True
     permuted: bool = False
     save_every: float = 10.0
-    compute: Compute = CPU_FP32
     started: float | None = None
 
-    def stamp(self, records: Sequence[Record], code: Sequence[Path] = ()) -> str:
-        """A hash of the call. A later call with the same stamp resumes it. `code`: source files that it depends on."""
+    def stamp(self, compute: Compute, queries: str | None, records: Sequence[Record], code: Sequence[Path] = ()) -> str:
+        """A hash of the call. A later call with the same stamp resumes it.
+
+        `compute`: of the attack; `queries`: precision of the queries; `code`: source files that it depends on.
+        """
         free = ("out", "gpu", "save_every", "query_budget")
         same = {key: value for key, value in self.arguments.items() if key not in free}
         return fingerprint([*self.files, *code], same, commit(), torch.__version__,
-                           self.compute.device.type, self.compute.precision,
+                           compute.device.type, compute.precision, queries,
                            [(r.name, r.member, r.group, r.dataset) for r in records])
 
     def needs(self, attack: Attack) -> frozenset[str]:

@@ -17,7 +17,7 @@ from evaluation.journal import Part, RunPlace, score_parts
 from evaluation.label_spaces import share_classes, view_of_control
 from evaluation.utility import record_confusion
 from predictors import file_of, files_of, open_predictor
-from predictors.base import Predictor, Record
+from predictors.base import Predictor, Record, precision_of
 from predictors.cache import cache_outputs
 from predictors.predictability import predictability_errors
 from predictors.reference import Reference
@@ -50,6 +50,10 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
                           *([("--control", control.predictor, control.view)] if control else [])])
     if population:
         check_alignment(population, "--population")
+    compute, queries = attack.settings.compute, precision_of([
+        *source.predictors, *(population.predictors if population else ()), *([control.predictor] if control else ())])
+    if compute.measure and queries:  # no network of the attack was measured, because it has none
+        compute = replace(compute, precision=queries)
     if run.keep:
         kept = cache_outputs(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
         source = replace(source, predictor=kept)
@@ -59,7 +63,7 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     timings.lap("starting and comparing images")
     if "predictability" in attack.needs:
         source, population = (one and replace(one, predictability=predictability_errors(
-            one.records, run.features, attack.method, run.compute)) for one in (source, population))
+            one.records, run.features, attack.method, compute)) for one in (source, population))
         timings.lap("predictability errors")
     if run.permuted:
         source = replace(source, records=controls.permuted_records(source.records, run.seed))
@@ -69,11 +73,12 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     block, records = attack.images_per_batch, source.records
     parts = [records[first : first + block] for first in range(0, len(records), block)]
     code = source_files(attack, source.predictor, source.defense, control and control.predictor)
-    place = RunPlace(run.out, run.stamp([*records, *(population.records if population else ())], code),
+    place = RunPlace(run.out, run.stamp(compute, queries, [*records, *(population.records if population else ())],
+                                              code),
                      lambda record: [*source.files(record), *(control.predictor.files(record) if control else ())],
                      run.save_every, drawn)
     done, journal = score_parts(parts, make_scorer(attack, source, run, drawn, control),
-                                lambda: start_run("attack", run.arguments, run.out, run.compute), place)
+                                lambda: start_run("attack", run.arguments, run.out, compute, queries), place)
     timings.lap("attacking")
     if not is_main():
         return {}
@@ -115,8 +120,7 @@ def open_control(attack: Attack, source: Source, run: AttackRun, known: roles.Ro
         return None
     roles.compare_with_control(known, run.control)
     stride = source.predictor.stride or source.form()[1]
-    control = open_predictor(run.control, replace(source.predictor.options, compute=run.compute, stride=stride,
-                                                  defense=source.defense))
+    control = open_predictor(run.control, replace(source.predictor.options, stride=stride, defense=source.defense))
     if control.reads_images and not source.records[0].image.is_file():
         raise UserError(f"{source.records[0].image} is missing, so --control cannot be queried about it; give "
                         "posteriors on disk (stored:TREE)")
@@ -151,7 +155,7 @@ def make_scorer(attack: Attack, source: Source, run: AttackRun, drawn: set[str],
             samples = record_confusion(samples, part.matrices)
         if run.cam:
             samples = map(attack.add_context, samples)
-            samples = record_cams(samples, attack.model, attack.spec, run.compute, drawn, part.cams)
+            samples = record_cams(samples, attack.model, attack.spec, attack.settings.compute, drawn, part.cams)
         part.scored = scores(samples, predictor)
         check_scores(run.name, part.scored, records)
         if control:

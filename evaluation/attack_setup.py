@@ -4,8 +4,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from attacks import build_attack
-from attacks.patches import Selection
+from attacks.patches import CPU_BATCH, Selection
+from attacks.representation import channels
 from attacks.sample import Attack, AttackSettings
 from datasets import find_dataset, show_dataset
 from datasets.pairs import read_split
@@ -24,6 +27,7 @@ from predictors.triples import TriplePredictor, list_triples
 from utils.cli import UserError
 from utils.device import Compute, choose_compute
 from utils.distributed import print_once, warn_once
+from utils.precision import architecture, forward_step, random_images, settle
 
 __all__ = ["AttackChoices", "AttackRun", "LiveData", "choose_compute", "existing_files", "live_source", "load_attacker",
            "make_attack", "population_source", "run_attack", "stored_source", "triples_source"]
@@ -87,6 +91,8 @@ def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoic
     if spec and choices.input not in (None, spec.input):
         raise UserError(f"{attacker.path} reads -input {spec.input}; for -input {choices.input} give another -resume")
     pixelwise = name == "learned" and attacker and isinstance(attacker.model, Pixelwise)
+    if name == "learned" and attacker:
+        compute = settle_attacker(compute, attacker, choices.batch)
     selection = Selection(choices.select or ("full" if pixelwise else "random"), choices.num_patch,
                           spec.size if spec else choices.patch_size or PATCH_SIZE,
                           choices.tau if choices.tau is not None else spec.tau if spec else Selection().tau,
@@ -95,6 +101,15 @@ def make_attack(name: str, attacker: LoadedAttacker | None, choices: AttackChoic
         selection, spec.floor if spec else choices.floor or TINY, attacker and replace(attacker, spec=spec),
         choices.score, choices.batch, choices.c, choices.weight, compute, choices.offline_a,
         choices.queries))
+
+
+def settle_attacker(compute: Compute, attacker: LoadedAttacker, batch: int) -> Compute:
+    """`compute` with the precision in which an attacker scores patches. `batch`: as in `AttackSettings`."""
+    model, spec = attacker.model, attacker.spec
+    patches = CPU_BATCH if compute.device.type == "cpu" else batch
+    shape = (patches, channels(spec.input, attacker.classes or 1, spec.void), spec.size, spec.size)
+    return settle(compute, "scores of A_P", (architecture(model), shape), lambda: forward_step(
+        model.to(compute.device, memory_format=torch.channels_last), random_images(shape, compute.device)))
 
 
 def stored_source(tree: str, attack: Attack, defense: Defense, compute: Compute,

@@ -111,7 +111,7 @@ def run_once(audit: Audit, trial: Trial) -> dict:
             keep_references=str(references_of(audit, trial)) if stored and source.references else None,
             defend_references=trial.informed, permuted=trial.permuted, allow=audit.allow, out=str(folder),
             seed=audit.seed, hash_names=audit.key, exposure=first and has_map(attack), features=audit.features,
-            blind=first, compute=audit.compute)
+            blind=first)
         results = run_attack(attack, source, call, known)
     seconds = time.monotonic() - started
     write_json(marker, {"stamp": stamp, "seconds": seconds})

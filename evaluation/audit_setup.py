@@ -1,18 +1,23 @@
 """What the script of an audit composes: its folder, its inputs, its conditions, its comparison, and what it prints."""
 
+import contextlib
+import io
 import json
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.sides import write_sides
 from evaluation import audit_words as words
 from evaluation.attack_setup import LiveData, choose_compute
-from evaluation.audit import parse_defense, run_audit
+from evaluation.audit import log_of, parse_defense, run_audit
 from evaluation.audit_plan import VERSION, Audit
 from evaluation.intervals import paired_difference
 from evaluation.stored_scores import read_paired
+from predictors import open_predictor
+from predictors.base import Access, PredictorOptions
 from utils.cli import UserError
 from utils.device import Compute
 from utils.files import atomic_open, read_json, start_run
@@ -24,12 +29,24 @@ CONDITION = re.compile(r"(auc|max_f|tpr@([0-9.]+)%)\s*>\s*([0-9.]+)")
 PLACE_ONLY = ("out", "gpu", "quiet", "json", "fail_if")  # arguments that change no result
 
 
-def start(arguments: dict, out: str | None, compute: Compute) -> Path:
-    """The folder of an audit, locked: `out`, or an unfinished runs/audit-N of the same arguments, or the next free."""
+def start(arguments: dict, out: str | None, compute: Compute, queried: Sequence[str],
+          access: Access) -> tuple[Path, Compute]:
+    """The folder of an audit, locked: `out`, or an unfinished runs/audit-N of the same arguments, or the next free.
+
+    Also returns device and precision. If nobody chose the precision, all models are queried in that of the first of
+    `queried` that was measured. What a measurement prints goes to log.txt.
+    """
     if out is None:
         out = next((str(folder) for folder in sorted(Path("runs").glob("audit-*"))
                     if not (folder / "audit.json").exists() and _same(folder, arguments)), None)
-    return start_run("audit", arguments, out, compute)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        for where in queried:
+            if compute.measure:
+                compute = open_predictor(where, PredictorOptions(compute, access=access)).options.compute
+    folder = start_run("audit", arguments, out, compute)
+    with log_of(folder):
+        print(said.getvalue(), end="")
+    return folder, compute
 
 
 def _same(folder: Path, arguments: dict) -> bool:

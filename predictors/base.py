@@ -1,6 +1,6 @@
 """The records of images on disk, the base class of predictors, and the loop that queries a predictor."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -221,6 +221,11 @@ class Predictor:
     def files(self, record: Record) -> tuple[Path, ...]:
         """The files, besides the image, from which the output for this record is read."""
         return ()
+
+
+def precision_of(models: Iterable[Predictor]) -> str | None:
+    """The precision in which models are queried, such as "bf16" or "bf16, fp32"; None if all outputs are on disk."""
+    return ", ".join(sorted({one.options.compute.precision for one in models if one.reads_images})) or None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 
@@ -12,9 +13,14 @@ from torch import nn
 
 from models import TRANSLATORS, load_segmenter, read_segmenter, warn_if_unfinished
 from models.windows import Windowed
-from predictors.base import Predictor, PredictorOptions, Query
+from predictors.base import BATCH, Predictor, PredictorOptions, Query
 from utils import VOID
 from utils.checkpoints import load_checkpoint, require
+from utils.device import Compute
+from utils.precision import forward_step, random_images, settle
+
+TYPICAL = (256, 512)  # height and width of the images of a model whose checkpoint does not say how it was trained
+LARGEST = 4096  # height and width of the images of a measurement
 
 
 def gradient_norm(model: nn.Module, log_posterior: torch.Tensor, truth: torch.Tensor) -> float:
@@ -88,8 +94,8 @@ class CheckpointPredictor(ModelPredictor):
     takes_windows = True
 
     def __init__(self, where: str, options: PredictorOptions):
-        Predictor.__init__(self, where, options)
         checkpoint = read_segmenter(where)
+        Predictor.__init__(self, where, replace(options, compute=settle_query(options.compute, checkpoint, where)))
         self.classes, self.dataset = checkpoint["model"]["classes"], checkpoint.get("dataset")
         self.class_names = checkpoint.get("classes")
         self.window = crop_of(checkpoint, where) if options.windows is True else options.windows
@@ -101,6 +107,22 @@ class CheckpointPredictor(ModelPredictor):
         if self.window:
             model = Windowed(model, self.window)
         return self.options.defense.prepare(model.to(self.options.compute.device))
+
+
+def settle_query(compute: Compute, checkpoint: dict, where: str) -> Compute:
+    """`compute` with the precision in which the model of a checkpoint is queried: about images like its crops.
+
+    The choice does not depend on the images that follow, so all outputs of a model have one precision.
+    """
+    match checkpoint.get("args"):
+        case {"crop": [int(height), int(width)]} if 0 < height <= LARGEST and 0 < width <= LARGEST:
+            size = height, width
+        case _:
+            size = TYPICAL
+    shape = (BATCH if compute.device.type == "cuda" else 1, 3, *size)
+    return settle(compute, f"queries of {checkpoint['model']['name']}", (checkpoint["model"], shape),
+                  lambda: forward_step(load_segmenter(where)[0].to(compute.device),
+                                       random_images(shape, compute.device)))
 
 
 def crop_of(checkpoint: dict, where: str) -> tuple[int, int]:

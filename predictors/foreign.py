@@ -4,18 +4,22 @@ import importlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import nn
 
 from datasets.pairs import describe_folder
 from predictors.base import Predictor, PredictorOptions, Query
-from predictors.checkpoint import gradient_norm
+from predictors.checkpoint import TYPICAL, gradient_norm
 from predictors.preprocess import Preprocess
 from utils.cli import UserError
+from utils.device import Compute
 from utils.files import read_json
+from utils.precision import architecture, forward_step, settle
 from utils.untrusted import reading
 
 SMALLEST = 1e-30  # a smaller posterior is raised to it before the logarithm
@@ -67,8 +71,18 @@ class ForeignModel(ForeignPredictor):
                  channels: int):
         """`channels`: number of channels of the output; one channel becomes two classes."""
         super().__init__(where, options, preprocess)
-        self.model = options.defense.prepare(model.eval().to(options.compute.device))
+        self.model = model.eval().to(options.compute.device)
+        self.options = options = replace(options, compute=self._settle(options.compute))
+        self.model = options.defense.prepare(self.model)
         self.classes = self.preprocess.kept or max(channels, 2)
+
+    def _settle(self, compute: Compute) -> Compute:
+        """`compute` with the precision in which the model is queried, measured on one image of a typical size."""
+        if not compute.measure:
+            return compute
+        inputs = self.preprocess.prepare(np.zeros((*TYPICAL, 3), np.uint8))[None]
+        return settle(compute, f"queries of {type(self.model).__name__}", (architecture(self.model), inputs.shape),
+                      lambda: forward_step(self.forward, inputs.to(compute.device)))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The output (1, C, h, w) for the input (1, 3, H, W)."""

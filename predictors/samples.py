@@ -68,6 +68,11 @@ class Source:
         references = [reference.predictor for reference in self.references]
         return predict_records(self.predictor, self.records, with_images=with_images, others=references)
 
+    @property
+    def predictors(self) -> list[Predictor]:
+        """The target model and the references."""
+        return [self.predictor, *(reference.predictor for reference in self.references)]
+
     def with_classes(self, space: Sequence[str] | None, names: Sequence[str] | None) -> "Source":
         """The source whose outputs and labels have the classes `space`, and whose samples have those of `names`."""
         view = None if space == names else ClassView.of(space, names)
@@ -87,8 +92,7 @@ class Source:
 
     def files(self, record: Record) -> list[Path]:
         """The files from which the sample of a record is made."""
-        predictors = [self.predictor, *(reference.predictor for reference in self.references)]
-        return [record.image, record.label, *(path for predictor in predictors for path in predictor.files(record))]
+        return [record.image, record.label, *(path for one in self.predictors for path in one.files(record))]
 
     def _sample(self, answer: Answer, needs: frozenset[str], undefended: bool) -> Sample:
         record, output = answer.record, answer.output

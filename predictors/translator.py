@@ -11,7 +11,10 @@ from datasets import IMAGES
 from models import load_translator
 from models.translation.base import Translator
 from predictors.base import Predictor, PredictorOptions, Query
+from utils.checkpoints import load_checkpoint
 from utils.cli import UserError
+from utils.device import Compute
+from utils.precision import Step, forward_step, random_images, settle
 
 
 class ModelTranslator(Predictor):
@@ -47,6 +50,18 @@ class CheckpointTranslator(ModelTranslator):
 
     def __init__(self, where: str, options: PredictorOptions):
         Predictor.__init__(self, where, replace(options, stride=1))
+        if options.compute.measure:
+            self.options = replace(self.options, compute=self._settle(options.compute))
+
+    def _settle(self, compute: Compute) -> Compute:
+        """`compute` with the precision in which the translator is queried."""
+        spec = load_checkpoint(self.where)["model"]
+
+        def make_step() -> Step:
+            size = spec["arguments"]["size"]
+            return forward_step(self.model, random_images((1, 3, size, size), compute.device))
+
+        return settle(compute, f"queries of {spec['name']}", spec, make_step)
 
     @cached_property
     def model(self) -> Translator:

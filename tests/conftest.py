@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -18,10 +19,13 @@ from datasets.copying import copy_translation
 from datasets.pairs import Pair, read_split, write_split
 from models.attacker import Attacker
 from utils.checkpoints import save_checkpoint
+from utils.device import CPU, OVERRIDE, resolve_precision
 from utils.distributed import WARNED
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [*ROOT.glob("*.py"), *(file for init in ROOT.glob("*/__init__.py") for file in init.parent.rglob("*.py"))]
+DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU
+os.environ.setdefault(OVERRIDE, resolve_precision("auto", DEVICE))  # nothing is measured, or kept in the user's home
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(FILES)}  # of all files except tests
 SCRIPTS = [path for path, source in SOURCES.items() if '__name__ == "__main__"' in source and "\ndef parser(" in source]
 SMALL = ["--width", "16", "--stages", "2", "--epochs", "2", "--batch", "4", "--workers", "0", "--crop", "64", "128",

@@ -40,6 +40,7 @@ from utils.cli import UserError
 from utils.device import Compute
 from utils.distributed import barrier, own_share, print_once, process_rank, world_size
 from utils.log import progress
+from utils.precision import Step
 from utils.randomness import stream
 
 DECAY = 0.99  # of the average of the weights, per step
@@ -112,7 +113,7 @@ class Learner:
         stored = run.checkpoint
         model = rebuild(build, stored["state_dict"], run.last) if stored else build()
         model = model.to(compute.device, memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        optimizer = make_optimizer(model, options)
         average = AveragedModel(model, multi_avg_fn=_average, use_buffers=True)
         if stored:
             load_optimizer(optimizer, stored.get("optimizer"), run.last)
@@ -124,6 +125,11 @@ class Learner:
         """What a checkpoint stores beside the weights of the model, so that the training resumes."""
         return {"optimizer": self.optimizer.state_dict(), "average": self.average.module.state_dict(),
                 "averaged": int(self.average.n_averaged)}
+
+
+def make_optimizer(model: torch.nn.Module, options: AttackerTraining) -> torch.optim.Optimizer:
+    """AdamW with the learning rate and the weight decay of a training."""
+    return torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
 
 
 def _average(averages: list[torch.Tensor], weights: list[torch.Tensor], steps: torch.Tensor) -> None:
@@ -203,6 +209,16 @@ def train_epoch(net: torch.nn.Module, learner: Learner, patches: Patches, option
         agree_on_buffers(model)
     check_weights(learner.average, done.epoch)
     return steps
+
+
+def trial_step(options: AttackerTraining, classes: int, patches: int, device: torch.device) -> Step:
+    """A step on `patches` random patches of posteriors of `classes` classes, as `training.segmentation.trial_step`."""
+    arguments, side = options.spec(classes)["arguments"], options.patch_size
+    model = build_attacker(**arguments).to(device, memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(model, replace(options, lr=0.0))
+    maps = torch.rand(patches, arguments["channels"], side, side, device=device)
+    member = torch.randint(0, 2, (patches,), device=device)
+    return lambda compute: learn(model, optimizer, maps, member, patches, compute)
 
 
 def learn(model: torch.nn.Module, optimizer: torch.optim.Optimizer, maps: torch.Tensor, member: torch.Tensor,

@@ -14,10 +14,10 @@ from predictors.base import Record, identify
 from training.options import SegmenterTraining
 from training.roles import check_unchanged, compare_sides
 from training.segmentation import check_batch, check_model, train_and_report
-from training.setup import dataset_of
+from training.setup import dataset_of, settle_segmenter
 from utils.cli import UserError
 from utils.device import Compute
-from utils.files import lock_run
+from utils.files import lock_run, write_json
 
 CROP = (256, 512)  # largest crop of a reference whose target model is of other people
 # A reference whose target model is of other people: it starts from weights of ImageNet that need no download.
@@ -99,6 +99,8 @@ def _train(pairs: Sequence[Pair], options: SegmenterTraining, number: int, root:
     if (folder / "results.json").is_file():
         return
     lock_run(folder)
+    compute = settle_segmenter(compute, options, folder if (folder / "last.pth.tar").exists() else None)
+    write_json(folder / "args.json", {"device": compute.device.type, "precision": compute.precision})
     for name, side in (("in", inside), ("out", outside)):
         write_split(folder / f"{name}.txt", side, f"images of reference {number}")
     write_provenance(folder, {IN: roles[IN], OUT: roles[OUT]})

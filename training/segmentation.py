@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from utils.device import Compute
 from utils.distributed import is_main, own_share, print_once, process_rank, sum_over_processes, world_size
 from utils.files import write_json
 from utils.log import progress
+from utils.precision import Step
 from utils.randomness import stream
 
 warnings.filterwarnings("ignore", "This DataLoader will create")  # results do not depend on --workers
@@ -184,6 +186,27 @@ def learn_privately(model: torch.nn.Module, optimizer: torch.optim.Optimizer, im
     if len(images):
         losses = image_losses(*_forward(model, images, labels, compute), aux_weight, smoothing)
     return descend_privately(optimizer, losses, epoch)
+
+
+def trial_step(options: SegmenterTraining, images: int, device: torch.device) -> Step:
+    """A step on `images` random images, as the training of `options` repeats it, by a model that is built for it.
+
+    Its learning rate is 0, so a loss that is finite at first stays so.
+    """
+    classes = len(find_dataset(options.dataset).CLASSES)
+    model = build_segmenter(options.spec(classes)).to(device, memory_format=torch.channels_last)
+    _set_training_mode(model, options)
+    optimizer, learn_step = make_optimizer(model, replace(options, lr=0.0)), learn
+    if options.dpsgd:
+        from defenses import dpsgd
+
+        bounds = {name: 1.0 for name, parameter in model.named_parameters() if parameter.requires_grad}
+        model, optimizer = dpsgd.privatise(model, optimizer, bounds, options.variance, images)
+        learn_step = learn_privately
+    inputs = torch.rand(images, 3, *options.crop, device=device)
+    labels = torch.randint(0, classes, (images, *options.crop), device=device)
+    return lambda compute: learn_step(model, optimizer, inputs, labels, options.aux_weight, compute,
+                                      smoothing=options.label_smoothing)
 
 
 def _forward(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor,

@@ -1,7 +1,9 @@
 """The functions that the three training scripts call."""
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +29,9 @@ from predictors.classes import ClassView
 from predictors.reference import ShadowRun, read_shadow
 from predictors.samples import Source, check_class_names, join_trees, open_victim
 from predictors.stored import TINY, check_forms, list_records
+from training import attacker, segmentation, translation
 from training.attacker import AttackerData, prepare, train_attacker
-from training.options import AttackerTraining
+from training.options import AttackerTraining, SegmenterTraining, TranslatorTraining
 from training.plan import PlanOptions, plan_attacker, plan_segmenter
 from training.references import (
     describe_references,
@@ -41,15 +44,17 @@ from training.roles import check_unchanged, compare_shadow_data, compare_sides
 from training.segmentation import check_batch, check_model, train_and_report
 from utils import VOID
 from utils.cli import UserError, pick
-from utils.device import Compute, choose_device, resolve_precision
-from utils.distributed import gather, is_main, own_share, print_once, run_on_main, warn_once
-from utils.files import start_run, write_json
+from utils.device import PRECISIONS, Compute, choose_device, compute_on
+from utils.distributed import gather, is_main, own_share, print_once, run_on_main, warn_once, world_size
+from utils.files import read_json, start_run, write_json
+from utils.precision import Step, settle
 from utils.resume import resume_arguments
 
 __all__ = ["PredictorOptions", "begin", "cache_shadows", "check_batch", "check_classes", "check_model",
            "check_unchanged", "classes_of", "compare_attacker_data", "compare_shadow_data", "compare_sides", "count",
            "count_shadow_images", "dataset_of", "join_trees", "lend_references", "partition", "plan_attacker",
-           "plan_of", "plan_segmenter", "prepare", "read_split", "start_run_on_main", "train_and_report",
+           "plan_of", "plan_segmenter", "prepare", "read_split", "settle_attacker", "settle_segmenter",
+           "settle_translator", "start_run_on_main", "train_and_report",
            "train_attacker_and_report", "write_provenance", "write_shadow_splits"]
 
 
@@ -81,7 +86,39 @@ def begin(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[ar
     """
     device = choose_device(args.gpu)
     args, folder = resume_arguments(args, parser)
-    return args, folder, Compute(device, resolve_precision(args.precision, device))
+    return args, folder, compute_on(device, args.precision)
+
+
+def settle_segmenter(compute: Compute, options: SegmenterTraining, folder: Path | None) -> Compute:
+    """`compute` with the precision of the training of a segmentation model; `folder`: that of a resumed run."""
+    spec, images = options.spec(len(find_dataset(options.dataset).CLASSES)), math.ceil(options.batch / world_size())
+    about = spec, options.crop, images, options.norms_frozen, options.dpsgd
+    return _settle(compute, folder, f"training of {options.describe()}", about,
+                   lambda: segmentation.trial_step(options, images, compute.device))
+
+
+def settle_attacker(compute: Compute, options: AttackerTraining, classes: int, folder: Path | None) -> Compute:
+    """The same for an attacker on posteriors of `classes` classes."""
+    patches = math.ceil(options.batch / world_size())
+    return _settle(compute, folder, "training of A_P", (options.spec(classes), options.patch_size, patches),
+                   lambda: attacker.trial_step(options, classes, patches, compute.device))
+
+
+def settle_translator(compute: Compute, options: TranslatorTraining, size: int, folder: Path | None) -> Compute:
+    """The same for a translator of images of `size` x `size` pixels."""
+    images = math.ceil(options.batch / world_size())
+    return _settle(compute, folder, f"training of {options.model}", (options.spec(size), images),
+                   lambda: translation.trial_step(options, size, images, compute.device))
+
+
+def _settle(compute: Compute, folder: Path | None, what: str, about: tuple, make_step: Callable[[], Step]) -> Compute:
+    """`utils.precision.settle` for a new training. A resumed one goes on in the precision that its args.json names."""
+    if not folder:
+        return settle(compute, what, about, make_step)
+    known = None
+    with suppress(UserError):
+        known = read_json(folder / "args.json").get("precision")
+    return replace(compute, precision=known if known in PRECISIONS else compute.precision, measure=False)
 
 
 def start_run_on_main(stage: str, arguments: dict, out: str | None, compute: Compute) -> Path:

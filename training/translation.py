@@ -25,6 +25,7 @@ from utils.cli import UserError
 from utils.device import Compute
 from utils.distributed import is_main, own_share, print_once, process_rank, sum_over_processes, world_size
 from utils.files import atomic_open, write_json
+from utils.precision import Step
 from utils.randomness import stream
 
 SHEETS = 10  # sample sheets in a training
@@ -93,13 +94,13 @@ def check_translator(options: TranslatorTraining, inside: Sequence[Pair]) -> Non
     build_translator(options.spec(size_of(inside)))
 
 
-def make_optimizers(model: Translator, run: TrainingRun) -> dict[str, torch.optim.Optimizer]:
-    """Adam for the generator and for the discriminator, with their states in the checkpoint of the run."""
+def make_optimizers(model: Translator, run: TrainingRun | None = None) -> dict[str, torch.optim.Optimizer]:
+    """Adam for the generator and for the discriminator; with their states, if the run has a checkpoint."""
     optimizers = {}
     for name, rate in zip(("generator", "discriminator"), model.rates, strict=True):
         optimizers[name] = torch.optim.Adam(getattr(model, name).parameters(), rate, model.betas, fused=True)
         average_gradients(optimizers[name])
-        if run.checkpoint:
+        if run and run.checkpoint:
             load_optimizer(optimizers[name], run.checkpoint.get(name), run.last)
     return optimizers
 
@@ -110,6 +111,15 @@ def set_rates(optimizers: dict[str, torch.optim.Optimizer], model: Translator, e
     factor = 1 - max(0, epoch + 1 - constant) / (epochs - constant + 1)
     for optimizer, rate in zip(optimizers.values(), model.rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate * factor
+
+
+def trial_step(options: TranslatorTraining, size: int, images: int, device: torch.device) -> Step:
+    """A step on `images` random images of `size` x `size` pixels, as `training.segmentation.trial_step`."""
+    model = build_translator(options.spec(size)).to(device, memory_format=torch.channels_last).train()
+    optimizers = make_optimizers(model)
+    set_rates(optimizers, model, options.epochs, options.epochs)  # to 0
+    inputs, truth = torch.rand(2, images, 3, size, size, device=device) * 2 - 1
+    return lambda compute: learn(model, optimizers, inputs, truth, compute)
 
 
 def learn(model: Translator, optimizers: dict[str, torch.optim.Optimizer], inputs: torch.Tensor, truth: torch.Tensor,

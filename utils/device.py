@@ -18,10 +18,14 @@ OVERRIDE = "SEGLEAK_PRECISION"  # environment variable that sets the meaning of 
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and the precision of the networks on it, "fp32" or "bf16"."""
+    """A device and the precision of the networks on it, "fp32" or "bf16".
+
+    `measure`: nobody chose the precision, so `utils.precision.settle` may replace it by the faster one.
+    """
 
     device: torch.device = CPU
     precision: str = "fp32"
+    measure: bool = False
 
     def autocast(self) -> AbstractContextManager:
         """A context with bf16 autocast if the precision is bf16, and without autocast otherwise."""
@@ -33,8 +37,16 @@ CPU_FP32 = Compute()
 
 def choose_compute(gpu: int | None, precision: str = "auto") -> Compute:
     """The device of `-gpu` and the precision of `--precision`. Under torchrun, the process joins the group."""
-    device = choose_device(gpu)
-    return Compute(device, resolve_precision(precision, device))
+    return compute_on(choose_device(gpu), precision)
+
+
+def compute_on(device: torch.device, precision: str = "auto") -> Compute:
+    """A device with the precision of `--precision`. "auto" is measured where the processor has bf16 units.
+
+    Without them fp32 is used, and the value of SEGLEAK_PRECISION is used as it is.
+    """
+    resolved = resolve_precision(precision, device)
+    return Compute(device, resolved, precision == "auto" and resolved == "bf16" and not os.environ.get(OVERRIDE))
 
 
 def choose_device(gpu: int | None) -> torch.device:

@@ -7,7 +7,8 @@ number of processes. Only the main process prints, and writes the files of a run
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -78,6 +79,17 @@ def run_on_main(work: Callable[[], T]) -> T:
     if answer[1] is not None:
         raise answer[1] if is_main() else SystemExit(2)
     return answer[0]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this context, this process computes as if it were the only one of the job."""
+    before = os.environ.pop("WORLD_SIZE", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["WORLD_SIZE"] = before
 
 
 def own_share(items: Sequence[T], block: int = 1) -> list[T]:

@@ -106,12 +106,13 @@ def fingerprint(paths: list[Path], *values: object) -> str:
     return digest.hexdigest()
 
 
-def start_run(stage: str, args: dict, out: str | None, compute: "Compute") -> Path:
+def start_run(stage: str, args: dict, out: str | None, compute: "Compute", queries: str | None = None) -> Path:
     """Create and lock the folder of a run, and write its args.json: effective arguments, versions and commit.
 
     The folder is `out`, by default `runs/STAGE-N` with the next free N. args.json also gets the device and the
-    precision of `compute`, because `args` may have `--precision auto`. Raises `UserError` if `out` is a file, contains
-    the checkpoint of a run, or is locked by another process.
+    precision of `compute`, because `args` may have `--precision auto`, and `queries`, the precision in which other
+    models are queried, if there are any. Raises `UserError` if `out` is a file, contains the checkpoint of a run, or is
+    locked by another process.
     """
     folder = Path(out) if out else _next_free(Path("runs"), stage)
     if folder.exists() and not folder.is_dir():
@@ -125,6 +126,7 @@ def start_run(stage: str, args: dict, out: str | None, compute: "Compute") -> Pa
         "args": args,
         "device": compute.device.type,
         "precision": compute.precision,
+        **({"query_precision": queries} if queries else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "commit": commit(),
     })
