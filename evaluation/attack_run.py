@@ -73,8 +73,8 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     block, records = attack.images_per_batch, source.records
     parts = [records[first : first + block] for first in range(0, len(records), block)]
     code = source_files(attack, source.predictor, source.defense, control and control.predictor)
-    place = RunPlace(run.out, run.stamp(compute, queries, [*records, *(population.records if population else ())],
-                                              code),
+    stamp = run.stamp(compute, queries, [*records, *(population.records if population else ())], code)
+    place = RunPlace(run.out, stamp,
                      lambda record: [*source.files(record), *(control.predictor.files(record) if control else ())],
                      run.save_every, drawn)
     done, journal = score_parts(parts, make_scorer(attack, source, run, drawn, control),

@@ -176,7 +176,8 @@ class Predictor:
     `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
     `takes_query_defenses`: whether the subclass calls `prepare` and `query_seed` of its defense, as dropout at test
     time requires. If not, a defense with the stage "query" raises `UserError`. `takes_windows`: the same for `windows`.
-    `takes`: the fields of `Access` that have an effect. `has_weights`: whether `gradient_norm` is defined.
+    `takes`: the fields of `Access` that have an effect. `has_weights`: whether `gradient_norm` is defined. `computes`:
+    whether it runs a network in the precision of `options.compute`.
     """
 
     classes: int | None = None
@@ -188,6 +189,7 @@ class Predictor:
     takes_windows: bool = False
     takes: frozenset[str] = frozenset()
     has_weights: bool = False
+    computes: bool = False
     kind: str = "posterior"
 
     def __init__(self, where: str, options: PredictorOptions):
@@ -224,8 +226,8 @@ class Predictor:
 
 
 def precision_of(models: Iterable[Predictor]) -> str | None:
-    """The precision in which models are queried, such as "bf16" or "bf16, fp32"; None if all outputs are on disk."""
-    return ", ".join(sorted({one.options.compute.precision for one in models if one.reads_images})) or None
+    """The precision in which models answer, such as "bf16" or "bf16, fp32"; None if none of them computes here."""
+    return ", ".join(sorted({one.options.compute.precision for one in models if one.computes})) or None
 
 
 @dataclass(frozen=True)

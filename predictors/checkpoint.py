@@ -40,6 +40,7 @@ class ModelPredictor(Predictor):
 
     takes_query_defenses = True
     has_weights = True
+    computes = True
 
     def __init__(self, model: nn.Module, classes: int, options: PredictorOptions):
         super().__init__("a model in memory", options)

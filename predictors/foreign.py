@@ -66,6 +66,7 @@ class ForeignModel(ForeignPredictor):
 
     takes_query_defenses = True
     has_weights = True
+    computes = True
 
     def __init__(self, where: str, options: PredictorOptions, preprocess: Preprocess, model: nn.Module,
                  channels: int):

@@ -25,6 +25,7 @@ class ModelTranslator(Predictor):
 
     kind = "image"
     dataset = IMAGES
+    computes = True
 
     def __init__(self, model: Translator, options: PredictorOptions):
         super().__init__("a translator in memory", replace(options, stride=1))

@@ -25,6 +25,7 @@ from training.options import AttackerTraining, SegmenterTraining, TranslatorTrai
 from utils import precision
 from utils.checkpoints import save_checkpoint
 from utils.device import CPU, Compute, compute_on, resolve_precision
+from utils.distributed import WARNED
 from utils.files import write_json
 from utils.precision import BUDGET, ROUNDS, cache_file, measure, settle
 
@@ -235,6 +236,16 @@ def test_a_resumed_training_is_never_measured(units, tmp_path, content, expected
                 setup.settle_attacker(FREE, AttackerTraining(), 19, tmp_path),
                 setup.settle_translator(FREE, TranslatorTraining(), 64, tmp_path)]
     assert computes == [Compute(CPU, expected)] * 3 and not units
+
+
+def test_a_resumed_training_says_that_bf16_is_emulated(tmp_path, monkeypatch, capsys):
+    WARNED.clear()
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    for recorded_in, said in (("fp32", ""), ("bf16", "only emulates bf16")):
+        write_json(tmp_path / "args.json", {"precision": recorded_in})
+        assert setup.settle_segmenter(Compute(), TINY, tmp_path) == Compute(CPU, recorded_in)
+        assert said in (err := capsys.readouterr().err) and bool(err) == bool(said)
 
 
 def test_an_attacker_and_the_queries_of_its_shadow_are_measured_separately(units, world, tmp_path, monkeypatch):

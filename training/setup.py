@@ -44,7 +44,7 @@ from training.roles import check_unchanged, compare_shadow_data, compare_sides
 from training.segmentation import check_batch, check_model, train_and_report
 from utils import VOID
 from utils.cli import UserError, pick
-from utils.device import PRECISIONS, Compute, choose_device, compute_on
+from utils.device import PRECISIONS, Compute, choose_device, compute_on, has_bf16_units
 from utils.distributed import gather, is_main, own_share, print_once, run_on_main, warn_once, world_size
 from utils.files import read_json, start_run, write_json
 from utils.precision import Step, settle
@@ -118,6 +118,8 @@ def _settle(compute: Compute, folder: Path | None, what: str, about: tuple, make
     known = None
     with suppress(UserError):
         known = read_json(folder / "args.json").get("precision")
+    if known == "bf16" and not has_bf16_units(compute.device):
+        warn_once(f"{folder} was started in bf16, and goes on in it; this processor only emulates bf16, and is slow")
     return replace(compute, precision=known if known in PRECISIONS else compute.precision, measure=False)
 
 

@@ -90,8 +90,8 @@ def add_run_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     """Add the flags of every script that computes something: device, precision, seed and output folder."""
     flag(parser, "gpu", metavar="ID", type=int, help="CUDA device (default: the first one; without CUDA the CPU)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-                        help="fp32: no autocast; bf16: bf16 autocast; auto: bf16 if the processor has bf16 units "
-                        "(default: auto)")
+                        help="fp32: no autocast; bf16: bf16 autocast; auto: the faster one for the network on this "
+                        "machine, measured once, and fp32 without bf16 units (default: auto)")
     parser.add_argument("--seed", type=natural, default=0, help="seed of all random choices (default: 0)")
     parser.add_argument("--out", metavar="DIR", help=f"output folder (default: runs/{stage}-N with the next free N)")
 

@@ -73,6 +73,7 @@ def choose_device(gpu: int | None) -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Return "fp32" or "bf16". "auto" is bf16 if the processor has bf16 units, unless SEGLEAK_PRECISION is set.
 
+    This is the choice without a measurement (`Compute.measure`).
     A processor without bf16 units emulates bf16: one 3x3 convolution layer, forward and backward, took 11 times as long
     as in float32 on an AVX2 machine. Raises `UserError` for another value of SEGLEAK_PRECISION.
     """
@@ -82,8 +83,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         if override not in PRECISIONS:
             raise UserError(f"{OVERRIDE}={override}: expected one of {', '.join(PRECISIONS)}")
         return override
+    return "bf16" if has_bf16_units(device) else "fp32"
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether a device computes in bf16 itself, and does not emulate it."""
     if device.type == "cuda":
-        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if has_units else "fp32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
