@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_distributed import torchrun
 
+from datasets.pairs import read_split
 from evaluation import audit_setup
 from evaluation.attack_setup import load_attacker, settle_attacker
 from models import build_segmenter, build_translator, stored_spec
@@ -20,7 +21,7 @@ from predictors.base import Access, PredictorOptions
 from predictors.checkpoint import CheckpointPredictor, open_checkpoint
 from predictors.foreign import ForeignModel
 from predictors.preprocess import Preprocess
-from training import attacker, segmentation, setup, translation
+from training import attacker, reference_models, segmentation, setup, translation
 from training.options import AttackerTraining, SegmenterTraining, TranslatorTraining
 from utils import precision
 from utils.checkpoints import save_checkpoint
@@ -298,6 +299,25 @@ def test_an_audit_has_one_precision_and_prints_no_measurement(units, world, tmp_
     folder, compute = audit_setup.start({}, str(tmp_path / "audit"), FREE, [victim, str(world / "shadow")], Access())
     assert compute == Compute() and recorded(folder) == ("fp32", None) and len(units) == 1
     assert "2 times as fast as bf16" in (folder / "log.txt").read_text() and not capsys.readouterr().out
+
+
+def test_an_audit_records_its_precision(units, live, tmp_path):
+    found = must(script("audit.py", "--model", live[1], *live[2:], "--precision", "auto", "--attacks", "loss", "--json",
+                        "--skip-check", "--out", tmp_path / "audit")).stdout
+    assert json.loads(found)["settings"]["precision"] == "fp32" and recorded(tmp_path / "audit")[0] == "fp32"
+    assert recorded(tmp_path / "audit" / "attacks" / "loss") == ("fp32", "fp32") and len(units) == 1
+
+
+def test_the_references_of_an_audit_are_measured_and_resume(units, world, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(reference_models, "train_and_report", lambda *args: seen.append(args[4]))
+    pairs = read_split(world / "shadow.txt", world / "data")
+    for _ in range(2):
+        reference_models.train_references(pairs, 1, TINY, str(world / "data"), tmp_path, FREE)
+        (tmp_path / "0" / "last.pth.tar").touch()
+        shutil.rmtree(tmp_path / "home", ignore_errors=True)
+        monkeypatch.setattr(reference_models, "lock_run", lambda folder: None)  # this process has locked it
+    assert seen == [Compute()] * 2 and len(units) == 1 and recorded(tmp_path / "0") == ("fp32", None)
 
 
 def test_a_translator_is_measured_at_the_size_of_its_training(units, tmp_path, monkeypatch):
