@@ -1,7 +1,7 @@
 """Look at the images and labels of a data set before anything is trained on them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -11,7 +11,7 @@ from datasets.pairs import Pair
 from utils import VOID
 
 NEAR = 10  # of the 128 bits of a difference hash, how many may differ between near-duplicates
-BLOCK = 2000  # images that are compared at once
+BLOCK = 2**22  # pairs of images that are compared at once
 
 
 def survey(parts: Mapping[str, Sequence[Pair]], dataset: str,
@@ -95,18 +95,52 @@ def near_duplicates(first: Sequence[str | None], second: Sequence[str | None],
     """The images of `first` that look like an image of `second`, or like its mirror image, each with the nearest one.
 
     `first`, `second`: the hashes of `inspection.look_of`; None is like nothing. At most `NEAR` bits differ. `groups`:
-    those of the images, if images of one group are not to be compared. Returns pairs of positions in both.
+    those of the images, if images of one group are not to be compared. Returns pairs of positions in both. Of images
+    that are as near, the first one is taken.
     """
-    one, other = (np.frombuffer(bytes.fromhex("".join(look or 64 * "0" for look in side)), np.uint64).reshape(-1, 2, 2)
+    one, other = (np.frombuffer(bytes.fromhex("".join(look or 64 * "0" for look in side)), np.uint8).reshape(-1, 2, 16)
                   for side in (first, second))
-    pairs = []
-    for start in range(0, len(one) if len(other) else 0, BLOCK):
-        rows = one[start : start + BLOCK]
-        different = np.minimum(*(sum(np.bitwise_count(rows[:, None, 0, word] ^ other[None, :, side, word])
-                                     for word in (0, 1)) for side in (0, 1)))
-        different[~rows.any(axis=(1, 2))[:, None] | ~other.any(axis=(1, 2))] = 128
-        if groups:
-            different[np.array(groups[0])[start : start + BLOCK, None] == np.array(groups[1])[None]] = 128
-        nearest = different.argmin(axis=1)
-        pairs += [(start + row, int(column)) for row, column in enumerate(nearest) if different[row, column] <= NEAR]
-    return pairs
+    there = [np.flatnonzero([look is not None for look in side]) for side in (first, second)]
+    known: dict[str, int] = {}
+    numbers = [np.array([known.setdefault(group, len(known)) for group in side], np.int64) for side in groups or ()]
+    best = np.full(len(one), (NEAR + 1) * len(other))  # number of different bits times len(other), plus the position
+    for side in (0, 1):
+        for rows, columns in _candidates(one[there[0], 0], other[there[1], side]):
+            rows, columns = there[0][rows], there[1][columns]
+            words = one[rows, 0].view(np.uint64) ^ other[columns, side].view(np.uint64)
+            different = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+            near = different <= NEAR
+            if numbers:
+                near &= numbers[0][rows] != numbers[1][columns]
+            np.minimum.at(best, rows[near], different[near] * len(other) + columns[near])
+    found = np.flatnonzero(best < (NEAR + 1) * len(other))
+    return [(int(row), int(best[row] % len(other))) for row in found]
+
+
+def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions (n,) in both of all pairs that may differ in at most `NEAR` of 128 bits: uint8 (N, 16) and (M, 16).
+
+    The bits are dealt to `NEAR` + 1 parts, so two hashes that differ in at most `NEAR` bits have a part in common. A
+    pair that has several parts in common comes several times. If this gives more than all pairs, all pairs come once.
+    """
+    bits, parts = [np.unpackbits(side, axis=1) for side in (first, second)], []
+    for part in range(NEAR + 1):
+        sought, keys = (np.packbits(side[:, part :: NEAR + 1], axis=1).view(np.uint16)[:, 0] for side in bits)
+        order = np.argsort(keys, kind="stable")
+        parts.append((*(np.searchsorted(keys[order], sought, side) for side in ("left", "right")), order))
+    if sum((ends - starts).sum() for starts, ends, _ in parts) > len(first) * len(second):
+        every = np.zeros(len(first), np.int64)
+        parts = [(every, every + len(second), np.arange(len(second)))]
+    for starts, ends, order in parts:
+        yield from _ranges(starts, ends, order)
+
+
+def _ranges(starts: np.ndarray, ends: np.ndarray, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each row number i with all entries of order[starts[i]:ends[i]], about `BLOCK` pairs at once."""
+    counts = ends - starts
+    total = np.cumsum(counts)
+    for rows in np.split(np.arange(len(counts)), np.searchsorted(total, np.arange(BLOCK, total[-1], BLOCK))
+                         if len(counts) else []):
+        sizes = counts[rows]
+        inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        yield np.repeat(rows, sizes), order[np.repeat(starts[rows], sizes) + inside]

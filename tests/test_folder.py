@@ -1,10 +1,13 @@
 """A user's own data, and the layouts in which other people store the known data sets."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
 from conftest import SMALL, must, results, script, small_scene
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from test_seams import assert_refused
 
@@ -12,7 +15,7 @@ from datasets import bdd100k, cityscapes, find_dataset, labelmefacade, mapillary
 from datasets.folder import propose_groups, settings
 from datasets.inspection import inspect
 from datasets.pairs import read_split
-from datasets.survey import near_duplicates
+from datasets.survey import NEAR, near_duplicates
 from utils.cli import UserError
 
 WHITE = 255
@@ -231,6 +234,31 @@ def test_near_duplicates_are_found(tmp_path):
                       for kind in ("png", "jpg")])
     found = near_duplicates(*zip(*looks, strict=True))
     assert {pair for pair in found if pair[0] == pair[1]} == {(index, index) for index in range(8)}
+
+
+@given(seed=st.integers(0, 2**32), alike=st.booleans(), grouped=st.booleans())
+def test_near_duplicates_are_those_of_all_pairs(seed, alike, grouped):
+    """Also where images have no contrast, are mirrored, are as near as another one, or are of one group."""
+    rng = np.random.default_rng(seed)
+    bases = rng.integers(0, 256, (2 if alike else 40, 2, 16), np.uint8)
+
+    def draw():
+        bits = np.unpackbits(rng.choice(bases)[:: rng.choice([-1, 1])])
+        bits[rng.choice(256, rng.integers(0, 16), replace=False)] ^= 1
+        return None if rng.random() < 0.1 else np.packbits(bits).tobytes().hex()
+
+    first, second = ([draw() for _ in range(rng.integers(0, 40))] for _ in range(2))
+    groups = tuple([str(rng.choice(["a", "b", "c"])) for _ in side] for side in (first, second)) if grouped else None
+
+    def nearest(row):
+        distances = [
+            min((int(first[row][:32], 16) ^ int(half, 16)).bit_count() for half in (look[:32], look[32:]))
+            if first[row] and look and not (groups and groups[0][row] == groups[1][column]) else 128
+            for column, look in enumerate(second)]
+        return [(row, distances.index(min(distances)))] if min(distances, default=128) <= NEAR else []
+
+    with mock.patch("datasets.survey.BLOCK", 7):
+        assert near_duplicates(first, second, groups) == [pair for row in range(len(first)) for pair in nearest(row)]
 
 
 # The layouts of other people
