@@ -20,6 +20,7 @@ from models import build_segmenter, feature_extractor
 from tools.benchmarks import limits, peers
 from tools.benchmarks.counted import POPULATIONS, references_for
 from tools.benchmarks.growth import make_tree
+from tools.benchmarks.million import compute_intervals, plan_cells, read_lines
 from tools.benchmarks.predictability import measure as measure_predictability
 from tools.benchmarks.predictability import measure_memory
 from tools.benchmarks.stages import (
@@ -159,6 +160,23 @@ def test_a_tree_of_different_crops(tmp_path):
     assert np.mean(right) > 0.8
     with pytest.raises(UserError, match="different crops"):
         make_tree(tmp_path / "large", 10**6)
+
+
+def test_parts_of_a_million():
+    lines, intervals = read_lines(30), compute_intervals(200)
+    assert (lines["number"], intervals["number"]) == (30, 200)
+    assert all(one["cpu_seconds"] > 0 and one["mib_peak"] > 50 for one in (lines, intervals))
+
+
+@pytest.mark.slow
+def test_a_bed_of_sixteen_models_is_planned():
+    row = plan_cells()
+    assert row["number"] > 1000 and row["cpu_seconds"] > 0 and row["mib_peak"] > 50
+
+
+def test_a_failed_command_says_why():
+    with pytest.raises(UserError, match="nothing stopped: .*there is no scale"):
+        limits.measure_command(["-m", "reproduce.report", "nothing"])
 
 
 def test_cost_of_the_predictability_error():

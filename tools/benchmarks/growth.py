@@ -10,19 +10,14 @@ writes.
 
 import argparse
 import itertools
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from utils.cli import UserError, new_parser, positive, run
-from utils.files import write_json
+from utils.files import ROOT, write_json
 from utils.log import progress
 
-ROOT = Path(__file__).parents[2]
 STRIDE, SIDE = 4, 24  # pixels between two positions of a posterior; positions of a side of a crop, as of a patch
 
 
@@ -98,22 +93,12 @@ def make_tree(tree: Path, count: int) -> Path:
 
 
 def measure(tree: Path, count: int, processes: int, out: Path) -> dict:
-    """Run attack.py on a tree: seconds, processor time in seconds, and the peak memory of its largest process in MiB.
+    """Run attack.py on a tree, under torchrun if there are several processes: see `measure_command`."""
+    from tools.benchmarks.limits import measure_command
 
-    Raises `UserError` with the end of its output if it fails.
-    """
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] * (processes > 1)
-    log = out.with_suffix(".log")
-    with open(log, "w") as file:
-        started = time.perf_counter()
-        attack = subprocess.Popen([sys.executable, *launch, "attack.py", "--examples", str(tree), "--out", str(out)],
-                                  cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(attack.pid, 0)
-        seconds = time.perf_counter() - started
-    if status:
-        raise UserError(f"attack.py stopped on {count} images: {log.read_text()[-2000:]}")
-    return {"images": count, "processes": processes, "seconds": seconds,
-            "cpu_seconds": usage.ru_utime + usage.ru_stime, "mib_peak": round(usage.ru_maxrss / 1024)}
+    costs, _ = measure_command([*launch, "attack.py", "--examples", str(tree), "--out", str(out)])
+    return {"images": count, "processes": processes} | costs
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""The highest rates of this machine (matrix products, convolutions, copies of memory), and memory of this process."""
+"""The highest rates of this machine (matrix products, convolutions, copies of memory), and the costs of a process."""
 
 import itertools
+import os
 import re
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +15,9 @@ from pathlib import Path
 
 import torch
 
+from utils.cli import UserError
 from utils.device import CPU, resolve_precision
+from utils.files import ROOT
 from utils.memory import keep_freed_memory
 
 SHAPES = tuple(itertools.product((256, 512, 1024), (3, 1), (48, 24, 96)))  # channels, side of the kernel, side of a map
@@ -103,3 +109,22 @@ def peak_mib() -> int:
     if not status.exists():
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return round(int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024)
+
+
+def measure_command(words: Sequence[str]) -> tuple[dict, str]:
+    """Run a Python command in a new process: its costs and its output.
+
+    The costs: "seconds", "cpu_seconds" (processor time) and "mib_peak" (peak memory of its largest process). Raises
+    `UserError` with the end of the output if it fails.
+    """
+    with tempfile.TemporaryFile("w+") as log:
+        started = time.perf_counter()
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        log.seek(0)
+        said = log.read()
+    if status:
+        raise UserError(f"{' '.join(words)} stopped: {said[-2000:]}")
+    return {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "mib_peak": round(usage.ru_maxrss / 1024)}, said
