@@ -94,7 +94,8 @@ def alone() -> Iterator[None]:
 
 def own_share(items: Sequence[T], block: int = 1) -> list[T]:
     """Return the items that this process handles: every world_size()-th block of `block` items."""
-    return [item for index, item in enumerate(items) if index // block % world_size() == process_rank()]
+    rank, size = process_rank(), world_size()
+    return [item for index, item in enumerate(items) if index // block % size == rank]
 
 
 def gather(results: Sequence[T], block: int = 1) -> list[T]:
