@@ -175,7 +175,7 @@ def test_a_bed_of_sixteen_models_is_planned():
 
 
 def test_a_failed_command_says_why():
-    with pytest.raises(UserError, match="nothing stopped: .*there is no scale"):
+    with pytest.raises(UserError, match=r"nothing stopped: .*there is no scale"):
         limits.measure_command(["-m", "reproduce.report", "nothing"])
 
 
@@ -221,6 +221,11 @@ def test_queries_to_learn_are_counted_apart(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "costs.json").read_text())["attacks"]
     assert [[row["learning"][what] for what in ("queries", "other_queries")] for row in rows] == [[4, 0], [4, 8]]
     assert [row["scoring"]["queries"] for row in rows] == [1, 1] and out.count("| attacked images |") == 2
+    again = ["tools/benchmarks/attack_costs.py", "--attack", "learned-crossfit", "--out", tmp_path / "costs.json"]
+    monkeypatch.setattr("tools.benchmarks.counted.measure_cost", None)
+    assert must(script(*again, "--images", 2, "--rounds", 1)).stdout == out
+    refused = script(*again, "--images", 3, "--rounds", 1)
+    assert refused.returncode == 2 and "was measured with other settings" in refused.stderr
 
 
 def test_queries_about_a_population_are_those_of_its_model_and_of_the_references(world, tmp_path, monkeypatch):

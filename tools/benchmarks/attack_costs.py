@@ -9,12 +9,13 @@ two rows.
 """
 
 import argparse
+from pathlib import Path
 from statistics import median
 
 from attacks import ATTACKS
 from reproduce.tables import DASH, markdown
 from utils.cli import UserError, new_parser, number, positive, run
-from utils.files import write_json
+from utils.files import read_json, write_json
 from utils.log import progress
 
 HEADS = ["attack", "references", "queries of the target", "queries of references", "ms an image", "learns from",
@@ -28,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--images", type=number(1, 60, int), default=20, help="members, and as many non-members, that "
                        "are scored (default: 20)")
     flags.add_argument("--rounds", type=positive, default=3, help="measured rounds of scoring (default: 3)")
-    flags.add_argument("--out", help="JSON file for the measurements (default: none)")
+    flags.add_argument("--out", help="JSON file for the measurements; a later call with the same settings completes "
+                       "it (default: none)")
     return flags
 
 
@@ -37,19 +39,36 @@ def main(args: argparse.Namespace) -> None:
     from tools.benchmarks.measure import describe_machine
     from utils.device import choose_compute
 
-    compute, rows, failed = choose_compute(None), [], {}
+    compute, failed = choose_compute(None), {}
+    about = {"machine": describe_machine() | {"device": compute.device.type, "precision": compute.precision},
+             "images": 2 * args.images, "rounds": args.rounds}
+    measured = known_rows(args.out, about)
     cases = [(name, references) for name in args.attack for references in references_for(name)]
     for name, references in progress(cases, "attacks"):
         try:
-            rows.append(measure_cost(name, references, args.images, args.rounds, compute))
+            if (name, len(references)) not in measured:
+                measured[name, len(references)] = measure_cost(name, references, args.images, args.rounds, compute)
         except UserError as error:
             failed[name] = str(error)
-    machine = describe_machine() | {"device": compute.device.type, "precision": compute.precision}
-    if args.out:
-        write_json(args.out, {"machine": machine, "images": 2 * args.images, "attacks": rows, "not measured": failed})
+        if args.out:
+            write_json(args.out, about | {"attacks": list(measured.values()), "not measured": failed})
+    rows = [measured[name, len(references)] for name, references in cases if (name, len(references)) in measured]
     print(table(rows))
     for name, reason in failed.items():
         print(f"not measured: {name}: {reason}")
+
+
+def known_rows(path: str | None, about: dict) -> dict[tuple[str, int], dict]:
+    """Attack and number of references -> the row in the file of an earlier call on this machine, with these settings.
+
+    Raises `UserError` for a file of other settings.
+    """
+    if not path or not Path(path).exists():
+        return {}
+    earlier = read_json(path)
+    if any(earlier.get(key) != value for key, value in about.items()):
+        raise UserError(f"{path} was measured with other settings, or on another machine; give another --out")
+    return {(row["attack"], row["references"]): row for row in earlier["attacks"]}
 
 
 def table(measured: list[dict]) -> str:
