@@ -37,7 +37,7 @@ def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = ()
     (scores,), member, group = read_paired([folder])
     write_or_check_images(images, folder, member, group)
     cell = {key: results[key] for key in KEPT if key in results}
-    if results.get("patches") == len(scores):
+    if results.get("patches") == len(scores) and not patches:
         cell.pop("patch", None)  # the metrics of one patch an image are those of the image
     cell |= {"commit": arguments["commit"], "scores": pack(scores)}
     cell |= {name: identity(Path(arguments["args"][flag]))
