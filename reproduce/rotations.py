@@ -4,7 +4,8 @@ The images are dealt to four *parts*, A, B, C and D, and several models are trai
 and so are C and D. A model of A is attacked with the images of A as members and those of B as non-members; a model of B
 the other way round. So what makes the images of one part easier than those of another cancels in the mean over the
 parts. The models of the other two parts are the shadows and the references: none of them saw an image of A or B, and
-every image of C or D is in the training of half of them.
+every image of C or D is in the training of half of them. An *oracle* has the models of other seeds on A and B instead:
+it knows images of the target model, so it is no attack, but says how much a stronger one could find.
 
 A *cell* is one attack on one model. A *control* asks a shadow in the place of the target model: it saw none of the
 images, so its AUC must be near 0.5 in the mean over the parts.
@@ -40,7 +41,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class Direct:
-    """An attack without a trained attacker: flags of attack.py, and its references: none, one or all.
+    """An attack without a trained attacker: flags of attack.py, and its references: none, one, all or oracle.
 
     In the flags, {shadow} is the run of the shadow of the same seed, whose images an attack can learn from, and {other}
     is the split file of its part, whose images the target model was not trained on. `asks`: whether the attack queries
@@ -56,7 +57,7 @@ class Direct:
 class Repeats:
     """More cells of a learned attacker with one shadow, for the table of variances alone.
 
-    `shadows`: whether each model is attacked with the attackers of the shadows of all seeds, not only of its own;
+    `shadows`: whether each model is attacked with the attackers of the shadows of all attacked seeds, not only its own;
     `seeds`: attacker seeds on each of these shadows; `draws`: draws of the patch locations.
     """
 
@@ -119,9 +120,10 @@ class BedCell:
 class Rotations:
     """The keys of a scale file of this kind, and the runs and cells that follow from them. `read_rotations` makes one.
 
-    `parts`: A, B, C and D -> split file. `seeds`: trainings on each part. `learned` and `direct`: attacks by name.
-    `repeats`: more cells of some learned attackers. `minutes`: minutes of one core for: model, attacker and attack.
-    `count`: patches of an image of learned attackers.
+    `parts`: A, B, C and D -> split file. `seeds`: trainings on each part. `attacked`: number of seeds whose models are
+    attacked (0: all); the others are shadows and references alone. `learned` and `direct`: attacks by name. `repeats`:
+    more cells of some learned attackers. `minutes`: minutes of one core for: model, attacker and attack. `count`:
+    patches of an image of learned attackers.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Rotations:
     learned: dict[str, Learned]
     direct: dict[str, Direct]
     minutes: dict[str, float]
+    attacked: int = 0
     count: int = 10
     repeats: dict[str, Repeats] = field(default_factory=dict)
     claims: list[dict] = field(default_factory=list)
@@ -150,10 +153,20 @@ class Rotations:
         models = [Model(part, seed) for seed in range(self.seeds) for part in PARTS]
         return {model.name: model for model in models}
 
+    @cached_property
+    def targets(self) -> list[Model]:
+        """The models that are attacked."""
+        return [model for model in self.models.values() if not self.attacked or model.seed < self.attacked]
+
     def shadows_of(self, model: Model, which: str) -> tuple[Model, ...]:
-        """The shadows of a model: "one", of the same seed, or "all" models of the other two parts, or "none"."""
+        """The shadows of a model: "one", of the same seed, or "all" models of the other two parts, or "none".
+
+        "oracle": the models of other seeds on the part of the model and on its partner.
+        """
         if which == "none":
             return ()
+        if which == "oracle":
+            return tuple(Model(part, seed) for seed in range(self.seeds) for part in model.pair if seed != model.seed)
         if which == "one":
             return (Model(OTHERS[model.part][0], model.seed),)
         return tuple(Model(part, seed) for seed in range(self.seeds) for part in sorted(OTHERS[model.part]))
@@ -178,15 +191,22 @@ class Rotations:
         methods = [*((CONTROL, 0), *((name, 0) for name in self.direct)),
                    *((f"{name}-{select}", seed) for name, one in self.learned.items() for select in one.select
                      for seed in range(one.seeds))]
-        cells = [BedCell(model, method, seed) for model in self.models.values() for method, seed in methods]
-        cells += [cell for method in self.repeats for model in self.models.values()
-                  for cell in self._repeated(method, model)]
+        cells = [BedCell(model, method, seed) for model in self.targets for method, seed in methods]
+        cells += [cell for method in self.repeats for model in self.targets for cell in self._repeated(method, model)]
         return {cell.name: cell for cell in cells}
+
+    @cached_property
+    def batches(self) -> dict[str, list[BedCell]]:
+        """The cells that one process measures: those on a model without a trained attacker, and those with one."""
+        found: dict[str, list[BedCell]] = {}
+        for cell in self.cells.values():
+            found.setdefault(f"{cell.model.name}-{'learned' if self.attacker_of(cell) else 'direct'}", []).append(cell)
+        return found
 
     def _repeated(self, method: str, model: Model) -> list[BedCell]:
         """The cells of `repeats` on a model. Those that exist anyway are left out."""
         repeats, usual = self.repeats[method], self.learned[method.rpartition("-")[0]].seeds
-        shadows = range(self.seeds) if repeats.shadows else [model.seed]
+        shadows = range(self.attacked or self.seeds) if repeats.shadows else [model.seed]
         return [*(BedCell(model, method, seed, shadow) for shadow in shadows for seed in range(repeats.seeds)
                   if shadow != model.seed or seed >= usual),
                 *(BedCell(model, method, 0, model.seed, draw) for draw in range(1, repeats.draws))]
@@ -288,11 +308,14 @@ def read_rotations(path: str | Path) -> Rotations:
         raise UserError(f"{path}: `parts` must name a split file for each of {', '.join(PARTS)}")
     if wrong := [one for one in (*bed.learned.values(), *bed.direct.values())
                  if getattr(one, "shadows", "one") not in ("one", "all")
-                 or getattr(one, "references", "none") not in ("none", "one", "all")]:
-        raise UserError(f"{path}: {wrong[0]}: `shadows` is one or all, `references` is none, one or all")
+                 or one.references not in ("none", "one", "all", *(["oracle"] if isinstance(one, Direct) else []))]:
+        raise UserError(f"{path}: {wrong[0]}: `shadows` is one or all, `references` is none, one or all; oracle for "
+                        "an attack without a trained attacker")
     if wrong := set(bed.repeats) - {f"{name}-{select}" for name, one in bed.learned.items() if one.shadows == "one"
                                     for select in one.select}:
         raise UserError(f"{path}: `repeats` names {min(wrong)}, which is no selection of an attacker with one shadow")
+    if not 0 <= bed.attacked <= bed.seeds:
+        raise UserError(f"{path}: `attacked` is {bed.attacked}, but there are {bed.seeds} seeds")
     if untimed := [key for key in ("model", "attacker", "attack") if key not in bed.minutes]:
         raise UserError(f"{path}: `minutes` has no entry for {untimed[0]}")
     return bed

@@ -28,21 +28,20 @@ rule attacker:
         "{params.command}"
 
 
-rule cell:
-    input:
-        lambda w: inputs_if_missing(f"{RESULTS}/{w.cell}.json", *scale.needs_of(scale.cells[w.cell]))
-    output:
-        f"{RESULTS}/{{cell}}.json"
-    wildcard_constraints:
-        cell="(?!models/)[^/]+/.+_[0-9]+"
-    params:
-        attack=lambda w: command(scale.cell_command(scale.cells[w.cell])),
-        collect=lambda w: command(["-m", "reproduce.collect", str(scale.run_of(scale.cells[w.cell])), "--into",
-                                   f"{RESULTS}/{w.cell}.json", "--images",
-                                   f"{RESULTS}/images/{scale.cells[w.cell].model.part}.json"])
-    threads: scale.threads
-    shell:
-        "{params.attack} && {params.collect}"
+for batch, cells in scale.batches.items():  # one process measures many cells; it leaves out those that exist
+    rule:
+        name:
+            f"cells_{batch}"
+        input:
+            sorted({path for cell in cells
+                    for path in inputs_if_missing(f"{RESULTS}/{cell.name}.json", *scale.needs_of(cell))})
+        output:
+            update([f"{RESULTS}/{cell.name}.json" for cell in cells])
+        params:
+            command=command(["-m", "reproduce.measure", str(NAME), batch])
+        threads: scale.threads
+        shell:
+            "{params.command}"
 
 
 rule report:

@@ -109,8 +109,8 @@ def bed_page(bed: Bed) -> str:
         "threshold; bold: its interval excludes 0. *Detectable*: the smallest difference that would have been found "
         "with a probability of 80 %. *Queries*: those of the target model about each attacked image. "
         f"*{CONTROL}*: the loss threshold on a model that saw none of the images. *references-alone* is a control, "
-        "too. Attacks with *crossfit* in their name are trained on the attacked images, so they know more than an "
-        "attacker.", "",
+        "too. Attacks with *crossfit* in their name are trained on the attacked images, and the references of those "
+        "with *oracle* are other models of the same two parts, so both know more than an attacker.", "",
         attacks(bed), "## Claims", "",
         "A claim *holds* if the difference is above 0, and *does not hold* if it is below, at a level of 5 % after "
         "Holm's correction for the number of claims.", "", claims(bed),

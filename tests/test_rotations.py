@@ -13,7 +13,7 @@ from test_workflow import finished, parse, reproduce
 from reproduce.cells import pack
 from reproduce.forms import FORMS, form_of, read
 from reproduce.plan import FOLDER
-from reproduce.rotations import CONTROL, OTHERS, PARTNER, PARTS, read_rotations
+from reproduce.rotations import CONTROL, OTHERS, PARTNER, PARTS, Repeats, read_rotations
 from reproduce.rotations_page import Bed, attacks, bed_page, claims, queries_of
 from utils.cli import UserError
 
@@ -53,13 +53,20 @@ def test_commands_of_a_bed(name):
 
 @pytest.mark.parametrize("name", BEDS)
 def test_nothing_that_an_attack_uses_saw_the_attacked_images(name):
-    """Shadows, references and the model of a control are of the other two parts; each image is a member once."""
+    """Shadows, references and the model of a control are of the other two parts; each image is a member once.
+
+    The models of an oracle are the others of the same two parts.
+    """
     bed = read_rotations(name)
     for cell in bed.cells.values():
         attacked = {cell.model.part, PARTNER[cell.model.part]}
         attacker = bed.attacker_of(cell)
         used = [*bed.references_of(cell), *(attacker.shadows if attacker else ())]
-        assert all(not {model.part, PARTNER[model.part]} & attacked for model in used)
+        if cell.method.startswith("oracle"):
+            assert {model.part for model in used} == attacked and cell.model not in used
+            assert len(used) == 2 * (bed.seeds - 1)
+        else:
+            assert all(not {model.part, PARTNER[model.part]} & attacked for model in used)
         asked = re.search(r"/([A-D])\d+/last", " ".join(bed.cell_command(cell)))[1]
         assert (asked == cell.model.part) == (cell.method != CONTROL)
         assert cell.method != CONTROL or asked in OTHERS[cell.model.part]
@@ -70,12 +77,12 @@ def test_references_and_answers_of_the_cells_of_a_bed():
     """A learned attack may have references; an attack that queries the models itself stores no outputs."""
     bed = read_rotations("rotations-camvid")
     words = {name: bed.cell_command(bed.cells[f"{name}/A0_0"]) for name in (
-        "calibrated-map-random", "loss-all-random", "gradient-all", "gradient", "quantile")}
+        "calibrated-map-random", "loss-all-random", "gradient-one", "gradient", "quantile")}
     counts = {name: sum("rotations-camvid/C" in word or "rotations-camvid/D" in word
                         for word in found[found.index("--references"):]) if "--references" in found else 0
               for name, found in words.items()}
     every = 2 * bed.seeds
-    assert counts == {"calibrated-map-random": every, "loss-all-random": 0, "gradient-all": every, "gradient": 0,
+    assert counts == {"calibrated-map-random": every, "loss-all-random": 0, "gradient-one": 1, "gradient": 0,
                       "quantile": 0}
     for name, found in words.items():
         assert ("--keep" in found) == (not name.startswith("gradient"))
@@ -84,12 +91,23 @@ def test_references_and_answers_of_the_cells_of_a_bed():
 
 
 @pytest.mark.parametrize("name", BEDS)
+def test_batches_hold_every_cell_once(name):
+    """A batch has the cells of one attacked model, with or without trained attackers."""
+    bed = read_rotations(name)
+    assert sorted(cell.name for batch in bed.batches.values() for cell in batch) == sorted(bed.cells)
+    assert len(bed.batches) == 2 * len(bed.targets) == 8 * (bed.attacked or bed.seeds)
+    for batch, cells in bed.batches.items():
+        assert {cell.model.name for cell in cells} == {batch.split("-")[0]}
+        assert {bool(bed.attacker_of(cell)) for cell in cells} == {batch.endswith("learned")}
+
+
+@pytest.mark.parametrize("name", BEDS)
 def test_queries_of_the_cells_of_a_bed(name):
     """An attack queries the target model once about each image, or as often as --queries says (default 6)."""
     bed = read_rotations(name)
     bed.direct["more"] = replace(bed.direct["loss"], flags="--attack agreement --queries 18", asks=True)
     bed.direct["noise"] = replace(bed.direct["loss"], flags="--attack repeated -gauss 0.1", asks=True)
-    expected = {"more": 18, "noise": 6} | dict.fromkeys(("augmented", "augmented-all", "agreement"), 6)
+    expected = {"more": 18, "noise": 6} | dict.fromkeys(("augmented", "augmented-one", "agreement"), 6)
     cells = {cell.method: cell for cell in bed.cells.values()}
     assert {"more", "noise", CONTROL} <= cells.keys() and any(map(bed.attacker_of, cells.values()))
     assert {method: queries_of(bed, cell) for method, cell in cells.items()} == {
@@ -169,7 +187,8 @@ def test_variances_of_a_bed(simulated):
 
 def test_repeats_of_a_bed():
     """Each victim against the shadows of all seeds, more attacker seeds, and other seeds for the patch locations."""
-    bed = replace(read_rotations("rotations-camvid"), seeds=4)
+    bed = read_rotations("rotations-camvid")
+    bed = replace(bed, seeds=4, attacked=0, repeats={"loss-one-random": Repeats(shadows=True, seeds=2, draws=3)})
     cells = [cell for cell in bed.cells.values() if cell.method == "loss-one-random" and cell.model.name == "B1"]
     assert len(cells) == 4 * 2 + 2
     attackers = {bed.attacker_of(cell) for cell in cells}
@@ -194,6 +213,8 @@ def test_bed_without_all_cells(simulated):
     (lambda keys: keys["parts"].pop("D"), "a split file for each of A, B, C, D"),
     (lambda keys: keys.pop("seeds"), "seeds"), (lambda keys: keys["minutes"].pop("model"), "no entry for model"),
     (lambda keys: keys["direct"]["loss"].update(references="two"), "none, one or all"),
+    (lambda keys: keys["learned"]["loss-one"].update(references="oracle"), "without a trained attacker"),
+    (lambda keys: keys.update(attacked=3), "`attacked` is 3, but there are 2 seeds"),
     (lambda keys: keys["learned"]["loss-one"].update(shadows="none"), "one or all"),
     (lambda keys: keys["repeats"].update({"loss-all-full": {}}), "loss-all-full, which is no selection"),
     (lambda keys: keys["repeats"].update({"loss-one-random": {"times": 2}}), "times"),

@@ -19,7 +19,7 @@ from utils.cli import new_parser, positive, run
 from utils.files import ROOT, write_json
 
 GROUP = 10  # images of a group
-SCALE = "rotations-camvid"  # planned with four seeds, which are 16 models
+SCALE = "rotations-camvid"  # of 16 models
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,16 +77,23 @@ def compute_intervals(count: int) -> dict:
 
 
 def plan_cells() -> dict:
-    """Let Snakemake plan `SCALE` with four seeds. Raises `UserError` if it fails, as where it is not installed."""
+    """Let Snakemake plan `SCALE` with attacks on all of its models.
+
+    Raises `UserError` if it fails, as where it is not installed.
+    """
+    from reproduce.rotations import read_rotations
     from tools.benchmarks.limits import measure_command
 
     keys = yaml.safe_load((ROOT / f"reproduce/scales/{SCALE}.yaml").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         scale = Path(folder) / "planned.yaml"
-        scale.write_text(yaml.safe_dump(keys | {"seeds": 4, "runs": f"{folder}/runs", "results": f"{folder}/results"}))
+        keys |= {"attacked": keys["seeds"], "runs": f"{folder}/runs", "results": f"{folder}/results"}
+        scale.write_text(yaml.safe_dump(keys))
         costs, said = measure_command(["-m", "snakemake", "-s", "reproduce/Snakefile", "--config", f"scale={scale}",
                                        "--dry-run", "--quiet", "rules"])
-    return {"part": "planning jobs", "number": int(re.search(r"^total\s+(\d+)", said, re.MULTILINE)[1])} | costs
+        cells = len(read_rotations(scale).cells)
+    jobs = int(re.search(r"^total\s+(\d+)", said, re.MULTILINE)[1])
+    return {"part": "planning cells", "number": cells, "jobs": jobs} | costs
 
 
 if __name__ == "__main__":
