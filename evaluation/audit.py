@@ -54,9 +54,9 @@ POINTS = 200  # of a ROC curve in audit.json
 def run_audit(audit: Audit) -> dict:
     """Run all attacks, write audit.json, report.html and report.md into the folder of the audit, and return the result.
 
-    Raises `UserError` if the attack that answers the question cannot run.
+    Raises `UserError` if there is no attack that answers the question, or if it cannot run.
     """
-    trials, checked = audit.trials, check_model(audit)
+    primary, trials, checked = audit.primary, audit.trials, check_model(audit)
     runs: dict[str | None, dict[Trial, dict]] = {}
     failed: dict[str, str] = {}
     with progress(trials, "auditing") as bar:
@@ -66,8 +66,8 @@ def run_audit(audit: Audit) -> dict:
                 runs.setdefault(trial.defense.describe(), {})[trial] = run_once(audit, trial)
             except UserError as error:
                 failed[" under ".join(filter(None, (trial.title, trial.defense.describe())))] = str(error)
-    if audit.primary in failed:
-        raise UserError(failed[audit.primary])
+    if primary in failed:
+        raise UserError(failed[primary])
     found = summarise(audit, runs, failed)
     found["settings"]["check of the model"] = checked
     shown = exposed(audit, found["primary"])

@@ -116,8 +116,15 @@ class Audit:
 
     @property
     def primary(self) -> str:
-        """The attack that answers the question: the first of `PRIMARY` that can run, or else the first attack."""
-        names = [name for name in self.names if name not in CONTROLS and self.suits(name)]
+        """The attack that answers the question: the first of `PRIMARY` that can run, or else the first attack.
+
+        Raises `UserError` if there is none: a control or an upper bound does not answer it, and an attack that needs a
+        defense does not attack the plain model.
+        """
+        names = [name for name in self.names if name not in CONTROLS + BOUNDS and self.suits(name)]
+        if not names:
+            raise UserError(f"--attacks {' '.join(self.attacks)}: none of these is an attack on the model without a "
+                            "defense (a control or an upper bound is none); add one, such as loss")
         return next((name for name in PRIMARY if name in names), names[0])
 
     def shown(self, where: str) -> str:

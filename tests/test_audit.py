@@ -174,7 +174,9 @@ def test_flags_that_have_no_effect_are_refused(tmp_path):
     for flags, text in ((["--masks", "x"], "--images"), (["--non-members", "x"], "--members"),
                         (["--members", "x"], "of both sides"), (["--images", "x", "--members", "y"], "--masks"),
                         (["--compare", "a", "b", "--stride", "4"], "--compare"),
-                        (["--attacks", "calibrated"], "references"), (["--attacks", "learned"], "an audit has")):
+                        (["--attacks", "calibrated"], "references"), (["--attacks", "learned"], "an audit has"),
+                        (["--attacks", "statistics-crossfit"], "such as loss"),
+                        (["--attacks", "references-alone", "--references", "weights/reference-0"], "such as loss")):
         done = script("audit.py", *flags, "--out", tmp_path / "none")
         assert done.returncode == 2 and text in done.stderr and not (tmp_path / "none/audit.json").exists()
 

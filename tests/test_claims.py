@@ -383,6 +383,18 @@ def test_a_run_on_other_images_is_refused(measured, tmp_path):
     assert result.returncode == 2 and "other images" in result.stderr and not (tmp_path / "cell.json").exists()
 
 
+def test_a_cell_with_the_scores_of_patches_has_their_metrics(measured, tmp_path):
+    """Also if each image has one patch, where a cell without these scores leaves them out."""
+    run = shutil.copytree(measured.scale.run_of(next(iter(measured.scale.cells.values()))), tmp_path / "run")
+    scored = [Scored(f"p{n:03d}", n < IMAGES, f"b{n // 2}", n % 7.0, [[0, 0]], [n % 7.0]) for n in range(2 * IMAGES)]
+    write_scores(run, scored)
+    write_json(run / "results.json", json.loads((run / "results.json").read_text()) | summarise(scored))
+    for flags, expected in (([], False), (["--patches"], True)):
+        into = tmp_path / f"cell{len(flags)}.json"
+        must(script("reproduce/collect.py", run, "--into", into, "--images", tmp_path / "images.json", *flags))
+        assert ("patch" in json.loads(into.read_text())) == expected
+
+
 def test_a_run_without_a_victim_is_no_cell(measured, tmp_path):
     run = shutil.copytree(measured.scale.run_of(next(iter(measured.scale.cells.values()))), tmp_path / "run")
     (run / "args.json").write_text('{"commit": "abc", "args": {"victim": null, "resume": null}}')
