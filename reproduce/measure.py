@@ -1,4 +1,4 @@
-"""Measure the cells of a batch of a bed of models in one process: attack.py and reproduce.collect for each.
+"""Measure the cells of a batch of a scale in one process: run attack.py for each, and write its cell.
 
     python -m reproduce.measure SCALE BATCH
 
@@ -8,39 +8,45 @@ the images alone.
 
 import argparse
 import runpy
+import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from reproduce.rotations import read_rotations
-from utils.cli import UserError, new_parser, run
-
-ROOT = Path(__file__).parents[1]
+from utils.cli import UserError, natural, new_parser, run
+from utils.files import ROOT
 
 
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__, "reproduce.measure")
-    flags.add_argument("scale", metavar="SCALE", help="name of a scale file of a bed of models, or its path")
-    flags.add_argument("batch", metavar="BATCH", help="a model and what attacks it, e.g. A0-direct or A0-learned")
+    flags.add_argument("scale", metavar="SCALE", help="name of a scale file, or its path")
+    flags.add_argument("batch", metavar="BATCH", help="the batch, e.g. A0-direct for the attacks on model A0 of a bed "
+                       "that need no trained attacker; after an unknown name all are listed")
+    flags.add_argument("--again", type=natural, default=0, metavar="N", help="another training of the scale (default: "
+                       "0, the first one)")
+    flags.add_argument("--dry-run", action="store_true", help="print the commands only")
     return flags
 
 
 def main(args: argparse.Namespace) -> None:
-    bed = read_rotations(args.scale)
-    if args.batch not in bed.batches:
-        raise UserError(f"{args.scale} has no batch {args.batch}; it has {', '.join(bed.batches)}")
     from reproduce.cells import write_cell
+    from reproduce.forms import read
 
-    cells = [(cell, bed.results / f"{cell.name}.json") for cell in bed.batches[args.batch]]
-    missing = [(cell, into) for cell, into in cells if not into.exists()]
-    for number, (cell, into) in enumerate(missing, 1):
+    scale = read(args.scale, args.again)
+    if args.batch not in scale.batches:
+        raise UserError(f"{args.scale} has no batch {args.batch}; it has {', '.join(scale.batches)}")
+    files = {scale.results / f"{cell.name}.json": cell for cell in scale.batches[args.batch]}
+    missing = [(into, cell) for into, cell in files.items() if not into.exists()]
+    for number, (into, cell) in enumerate(missing, 1):
+        if args.dry_run:
+            print(shlex.join(["python", *scale.cell_command(cell)]))
+            continue
         print(f"cell {number} of {len(missing)}: {cell.name}", flush=True)
-        call(bed.cell_command(cell))
-        write_cell(bed.run_of(cell), into, bed.results / "images" / f"{cell.model.part}.json")
+        call(scale.cell_command(cell))
+        write_cell(scale.run_of(cell), into, **scale.collected(cell))
 
 
 def call(words: Sequence[str]) -> None:
-    """Run a script with its arguments, `words`, in this process. Ends the process if the script ends with an error."""
+    """Run a script with its arguments, `words`, in this process, which ends if the script ends with an error."""
     before = sys.argv
     sys.argv = list(words)
     try:

@@ -367,7 +367,26 @@ class Scale:
     def run_of(self, cell: Cell) -> Path:
         return self.runs / "cells" / cell.name
 
+    def collected(self, cell: Cell) -> dict:
+        """The arguments of `reproduce.cells.write_cell` for a cell, after its run and its file."""
+        return {"images": self.results / cell.setting / "images.json", "patches": cell.patches,
+                "curve": self.selections.counts if cell.curve else (),
+                "maps": self.has_maps(cell) and self.drawn_scenes}
+
     # Order and cost
+
+    @cached_property
+    def batches(self) -> dict[str, list[Cell]]:
+        """The cells that one process measures: those of one attacker on one victim."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells.values():
+            found.setdefault(f"{self.victim_of(cell)}_{self.attacker_of(cell).name}", []).append(cell)
+        return found
+
+    def needs_of(self, cell: Cell) -> list[Path]:
+        """results.json of each training that the attack of a cell reads."""
+        return [self.runs / "attackers" / self.attacker_of(cell).name / "results.json",
+                self.runs / f"victim-{self.victim_of(cell)}" / "results.json"]
 
     def needs_of_model(self, model: str) -> list[str]:
         """The victim by whose confidence a shadow's D^S is split, or an empty list."""

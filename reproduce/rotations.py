@@ -195,14 +195,6 @@ class Rotations:
         cells += [cell for method in self.repeats for model in self.targets for cell in self._repeated(method, model)]
         return {cell.name: cell for cell in cells}
 
-    @cached_property
-    def batches(self) -> dict[str, list[BedCell]]:
-        """The cells that one process measures: those on a model without a trained attacker, and those with one."""
-        found: dict[str, list[BedCell]] = {}
-        for cell in self.cells.values():
-            found.setdefault(f"{cell.model.name}-{'learned' if self.attacker_of(cell) else 'direct'}", []).append(cell)
-        return found
-
     def _repeated(self, method: str, model: Model) -> list[BedCell]:
         """The cells of `repeats` on a model. Those that exist anyway are left out."""
         repeats, usual = self.repeats[method], self.learned[method.rpartition("-")[0]].seeds
@@ -265,7 +257,19 @@ class Rotations:
     def run_of(self, cell: BedCell) -> Path:
         return self.runs / "cells" / cell.name
 
+    def collected(self, cell: BedCell) -> dict:
+        """The arguments of `reproduce.cells.write_cell` for a cell, after its run and its file."""
+        return {"images": self.results / "images" / f"{cell.model.part}.json"}
+
     # Order and cost
+
+    @cached_property
+    def batches(self) -> dict[str, list[BedCell]]:
+        """The cells that one process measures: those on a model without a trained attacker, and those with one."""
+        found: dict[str, list[BedCell]] = {}
+        for cell in self.cells.values():
+            found.setdefault(f"{cell.model.name}-{'learned' if self.attacker_of(cell) else 'direct'}", []).append(cell)
+        return found
 
     def needs_of(self, cell: BedCell) -> list[Path]:
         """results.json of each training that the attack of a cell reads."""

@@ -28,22 +28,6 @@ rule attacker:
         "{params.command}"
 
 
-for batch, cells in scale.batches.items():  # one process measures many cells; it leaves out those that exist
-    rule:
-        name:
-            f"cells_{batch}"
-        input:
-            sorted({path for cell in cells
-                    for path in inputs_if_missing(f"{RESULTS}/{cell.name}.json", *scale.needs_of(cell))})
-        output:
-            update([f"{RESULTS}/{cell.name}.json" for cell in cells])
-        params:
-            command=command(["-m", "reproduce.measure", str(NAME), batch])
-        threads: scale.threads
-        shell:
-            "{params.command}"
-
-
 rule report:
     input:
         MEASURED,

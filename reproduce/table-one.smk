@@ -15,23 +15,6 @@ rule model:
         "{params.command}"
 
 
-rule cell:
-    input:
-        lambda w: inputs_if_missing(f"{RESULTS}/{w.cell}.json", f"{scale.victim_of(scale.cells[w.cell])}/results.json")
-    output:
-        f"{RESULTS}/{{cell}}.json"
-    wildcard_constraints:
-        cell="(?!models/|dimension/)[^/]+/.+_[0-9]+"
-    params:
-        attack=lambda w: command(scale.cell_command(scale.cells[w.cell])),
-        collect=lambda w: command(["-m", "reproduce.collect", str(scale.run_of(scale.cells[w.cell])), "--into",
-                                   f"{RESULTS}/{w.cell}.json", "--images",
-                                   f"{RESULTS}/{scale.cells[w.cell].target}/images.json"])
-    threads: scale.threads
-    shell:
-        "{params.attack} && {params.collect}"
-
-
 rule dimension:  # the attack has stored the outputs
     input:
         lambda w: inputs_if_missing(f"{RESULTS}/dimension/{w.model}.json", scale.reconstruction_of(w.model))

@@ -8,15 +8,6 @@ def results_of(attacker):
     return [f"{RUNS}/shadow-{name}/results.json" for name in scale.shadow_names(scale.attackers[attacker])]
 
 
-def collect_command(cell):
-    words = ["-m", "reproduce.collect", str(scale.run_of(cell)), "--into", f"{RESULTS}/{cell.name}.json",
-             "--images", f"{RESULTS}/{cell.setting}/images.json"]
-    if cell.curve:
-        words += ["--curve", *map(str, scale.selections.counts)]
-    flags = {"--patches": cell.patches, "--maps": scale.has_maps(cell) and scale.drawn_scenes}
-    return command(words + [flag for flag, wanted in flags.items() if wanted])
-
-
 rule model:
     input:
         lambda w: [ancient(f"{RUNS}/{name}/results.json") for name in scale.needs_of_model(w.model)],
@@ -40,23 +31,6 @@ rule attacker:
     threads: scale.threads
     shell:
         "{params.command}"
-
-
-rule cell:
-    input:
-        lambda w: inputs_if_missing(f"{RESULTS}/{w.cell}.json",
-                                    f"{RUNS}/attackers/{scale.attacker_of(scale.cells[w.cell]).name}/results.json",
-                                    f"{RUNS}/victim-{scale.victim_of(scale.cells[w.cell])}/results.json")
-    output:
-        f"{RESULTS}/{{cell}}.json"
-    wildcard_constraints:
-        cell="(?!again/).+_[^/]+_[0-9]+"
-    params:
-        attack=lambda w: command(scale.cell_command(scale.cells[w.cell])),
-        collect=lambda w: collect_command(scale.cells[w.cell])
-    threads: scale.threads
-    shell:
-        "{params.attack} && {params.collect}"
 
 
 rule report:

@@ -132,6 +132,22 @@ class TableOne:
     def run_of(self, cell: ErrorCell) -> Path:
         return self.runs / "cells" / cell.name
 
+    def collected(self, cell: ErrorCell) -> dict:
+        """The arguments of `reproduce.cells.write_cell` for a cell, after its run and its file."""
+        return {"images": self.results / cell.target / "images.json"}
+
+    @cached_property
+    def batches(self) -> dict[str, list[ErrorCell]]:
+        """The cells that one process measures: those on one training."""
+        found: dict[str, list[ErrorCell]] = {}
+        for cell in self.cells.values():
+            found.setdefault(self.victim_of(cell).name, []).append(cell)
+        return found
+
+    def needs_of(self, cell: ErrorCell) -> list[Path]:
+        """results.json of the training that a cell attacks."""
+        return [self.victim_of(cell) / "results.json"]
+
     def budget(self, exists: Callable[[Path], bool]) -> dict[str, tuple[int, float]]:
         """Map each stage to (number of missing runs, predicted hours on one core). `exists` checks a path."""
         cells = [cell for cell in self.cells.values() if not exists(self.results / f"{cell.name}.json")]

@@ -12,7 +12,7 @@ from PIL import Image
 from attacks.activation import activation_map, compute_maps, correlation, resize
 from attacks.learned import member_logits
 from models.attacker import Attacker, InputSpec
-from reproduce.cells import unpack
+from reproduce.cells import unpack, write_cell
 from utils.device import CPU_FP32
 
 
@@ -181,8 +181,7 @@ def test_collected_maps_are_those_of_the_drawn_image(folder):
     args["args"]["victim"] = str(folder / "loss.pth.tar")  # the runs of the workflow query a live victim
     (run / "args.json").write_text(json.dumps(args))
     (folder / "args.json").write_text('{"commit": "x"}')
-    must(script("reproduce/collect.py", run, "--into", folder / "cell.json", "--images", folder / "images.json",
-                "--maps"))
+    write_cell(run, folder / "cell.json", folder / "images.json", maps=True)
     maps = json.loads((folder / "cell.json").read_text())["maps"]
     loss, cam = (unpack(maps[kind]).reshape(maps["shape"]) for kind in ("loss", "cam"))
     with Image.open(folder / "examples" / "train" / "label" / "a.png") as image:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import must, script
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
@@ -18,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from attacks.sample import Scored
 from evaluation.report import summarise, write_scores
+from reproduce import cells
 from reproduce.cases import pool
 from reproduce.cells import PACKED, pack, unpack, unpack_patches
 from reproduce.claims import CLAIMS, measure, verdicts
@@ -77,9 +77,7 @@ def write_cell(scale, cell):
         save_checkpoint(path, {"name": "pspnet"}, {"weight": torch.tensor(len(str(path)))})
         (path.parent / "args.json").write_text('{"commit": "old"}')
     write_json(run / "args.json", {"commit": "abc", "args": models})
-    flags = ["--curve", *scale.selections.counts] if cell.curve else []
-    must(script("reproduce/collect.py", run, "--into", scale.results / f"{cell.name}.json", "--images",
-                scale.results / cell.setting / "images.json", *flags, *(["--patches"] if cell.patches else [])))
+    cells.write_cell(run, scale.results / f"{cell.name}.json", **scale.collected(cell) | {"maps": False})
 
 
 @pytest.fixture(scope="module")
@@ -379,8 +377,9 @@ def test_a_run_on_other_images_is_refused(measured, tmp_path):
     run = scale.run_of(next(iter(scale.cells.values())))
     other = tmp_path / "images.json"
     other.write_text('{"images": [], "member": "", "group": []}')
-    result = script("reproduce/collect.py", run, "--into", tmp_path / "cell.json", "--images", other)
-    assert result.returncode == 2 and "other images" in result.stderr and not (tmp_path / "cell.json").exists()
+    with pytest.raises(UserError, match="other images"):
+        cells.write_cell(run, tmp_path / "cell.json", other)
+    assert not (tmp_path / "cell.json").exists()
 
 
 def test_a_cell_with_the_scores_of_patches_has_their_metrics(measured, tmp_path):
@@ -389,15 +388,14 @@ def test_a_cell_with_the_scores_of_patches_has_their_metrics(measured, tmp_path)
     scored = [Scored(f"p{n:03d}", n < IMAGES, f"b{n // 2}", n % 7.0, [[0, 0]], [n % 7.0]) for n in range(2 * IMAGES)]
     write_scores(run, scored)
     write_json(run / "results.json", json.loads((run / "results.json").read_text()) | summarise(scored))
-    for flags, expected in (([], False), (["--patches"], True)):
-        into = tmp_path / f"cell{len(flags)}.json"
-        must(script("reproduce/collect.py", run, "--into", into, "--images", tmp_path / "images.json", *flags))
-        assert ("patch" in json.loads(into.read_text())) == expected
+    for patches in (False, True):
+        cells.write_cell(run, tmp_path / "cell.json", tmp_path / "images.json", patches=patches)
+        assert ("patch" in json.loads((tmp_path / "cell.json").read_text())) == patches
 
 
 def test_a_run_without_a_victim_is_no_cell(measured, tmp_path):
     run = shutil.copytree(measured.scale.run_of(next(iter(measured.scale.cells.values()))), tmp_path / "run")
     (run / "args.json").write_text('{"commit": "abc", "args": {"victim": null, "resume": null}}')
-    result = script("reproduce/collect.py", run, "--into", tmp_path / "cell.json", "--images", tmp_path / "images.json")
-    assert result.returncode == 2 and "its attack had no victim" in result.stderr, result.stderr
+    with pytest.raises(UserError, match="its attack had no victim"):
+        cells.write_cell(run, tmp_path / "cell.json", tmp_path / "images.json")
     assert not (tmp_path / "cell.json").exists()

@@ -233,6 +233,9 @@ def test_a_killed_run_resumes(small_scale):
     assert splits[0] != splits[1]
     cells = cells_of(results)
     assert len(cells) == 4 and len(cells_of(results / "two")) == 2
+    (results / "psp-psp" / "loss-random-n4-s12_none_0.json").unlink()  # its batch has another cell, which stays
+    assert "cell 1 of 1: psp-psp/loss-random" in finished(reproduce(small_scale))
+    assert cells_of(results) == cells
     for checkpoint in runs.rglob("*.pth.tar"):  # a finished cell does not run again when a checkpoint is deleted
         checkpoint.unlink()
     for path in runs.rglob("results.json"):
@@ -241,8 +244,14 @@ def test_a_killed_run_resumes(small_scale):
     assert cells_of(results) == cells
     (results / "psp-psp" / "loss-random-n4-s12_argmax_0.json").unlink()  # a missing cell is planned, the others are not
     planned = finished(reproduce(small_scale, "--dry-run"))
-    for cell, wanted in (("loss-random-n4-s12_argmax_0", True), ("loss-random-n4-s12_none_0", False)):
-        assert (f"attack.py --out {runs}/cells/psp-psp/{cell}" in planned) == wanted
+    for defense, wanted in (("argmax", True), ("none", False)):
+        batch = f"psp_{next(name for name in read_scale(small_scale).attackers if f'_{defense}_' in name)}"
+        assert (f"reproduce.measure {small_scale} {batch}" in planned) == wanted
+    command = ["-m", "reproduce.measure", small_scale, batch.replace("_none_", "_argmax_"), "--dry-run"]
+    printed = must(subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)).stdout
+    assert printed.count("python attack.py") == 1 and "cells/psp-psp/loss-random-n4-s12_argmax_0 " in printed
+    unknown = subprocess.run([sys.executable, *command[:3], "x"], cwd=ROOT, capture_output=True, text=True)
+    assert unknown.returncode == 2 and "has no batch x; it has psp_psp-loss" in unknown.stderr
 
 
 @pytest.mark.slow
