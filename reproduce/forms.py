@@ -1,7 +1,8 @@
 """The forms of scale files, and how each is read. The rules of a form are in reproduce/FORM.smk.
 
-A new form is one file with a class that has `models`, `cells` and `budget`, one with its report, one with its rules,
-and one line in `FORMS`.
+A new form is one file with a class that has the members that Snakefile and `reproduce.measure` read (`models`, `cells`,
+`batches`, `needs_of`, `cell_command`, `run_of`, `collected`, `budget`), one with its report, one with its rules, and one
+line in `FORMS`.
 """
 
 from pathlib import Path
