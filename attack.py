@@ -31,7 +31,8 @@ QUERY = ("--members", "--non-members", "--keep", "--stride", "--windows", "--roo
          "--classes", "--class-names", "--label-map", *predictors.ACCESS)  # flags of a target model that is queried
 ALLOWED = {"copies": "equal images on one side, which then form one group",
            "overlap": "attacked images that the attacker was trained on (D^S)",
-           "unseen": "members that the target model was not trained on"}
+           "unseen": "members that the target model was not trained on",
+           "unbalanced": "references that were trained on more images of one side"}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -90,6 +90,7 @@ def main(args: argparse.Namespace) -> None:
     if args.compare:
         print(setup.compare(*args.compare))
         return
+    setup.check_attacks(args.attacks)
     conditions = [setup.read_condition(text) for text in args.fail_if]
     tries = [setup.parse_defense(text, args.seed) for text in args.tries]
     members, non_members = args.members or args.claim, args.non_members or args.null

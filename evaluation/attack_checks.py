@@ -55,6 +55,8 @@ def check_needs(attack: Attack, source: Source, run: AttackRun, population: Sour
         raise UserError("--allow unseen has no effect on posteriors on disk, whose model is not known; leave it out")
     if "overlap" in run.allow and not (attack.settings.attacker or population):
         raise UserError("--allow overlap has no effect without an attacker and without --population; leave it out")
+    if "unbalanced" in run.allow and not source.references:
+        raise UserError("--allow unbalanced has no effect without --references; leave it out")
     if run.cam and not isinstance(attack, LearnedAttack):
         raise UserError("-cam shows where a trained attacker finds evidence; a threshold has no activation map: leave "
                         "-cam out, or give --attack learned")

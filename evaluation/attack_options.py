@@ -22,7 +22,7 @@ class AttackRun:
     queried; `control`: predictor of a model that saw neither side; `keep`: folder for the posteriors of the target;
     `keep_references`: folder for those of the references; `pseudo_labels`: whether the argmax of each output stands for
     its ground truth; `defend_references`: whether the defense also changes the outputs of the references; `allow`: what
-    is not refused, of "copies", "overlap" and "unseen"; `out`: output folder (None: the next free runs/attack-N);
+    is not refused, as `evaluation.roles.Roles` has it; `out`: output folder (None: the next free runs/attack-N);
     `hash_names`: key file for names; `cam`: folder for activation maps; `cam_images`: number of members and of
     non-members that are drawn; `exposure`: whether regions of the images are measured; `exposure_maps`: folder for
     evidence maps of the most exposed images; `features`: feature extractor of the predictability error;

@@ -21,6 +21,8 @@ VERSION = 1  # of audit.json
 PRIMARY = ("calibrated", "loss")  # the first that can run answers the question
 CONTROLS = ("references-alone",)  # attacks that must find nothing
 BOUNDS = ("statistics-crossfit", "learned-crossfit")  # that know more than an attacker does
+NO_ANSWER = ("--attacks {}: none of these answers the question, which takes an attack on the model without a defense "
+             "that is neither a control nor an upper bound; add one, such as loss")
 LEFT_OUT = ("learned", "reconstruction", "membership-error-released")  # need an attacker, or repeat another attack
 WITH_WEIGHTS = ("checkpoint", "torchvision", "smp", "hf")  # kinds of models whose gradients can be computed
 QUERIED_ONCE = ("stored", "folder", "http", "https")  # kinds of models: answers on disk, and endpoints of others
@@ -28,6 +30,12 @@ QUERIED_ONCE = ("stored", "folder", "http", "https")  # kinds of models: answers
 SAME = ("model", "images", "masks", "root", "strip_prefix", "members", "non_members", "claim", "null", "dataset",
         "classes", "class_names", "label_map", "references", "train_references", "reference_images", "population",
         "control", "stride", "windows", "preprocess", "show_images", "hash_names", "seed")
+
+
+def check_attacks(names: Sequence[str]) -> None:
+    """Raise `UserError` if all attacks that are named are controls and upper bounds."""
+    if names and set(names) <= {*CONTROLS, *BOUNDS}:
+        raise UserError(NO_ANSWER.format(" ".join(names)))
 
 
 @dataclass(frozen=True)
@@ -123,8 +131,7 @@ class Audit:
         """
         names = [name for name in self.names if name not in CONTROLS + BOUNDS and self.suits(name)]
         if not names:
-            raise UserError(f"--attacks {' '.join(self.attacks)}: none of these is an attack on the model without a "
-                            "defense (a control or an upper bound is none); add one, such as loss")
+            raise UserError(NO_ANSWER.format(" ".join(self.attacks)))
         return next((name for name in PRIMARY if name in names), names[0])
 
     def shown(self, where: str) -> str:

@@ -13,7 +13,7 @@ from datasets.sides import write_sides
 from evaluation import audit_words as words
 from evaluation.attack_setup import LiveData, choose_compute
 from evaluation.audit import log_of, parse_defense, run_audit
-from evaluation.audit_plan import VERSION, Audit
+from evaluation.audit_plan import VERSION, Audit, check_attacks
 from evaluation.intervals import paired_difference
 from evaluation.stored_scores import read_paired
 from predictors import open_predictor
@@ -22,8 +22,8 @@ from utils.cli import UserError
 from utils.device import Compute
 from utils.files import atomic_open, read_json, start_run
 
-__all__ = ["Audit", "Condition", "LiveData", "as_json", "as_text", "choose_compute", "compare", "key_of", "list_sides",
-           "parse_defense", "read_condition", "run_audit", "start"]
+__all__ = ["Audit", "Condition", "LiveData", "as_json", "as_text", "check_attacks", "choose_compute", "compare",
+           "key_of", "list_sides", "parse_defense", "read_condition", "run_audit", "start"]
 
 CONDITION = re.compile(r"(auc|max_f|tpr@([0-9.]+)%)\s*>\s*([0-9.]+)")
 PLACE_ONLY = ("out", "gpu", "quiet", "json", "fail_if")  # arguments that change no result

@@ -38,15 +38,16 @@ ENOUGH = 3  # references for each image of a population, so that no single model
 class Roles:
     """The attacked images by content, and with what they were compared.
 
-    `allow`: what is not refused, of "copies", "overlap" and "unseen"; `known`: the images at hand that they were
-    compared with; `counts`: the numbers of images that were allowed.
+    `allow`: what is not refused, of "copies", "overlap", "unseen" and "unbalanced"; `known`: the images at hand that
+    they were compared with; `counts`: the numbers of images, or of unbalanced references, that were allowed.
     """
 
     members: Images
     non_members: Images
     allow: Sequence[str] = ()
     known: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: {"copies": 0, "overlap": 0, "unseen": 0})
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("copies", "overlap", "unseen", "unbalanced"),
+                                                                         0))
 
     @property
     def images(self) -> Images:
@@ -59,7 +60,7 @@ class Roles:
         return {"compared_with": self.known} | self.counts
 
     def refuse(self, what: str, number: int, message: str) -> None:
-        """Raise `UserError` if there are such images and --allow does not name them; count them otherwise."""
+        """Raise `UserError` if there are such cases and --allow does not name them; count them otherwise."""
         if number and what not in self.allow:
             raise UserError(message)
         self.counts[what] += number
@@ -189,21 +190,21 @@ def _compare(roles: Roles, learned: Images, what: str, learner: str) -> None:
 
 
 def compare_with_references(roles: Roles, references: Sequence[Reference]) -> None:
-    """Raise `UserError` if a reference was trained on clearly more images of one side than of the other.
+    """Raise `UserError` if a reference was trained on clearly more images of one side, and this is not allowed.
 
     It is left out for these images, so which references are used would tell members from non-members. Otherwise the
     number of such images is printed. Warns of attacked images that look like its training images.
     """
     for reference in references:
         shown, unbalanced = compare_sides(reference, roles.members, roles.non_members)
-        if unbalanced:
-            raise UserError(f"the reference {reference.predictor.where} was trained on {shown}; it would be left out "
-                            "for them, which tells the sides apart: give references that saw as many of both sides")
+        where = f"the reference {reference.predictor.where}"
+        roles.refuse("unbalanced", int(unbalanced), f"{where} was trained on {shown}; it would be left out for them, "
+                     "which tells the sides apart: give references that saw as many of both sides, or --allow "
+                     "unbalanced for an upper bound")
         if shown:
-            print_once(f"the reference {reference.predictor.where} was trained on {shown}; for these images it does "
-                       "not count as a model that did not see them")
-        warn_of_near(reference.trained_on, roles.images, "attacked images",
-                     f"training images of the reference {reference.predictor.where}")
+            print_once(f"{where} was trained on {shown}; for these images it does not count as a model that did not "
+                       "see them")
+        warn_of_near(reference.trained_on, roles.images, "attacked images", f"training images of {where}")
 
 
 def compare_sides(reference: Reference, members: Images, non_members: Images) -> tuple[str, bool]:
@@ -270,7 +271,8 @@ def compare_with_control(roles: Roles, control: str) -> None:
 def say(roles: Roles) -> None:
     """Print with what the attacked images were compared, and what was allowed."""
     names = {"copies": "copies", "overlap": "images that the attacker knows",
-             "unseen": "members that the model was not trained on"}
+             "unseen": "members that the model was not trained on",
+             "unbalanced": "references that were trained on more images of one side"}
     counted = [f"{number} {names[what]}" for what, number in roles.counts.items() if number]
     print_once("compared by content: no image is on both sides"
                + (f"; also compared with {', '.join(roles.known)}" if roles.known else "")

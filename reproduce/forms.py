@@ -1,11 +1,12 @@
 """The forms of scale files, and how each is read. The rules of a form are in reproduce/FORM.smk.
 
-A new form is one file with a class that has the members that Snakefile and `reproduce.measure` read (`models`, `cells`,
-`batches`, `needs_of`, `cell_command`, `run_of`, `collected`, `budget`), one with its report, one with its rules, and one
-line in `FORMS`.
+A new form is one file with a class that has the attributes and methods that Snakefile and `reproduce.measure` read, one
+with its report, one with its rules, and one line in `FORMS`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from reproduce.plan import load_keys
 from utils.tables import Entry, Table
@@ -27,3 +28,11 @@ def read(path: str | Path, again: int = 0) -> object:
     """Read a scale file of any form. `again`: another training of table 2."""
     form = form_of(path)
     return FORMS.load(form)(path, again) if form == "table-two" else FORMS.load(form)(path)
+
+
+def batches(scale: Any) -> dict[str, Sequence[Any]]:
+    """The cells of a scale by the name of the process that measures them."""
+    found: dict[str, list] = {}
+    for cell in scale.cells.values():
+        found.setdefault(scale.batch_of(cell), []).append(cell)
+    return found

@@ -3,7 +3,7 @@
     python -m reproduce.measure SCALE BATCH
 
 Cells that exist are left out. One process for many cells imports the libraries once, and computes once what depends on
-the images alone.
+the images alone. If an attack fails, the others still run. Edit no code while a batch runs: the process has read it.
 """
 
 import argparse
@@ -13,7 +13,10 @@ import sys
 from collections.abc import Sequence
 
 from utils.cli import UserError, natural, new_parser, run
+from utils.distributed import WARNED
 from utils.files import ROOT
+
+STOPPED = 128  # exit codes from here on are those of a signal
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,34 +26,47 @@ def parser() -> argparse.ArgumentParser:
                        "that need no trained attacker; after an unknown name all are listed")
     flags.add_argument("--again", type=natural, default=0, metavar="N", help="another training of the scale (default: "
                        "0, the first one)")
-    flags.add_argument("--dry-run", action="store_true", help="print the commands only")
+    flags.add_argument("--dry-run", action="store_true", help="print the commands of all cells of the batch only")
     return flags
 
 
 def main(args: argparse.Namespace) -> None:
     from reproduce.cells import write_cell
-    from reproduce.forms import read
+    from reproduce.forms import batches, read
 
     scale = read(args.scale, args.again)
-    if args.batch not in scale.batches:
-        raise UserError(f"{args.scale} has no batch {args.batch}; it has {', '.join(scale.batches)}")
-    files = {scale.results / f"{cell.name}.json": cell for cell in scale.batches[args.batch]}
-    missing = [(into, cell) for into, cell in files.items() if not into.exists()]
-    for number, (into, cell) in enumerate(missing, 1):
-        if args.dry_run:
-            print(shlex.join(["python", *scale.cell_command(cell)]))
-            continue
+    found = batches(scale)
+    if args.batch not in found:
+        raise UserError(f"{args.scale} has no batch {args.batch}; it has {', '.join(found)}")
+    cells = found[args.batch]
+    if args.dry_run:
+        print("\n".join(shlex.join(["python", *scale.cell_command(cell)]) for cell in cells))
+        return
+    missing = [cell for cell in cells if not (scale.results / f"{cell.name}.json").exists()]
+    failed = []
+    for number, cell in enumerate(missing, 1):
         print(f"cell {number} of {len(missing)}: {cell.name}", flush=True)
-        call(scale.cell_command(cell))
-        write_cell(scale.run_of(cell), into, **scale.collected(cell))
+        try:
+            call(scale.cell_command(cell))
+            write_cell(scale.run_of(cell), scale.results / f"{cell.name}.json", **scale.cell_arguments(cell))
+        except (SystemExit, UserError) as error:
+            if isinstance(error, SystemExit) and error.code >= STOPPED:
+                raise
+            failed.append(cell.name if isinstance(error, SystemExit) else f"{cell.name} ({error})")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(missing)} cells could not be measured: {', '.join(failed)}")
 
 
 def call(words: Sequence[str]) -> None:
-    """Run a script with its arguments, `words`, in this process, which ends if the script ends with an error."""
+    """Run a script with its arguments, `words`, in this process. Raises `SystemExit` if the script fails."""
     before = sys.argv
     sys.argv = list(words)
+    WARNED.clear()  # as in a new process
     try:
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
     finally:
         sys.argv = before
 

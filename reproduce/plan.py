@@ -367,7 +367,7 @@ class Scale:
     def run_of(self, cell: Cell) -> Path:
         return self.runs / "cells" / cell.name
 
-    def collected(self, cell: Cell) -> dict:
+    def cell_arguments(self, cell: Cell) -> dict:
         """The arguments of `reproduce.cells.write_cell` for a cell, after its run and its file."""
         return {"images": self.results / cell.setting / "images.json", "patches": cell.patches,
                 "curve": self.selections.counts if cell.curve else (),
@@ -375,13 +375,9 @@ class Scale:
 
     # Order and cost
 
-    @cached_property
-    def batches(self) -> dict[str, list[Cell]]:
-        """The cells that one process measures: those of one attacker on one victim."""
-        found: dict[str, list[Cell]] = {}
-        for cell in self.cells.values():
-            found.setdefault(f"{self.victim_of(cell)}_{self.attacker_of(cell).name}", []).append(cell)
-        return found
+    def batch_of(self, cell: Cell) -> str:
+        """The name of the process that measures a cell: one for each attacker on each victim."""
+        return f"{self.victim_of(cell)}_{self.attacker_of(cell).name}"
 
     def needs_of(self, cell: Cell) -> list[Path]:
         """results.json of each training that the attack of a cell reads."""

@@ -5,7 +5,7 @@ and so are C and D. A model of A is attacked with the images of A as members and
 the other way round. So what makes the images of one part easier than those of another cancels in the mean over the
 parts. The models of the other two parts are the shadows and the references: none of them saw an image of A or B, and
 every image of C or D is in the training of half of them. An *oracle* has the models of other seeds on A and B instead:
-it knows images of the target model, so it is no attack, but says how much a stronger one could find.
+they were trained on the complete parts, so it knows which images belong together. It is an upper bound, and no attack.
 
 A *cell* is one attack on one model. A *control* asks a shadow in the place of the target model: it saw none of the
 images, so its AUC must be near 0.5 in the mean over the parts.
@@ -149,7 +149,7 @@ class Rotations:
 
     @cached_property
     def models(self) -> dict[str, Model]:
-        """All trainings by name; those of one seed follow one another, so a bed that is stopped has whole cycles."""
+        """All trainings by name."""
         models = [Model(part, seed) for seed in range(self.seeds) for part in PARTS]
         return {model.name: model for model in models}
 
@@ -178,6 +178,9 @@ class Rotations:
             return None
         of = cell.model if cell.shadow is None else Model(cell.model.part, cell.shadow)
         return Attacker(kind, self.shadows_of(of, self.learned[kind].shadows), cell.seed)
+
+    def is_oracle(self, cell: BedCell) -> bool:
+        return cell.method in self.direct and self.direct[cell.method].references == "oracle"
 
     def references_of(self, cell: BedCell) -> tuple[Model, ...]:
         if cell.method == CONTROL:
@@ -239,6 +242,7 @@ class Rotations:
                                                           other=self.parts[other.part]).split()
         asks = cell.method in self.direct and self.direct[cell.method].asks
         if references:
+            words += ["--allow", "unbalanced"] if self.is_oracle(cell) else []
             words += ["--references", *(str(self.runs / one.name) for one in references)]
             words += [] if asks else ["--keep-references", str(self.runs / "answers" / cell.model.part)]
         keep = [] if asks else ["--keep", str(self.runs / asked.name / f"posteriors-{cell.model.part}")]
@@ -257,19 +261,18 @@ class Rotations:
     def run_of(self, cell: BedCell) -> Path:
         return self.runs / "cells" / cell.name
 
-    def collected(self, cell: BedCell) -> dict:
+    def cell_arguments(self, cell: BedCell) -> dict:
         """The arguments of `reproduce.cells.write_cell` for a cell, after its run and its file."""
         return {"images": self.results / "images" / f"{cell.model.part}.json"}
 
     # Order and cost
 
-    @cached_property
-    def batches(self) -> dict[str, list[BedCell]]:
-        """The cells that one process measures: those on a model without a trained attacker, and those with one."""
-        found: dict[str, list[BedCell]] = {}
-        for cell in self.cells.values():
-            found.setdefault(f"{cell.model.name}-{'learned' if self.attacker_of(cell) else 'direct'}", []).append(cell)
-        return found
+    def batch_of(self, cell: BedCell) -> str:
+        """The name of the process that measures a cell.
+
+        There are two for each attacked model: for attacks without a trained attacker, and for those with one.
+        """
+        return f"{cell.model.name}-{'learned' if self.attacker_of(cell) else 'direct'}"
 
     def needs_of(self, cell: BedCell) -> list[Path]:
         """results.json of each training that the attack of a cell reads."""
@@ -318,6 +321,8 @@ def read_rotations(path: str | Path) -> Rotations:
     if wrong := set(bed.repeats) - {f"{name}-{select}" for name, one in bed.learned.items() if one.shadows == "one"
                                     for select in one.select}:
         raise UserError(f"{path}: `repeats` names {min(wrong)}, which is no selection of an attacker with one shadow")
+    if bed.seeds < 3 and any(one.references == "oracle" for one in bed.direct.values()):
+        raise UserError(f"{path}: an oracle needs two references that were trained on an image: three seeds or more")
     if not 0 <= bed.attacked <= bed.seeds:
         raise UserError(f"{path}: `attacked` is {bed.attacked}, but there are {bed.seeds} seeds")
     if untimed := [key for key in ("model", "attacker", "attack") if key not in bed.minutes]:

@@ -110,7 +110,7 @@ def bed_page(bed: Bed) -> str:
         "with a probability of 80 %. *Queries*: those of the target model about each attacked image. "
         f"*{CONTROL}*: the loss threshold on a model that saw none of the images. *references-alone* is a control, "
         "too. Attacks with *crossfit* in their name are trained on the attacked images, and the references of those "
-        "with *oracle* are other models of the same two parts, so both know more than an attacker.", "",
+        "with *oracle* are models of other seeds on the same two parts: these are upper bounds, and no attacks.", "",
         attacks(bed), "## Claims", "",
         "A claim *holds* if the difference is above 0, and *does not hold* if it is below, at a level of 5 % after "
         "Holm's correction for the number of claims.", "", claims(bed),

@@ -132,17 +132,13 @@ class TableOne:
     def run_of(self, cell: ErrorCell) -> Path:
         return self.runs / "cells" / cell.name
 
-    def collected(self, cell: ErrorCell) -> dict:
+    def cell_arguments(self, cell: ErrorCell) -> dict:
         """The arguments of `reproduce.cells.write_cell` for a cell, after its run and its file."""
         return {"images": self.results / cell.target / "images.json"}
 
-    @cached_property
-    def batches(self) -> dict[str, list[ErrorCell]]:
-        """The cells that one process measures: those on one training."""
-        found: dict[str, list[ErrorCell]] = {}
-        for cell in self.cells.values():
-            found.setdefault(self.victim_of(cell).name, []).append(cell)
-        return found
+    def batch_of(self, cell: ErrorCell) -> str:
+        """The name of the process that measures a cell: one for each training."""
+        return self.victim_of(cell).name
 
     def needs_of(self, cell: ErrorCell) -> list[Path]:
         """results.json of the training that a cell attacks."""

@@ -496,6 +496,7 @@ def test_prefix_that_no_path_has(world, victim_command, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--attack", "loss", "--allow", "unseen"], "--allow unseen has no effect"),
+    (["--attack", "loss", "--allow", "unbalanced"], "--allow unbalanced has no effect"),
     (["--attack", "loss", "--allow", "overlap"], "--allow overlap has no effect")])
 def test_allowed_without_a_cause(folder, flags, message):
     result = script("attack.py", *flags, "--examples", folder / "examples", "--out", folder / "out")

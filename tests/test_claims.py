@@ -77,7 +77,7 @@ def write_cell(scale, cell):
         save_checkpoint(path, {"name": "pspnet"}, {"weight": torch.tensor(len(str(path)))})
         (path.parent / "args.json").write_text('{"commit": "old"}')
     write_json(run / "args.json", {"commit": "abc", "args": models})
-    cells.write_cell(run, scale.results / f"{cell.name}.json", **scale.collected(cell) | {"maps": False})
+    cells.write_cell(run, scale.results / f"{cell.name}.json", **scale.cell_arguments(cell) | {"maps": False})
 
 
 @pytest.fixture(scope="module")

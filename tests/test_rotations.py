@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from conftest import must, results, scores, script
 from test_workflow import finished, parse, reproduce
 
 from reproduce.cells import pack
-from reproduce.forms import FORMS, form_of, read
+from reproduce.forms import FORMS, batches, form_of, read
 from reproduce.plan import FOLDER
 from reproduce.rotations import CONTROL, OTHERS, PARTNER, PARTS, Repeats, read_rotations
 from reproduce.rotations_page import Bed, attacks, bed_page, claims, queries_of
@@ -91,14 +92,13 @@ def test_references_and_answers_of_the_cells_of_a_bed():
 
 
 @pytest.mark.parametrize("name", BEDS)
-def test_batches_hold_every_cell_once(name):
-    """A batch has the cells of one attacked model, with or without trained attackers."""
+def test_batches_of_a_bed(name):
+    """Two for each attacked model, which hold every cell once."""
     bed = read_rotations(name)
-    assert sorted(cell.name for batch in bed.batches.values() for cell in batch) == sorted(bed.cells)
-    assert len(bed.batches) == 2 * len(bed.targets) == 8 * (bed.attacked or bed.seeds)
-    for batch, cells in bed.batches.items():
-        assert {cell.model.name for cell in cells} == {batch.split("-")[0]}
-        assert {bool(bed.attacker_of(cell)) for cell in cells} == {batch.endswith("learned")}
+    found = batches(bed)
+    assert sorted(cell.name for batch in found.values() for cell in batch) == sorted(bed.cells)
+    assert set(found) == {f"{model.name}-{kind}" for model in bed.targets for kind in ("direct", "learned")}
+    assert {model.seed for model in bed.targets} == set(range(bed.attacked or bed.seeds))
 
 
 @pytest.mark.parametrize("name", BEDS)
@@ -214,6 +214,7 @@ def test_bed_without_all_cells(simulated):
     (lambda keys: keys.pop("seeds"), "seeds"), (lambda keys: keys["minutes"].pop("model"), "no entry for model"),
     (lambda keys: keys["direct"]["loss"].update(references="two"), "none, one or all"),
     (lambda keys: keys["learned"]["loss-one"].update(references="oracle"), "without a trained attacker"),
+    (lambda keys: keys["direct"]["loss"].update(references="oracle"), "three seeds or more"),
     (lambda keys: keys.update(attacked=3), "`attacked` is 3, but there are 2 seeds"),
     (lambda keys: keys["learned"]["loss-one"].update(shadows="none"), "one or all"),
     (lambda keys: keys["repeats"].update({"loss-all-full": {}}), "loss-all-full, which is no selection"),
@@ -259,3 +260,29 @@ def test_bed_from_data_to_report(tmp_path):
     text = (tmp_path / "results" / "report.md").read_text()
     assert "cells are missing" not in text and row_of(text, "references help")[-1].startswith("**")
     assert "Nothing to be done" in finished(reproduce(tmp_path / "small.yaml"))
+
+
+# One process for many cells
+
+
+def test_a_batch_goes_on_after_an_attack_that_fails(tmp_path, monkeypatch):
+    """The attacks are scripts that write their name; one fails. A cell that exists is left out, a signal ends all."""
+    code = "import sys\nprint('ran', sys.argv[1])\nsys.exit({'bad': 2, 'stopped': 143}.get(sys.argv[1]))"
+    (tmp_path / "attack.py").write_text(code)
+    names = ["there", "first", "bad", "last"]
+    scale = SimpleNamespace(
+        cells={name: SimpleNamespace(name=name) for name in names}, results=tmp_path, batch_of=lambda cell: "all",
+        cell_command=lambda cell: [str(tmp_path / "attack.py"), cell.name], run_of=lambda cell: tmp_path / "run",
+        cell_arguments=lambda cell: {"images": tmp_path / "images.json"})
+    monkeypatch.setattr("reproduce.forms.read", lambda name, again: scale)
+    monkeypatch.setattr("reproduce.cells.write_cell", lambda run, into, images: into.write_text("{}"))
+    (tmp_path / "there.json").write_text("{}")
+    words = ["reproduce/measure.py", "scale", "all"]
+    done = script(*words)
+    assert done.returncode == 2 and "1 of 3 cells could not be measured: bad" in done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("ran")] == ["ran first", "ran bad", "ran last"]
+    assert (tmp_path / "last.json").exists() and not (tmp_path / "bad.json").exists()
+    scale.cells = {name: SimpleNamespace(name=name) for name in ("stopped", "next")}
+    done = script(*words)
+    assert done.returncode == 143 and "ran next" not in done.stdout
+    assert "has no batch some; it has all" in script(*words[:2], "some").stderr

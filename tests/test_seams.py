@@ -267,11 +267,13 @@ def test_calibrated_attack_on_stored_posteriors(tmp_path):
 @pytest.mark.slow
 def test_reference_that_was_trained_on_an_image_is_not_used_for_it(world, live, tmp_path):
     shadow, victim, trained = world / "shadow", world / "victim" / "last.pth.tar", world / "shadow" / "in.txt"
-    unseen = ["--members", trained, "--allow", "unseen"]
-    flags = ["attack.py", "--attack", "calibrated", *live, *unseen, "--patch-size", 6]
+    unseen = ["--patch-size", 6, "--members", trained, "--allow", "unseen"]
+    flags = ["attack.py", "--attack", "calibrated", *live, *unseen]
     for place in (shadow, shadow / "last.pth.tar"):
         result = script(*flags, "--references", place, "--out", tmp_path / "run")
         assert_refused(result, "was trained on 12 of 12 members and on 0 of 8 non-members", "tells the sides apart")
+    result = script(*flags, "unbalanced", "--references", shadow, "--out", tmp_path / "run")
+    assert_refused(result, "every reference model was trained on this image")
     detour = ["--root", world / "shadow" / ".." / "data"]
     assert_refused(script(*flags, *detour, "--references", shadow, "--out", tmp_path / "run"), "was trained on")
     (tmp_path / "link").symlink_to(world / "data")

@@ -249,7 +249,7 @@ def test_a_killed_run_resumes(small_scale):
         assert (f"reproduce.measure {small_scale} {batch}" in planned) == wanted
     command = ["-m", "reproduce.measure", small_scale, batch.replace("_none_", "_argmax_"), "--dry-run"]
     printed = must(subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)).stdout
-    assert printed.count("python attack.py") == 1 and "cells/psp-psp/loss-random-n4-s12_argmax_0 " in printed
+    assert "python attack.py --out" in printed and "cells/psp-psp/loss-random-n4-s12_argmax_0 " in printed
     unknown = subprocess.run([sys.executable, *command[:3], "x"], cwd=ROOT, capture_output=True, text=True)
     assert unknown.returncode == 2 and "has no batch x; it has psp_psp-loss" in unknown.stderr
 
