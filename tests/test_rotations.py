@@ -97,8 +97,11 @@ def test_batches_of_a_bed(name):
     bed = read_rotations(name)
     found = batches(bed)
     assert sorted(cell.name for batch in found.values() for cell in batch) == sorted(bed.cells)
-    assert set(found) == {f"{model.name}-{kind}" for model in bed.targets for kind in ("direct", "learned")}
-    assert {model.seed for model in bed.targets} == set(range(bed.attacked or bed.seeds))
+    models = [model.name for model in bed.models.values() if model.seed < (bed.attacked or bed.seeds)]
+    assert set(found) == {f"{model}-{kind}" for model in models for kind in ("direct", "learned")}
+    for method in {cell.method for cell in bed.cells.values()}:
+        last = getattr(bed.learned.get(method.rpartition("-")[0]), "attacked", 0) or bed.attacked or bed.seeds
+        assert {cell.model.seed for cell in bed.cells.values() if cell.method == method} == set(range(last))
 
 
 @pytest.mark.parametrize("name", BEDS)
@@ -188,7 +191,8 @@ def test_variances_of_a_bed(simulated):
 def test_repeats_of_a_bed():
     """Each victim against the shadows of all seeds, more attacker seeds, and other seeds for the patch locations."""
     bed = read_rotations("rotations-camvid")
-    bed = replace(bed, seeds=4, attacked=0, repeats={"loss-one-random": Repeats(shadows=True, seeds=2, draws=3)})
+    bed = replace(bed, seeds=4, attacked=0, repeats={"loss-one-random": Repeats(shadows=True, seeds=2, draws=3)},
+                  learned={"loss-one": replace(bed.learned["loss-one"], attacked=0)})
     cells = [cell for cell in bed.cells.values() if cell.method == "loss-one-random" and cell.model.name == "B1"]
     assert len(cells) == 4 * 2 + 2
     attackers = {bed.attacker_of(cell) for cell in cells}
