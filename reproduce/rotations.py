@@ -29,8 +29,8 @@ CONTROL = "control"
 class Learned:
     """A learned attacker: flags of train_attacker.py, its shadows (one or all), seeds, and selections of patches.
 
-    `references`: those of the attack, as of `Direct`. In training the shadows are compared with one another. `attacked`:
-    number of seeds whose models it attacks; by default all that the bed attacks.
+    `references`: those of the attack, as of `Direct`. In training the shadows are compared with one another.
+    `attacked`: number of seeds whose models it attacks; by default all that the bed attacks.
     """
 
     flags: str
