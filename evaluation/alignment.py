@@ -27,7 +27,7 @@ from utils.cli import UserError
 from utils.distributed import warn_once
 from utils.files import fingerprint
 
-PROBE = {False: 200, True: 12}  # images of each side, of stored outputs and of a model that is queried
+PROBE = {False: 200, True: 12}  # images of each side, of outputs on disk and of a model at hand
 COMPARED = 2  # images of each side on which models are compared
 EQUAL = 0.01  # mean absolute difference over all classes; bf16 changes posteriors by 0.005, another training by 0.12
 SHARE, STORED = 0.05, 2e-4  # the same as a share of the uncertainty of an output; and the change by float16
@@ -149,7 +149,7 @@ def check_alignment(source: Source, model: str = "") -> None:
 
 def check_translations(source: Source, records: Sequence[Record], side: str) -> None:
     """Raise `UserError` if the translated images of a side fit the ground truths of other images clearly better."""
-    chosen = choose(records, PROBE[source.predictor.reads_images])
+    chosen = choose(records, PROBE[source.predictor.reads_images or source.predictor.cached])
     if len(chosen) < SMALLEST:
         return
     small = [[F.adaptive_avg_pool2d(image, THUMBNAIL).flatten() for image in images] for images in zip(*(
@@ -176,7 +176,7 @@ def read_probe(source: Source, records: Sequence[Record]) -> tuple[Probe | None,
     Returns those of the most frequent size that have a label, and the form of stored outputs. Outputs with errors are
     left out: the attack reports them.
     """
-    reads = source.predictor.reads_images
+    reads = source.predictor.reads_images or source.predictor.cached
     found: dict[tuple, list[tuple]] = {}
     stored: list[Excerpt] = []
     for answer in replace(source, records=choose(records, PROBE[reads]), references=()).answers():

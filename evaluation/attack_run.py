@@ -45,21 +45,18 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
         population = roles.lend_references(population, source.references)
     control = open_control(attack, source, run, known)
     roles.say(known)
-    check_models(source, [*((f"the reference {one.predictor.where}", one.predictor, one.view)
-                            for one in source.references),
-                          *([("--control", control.predictor, control.view)] if control else [])])
-    if population:
-        check_alignment(population, "--population")
     compute, queries = attack.settings.compute, precision_of([
         *source.predictors, *(population.predictors if population else ()), *([control.predictor] if control else ())])
     if compute.measure and queries:  # no network of the attack was measured, because it has none
         compute = replace(compute, precision=queries)
-    if run.keep:
-        kept = cache_outputs(Path(run.keep), source.predictor, source.records, existing_files([run.victim]))
-        source = replace(source, predictor=kept)
-    if run.keep_references:
-        source = keep_references(source, Path(run.keep_references))
-        population = population and keep_references(population, Path(run.keep_references) / "population")
+    names = [f"the reference {one.predictor.where}" for one in source.references]
+    source, population = keep_outputs(source, population, run, compute=False)  # so the checks read what is stored
+    check_models(source, [*((name, one.predictor, one.view)
+                            for name, one in zip(names, source.references, strict=True)),
+                          *([("--control", control.predictor, control.view)] if control else [])])
+    if population:
+        check_alignment(population, "--population")
+    source, population = keep_outputs(source, population, run)
     timings.lap("starting and comparing images")
     if "predictability" in attack.needs:
         source, population = (one and replace(one, predictability=predictability_errors(
@@ -91,17 +88,32 @@ def run_attack(attack: Attack, source: Source, run: AttackRun, population: Sourc
     return results
 
 
-def keep_references(source: Source, folder: Path) -> Source:
+def keep_outputs(source: Source, population: Source | None, run: AttackRun,
+                 compute: bool = True) -> tuple[Source, Source | None]:
+    """The source and the population with the outputs that --keep and --keep-references store.
+
+    Without `compute` only the models whose outputs are all stored already are replaced.
+    """
+    if run.keep and source.predictor.reads_images:
+        source = replace(source, predictor=cache_outputs(Path(run.keep), source.predictor, source.records,
+                                                         existing_files([run.victim]), compute))
+    if run.keep_references:
+        source = keep_references(source, Path(run.keep_references), compute)
+        population = population and keep_references(population, Path(run.keep_references) / "population", compute)
+    return source, population
+
+
+def keep_references(source: Source, folder: Path, compute: bool) -> Source:
     """The source with the outputs of each reference stored in a tree of its own below `folder`.
 
-    References whose outputs are on disk already stay as they are.
+    References whose outputs are on disk already stay as they are. `compute`: as of `cache_outputs`.
     """
     def kept(reference: Reference) -> Reference:
         file = file_of(reference.predictor.where)
         if not file or not reference.predictor.reads_images:
             return reference
         tree = folder / f"{file.parent.name}-{fingerprint([file])[:8]}"
-        return replace(reference, predictor=cache_outputs(tree, reference.predictor, source.records, [file]))
+        return replace(reference, predictor=cache_outputs(tree, reference.predictor, source.records, [file], compute))
 
     return replace(source, references=tuple(map(kept, source.references)))
 

@@ -173,7 +173,8 @@ class Predictor:
 
     `classes`: number of classes; None if it is not known before the first output. `stride`: pixels per position; None
     in the same case. `class_names`, `dataset`: names of the classes and of the data set of the training, if known.
-    `reads_images`: whether `predict` needs the images; `kind`: "posterior" (C, h, w) or "image".
+    `reads_images`: whether `predict` needs the images; `cached`: whether the outputs are those that
+    `predictors.cache` has stored for a model at hand; `kind`: "posterior" (C, h, w) or "image".
     `takes_query_defenses`: whether the subclass calls `prepare` and `query_seed` of its defense, as dropout at test
     time requires. If not, a defense with the stage "query" raises `UserError`. `takes_windows`: the same for `windows`.
     `takes`: the fields of `Access` that have an effect. `has_weights`: whether `gradient_norm` is defined. `computes`:
@@ -185,6 +186,7 @@ class Predictor:
     class_names: Sequence[str] | None = None
     dataset: str | None = None
     reads_images: bool = True
+    cached: bool = False
     takes_query_defenses: bool = False
     takes_windows: bool = False
     takes: frozenset[str] = frozenset()

@@ -17,9 +17,11 @@ from utils.files import fingerprint, write_json
 MARKER = "made-from"
 
 
-def cache_outputs(tree: Path, predictor: Predictor, records: Sequence[Record],
-                  made_from: Sequence[Path]) -> StoredPredictor | TriplePredictor:
+def cache_outputs(tree: Path, predictor: Predictor, records: Sequence[Record], made_from: Sequence[Path],
+                  compute: bool = True) -> Predictor:
     """Store the outputs of `predictor` in `tree`, and return the predictor that reads them.
+
+    Without `compute` nothing is queried: if an output is missing, `predictor` itself is returned.
 
     Posteriors become float16, and translated images PNG of 8 bits. What is already stored is not computed again, so a
     second call resumes an interrupted one. `made_from`: the files of the model. If these files, the records, the pixels
@@ -34,15 +36,21 @@ def cache_outputs(tree: Path, predictor: Predictor, records: Sequence[Record],
     translated, options = predictor.kind == "image", PredictorOptions(stride=predictor.stride)
     place = "output/{}.png" if translated else "pred_sgd/{}.npy"
     paths = {record.name: tree / sides[record.member] / place.format(record.name) for record in records}
-    missing = [record for record in own_share(records) if not paths[record.name].exists()]
-    for answer in predict_records(predictor, missing, "computing outputs"):
+    missing = {name for name, path in paths.items() if not path.exists()}
+    barrier()  # so that all processes have looked before one of them writes
+    if missing and not compute:
+        return predictor
+    own = [record for record in own_share(records) if record.name in missing]
+    for answer in predict_records(predictor, own, "computing outputs"):
         side, name, output = sides[answer.record.member], answer.record.name, answer.output.numpy()
         if translated:
             write_triple(tree / side, name, answer.query.image, output, answer.record.load_truth())
         else:
             write_posterior(tree, side, name, output, answer.load_label())
     barrier()
-    return (TriplePredictor(tree, paths, options) if translated else StoredPredictor(tree, options, paths=paths))
+    kept = TriplePredictor(tree, paths, options) if translated else StoredPredictor(tree, options, paths=paths)
+    kept.cached = True
+    return kept
 
 
 def check_stride(records: Sequence[Record], stride: int | None) -> None:
