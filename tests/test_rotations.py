@@ -233,6 +233,17 @@ def test_scale_of_a_bed_that_is_wrong(tmp_path, change, message):
 
 
 @pytest.mark.slow
+def test_no_model_is_queried_whose_outputs_are_kept(world, live, tmp_path, monkeypatch):
+    """Not even to check it."""
+    command = ["attack.py", "--attack", "calibrated", *live, "--references", world / "shadow", "--keep",
+               tmp_path / "target", "--keep-references", tmp_path / "references"]
+    must(script(*command, "--out", tmp_path / "first"))
+    monkeypatch.setattr("predictors.checkpoint.CheckpointPredictor.predict", lambda self, queries: pytest.fail("asked"))
+    must(script(*command, "--out", tmp_path / "second"))
+    assert scores(tmp_path / "first") == scores(tmp_path / "second")
+
+
+@pytest.mark.slow
 def test_posteriors_of_references_are_kept(world, live, tmp_path):
     """A second attack reads them: it queries no reference, and its scores are those of float16."""
     command = ["attack.py", "--attack", "calibrated", *live, "--references", world / "shadow"]
