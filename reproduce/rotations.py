@@ -30,7 +30,6 @@ class Learned:
     """A learned attacker: flags of train_attacker.py, its shadows (one or all), seeds, and selections of patches.
 
     `references`: those of the attack, as of `Direct`. In training the shadows are compared with one another.
-    `attacked`: number of seeds whose models it attacks; by default all that the bed attacks.
     """
 
     flags: str
@@ -38,7 +37,6 @@ class Learned:
     seeds: int = 1
     select: tuple[str, ...] = ("random",)
     references: str = "none"
-    attacked: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,11 +153,10 @@ class Rotations:
         models = [Model(part, seed) for seed in range(self.seeds) for part in PARTS]
         return {model.name: model for model in models}
 
-    def targets(self, method: str) -> list[Model]:
-        """The models that an attack is measured on."""
-        learned = self.learned.get(method.rpartition("-")[0])
-        last = (method not in self.direct and learned and learned.attacked) or self.attacked or self.seeds
-        return [model for model in self.models.values() if model.seed < last]
+    @cached_property
+    def targets(self) -> list[Model]:
+        """The models that are attacked."""
+        return [model for model in self.models.values() if model.seed < (self.attacked or self.seeds)]
 
     def shadows_of(self, model: Model, which: str) -> tuple[Model, ...]:
         """The shadows of a model: "one", of the same seed, or "all" models of the other two parts, or "none".
@@ -197,9 +194,8 @@ class Rotations:
         methods = [*((CONTROL, 0), *((name, 0) for name in self.direct)),
                    *((f"{name}-{select}", seed) for name, one in self.learned.items() for select in one.select
                      for seed in range(one.seeds))]
-        cells = [BedCell(model, method, seed) for method, seed in methods for model in self.targets(method)]
-        cells += [cell for method in self.repeats for model in self.targets(method)
-                  for cell in self._repeated(method, model)]
+        cells = [BedCell(model, method, seed) for model in self.targets for method, seed in methods]
+        cells += [cell for method in self.repeats for model in self.targets for cell in self._repeated(method, model)]
         return {cell.name: cell for cell in cells}
 
     def _repeated(self, method: str, model: Model) -> list[BedCell]:

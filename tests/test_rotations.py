@@ -77,6 +77,8 @@ def test_nothing_that_an_attack_uses_saw_the_attacked_images(name):
 def test_references_and_answers_of_the_cells_of_a_bed():
     """A learned attack may have references; an attack that queries the models itself stores no outputs."""
     bed = read_rotations("rotations-camvid")
+    bed.direct["gradient-one"] = replace(bed.direct["gradient"], references="one")
+    bed.learned["calibrated-map"] = replace(bed.learned["loss-all"], references="all")
     words = {name: bed.cell_command(bed.cells[f"{name}/A0_0"]) for name in (
         "calibrated-map-random", "loss-all-random", "gradient-one", "gradient", "quantile")}
     counts = {name: sum("rotations-camvid/C" in word or "rotations-camvid/D" in word
@@ -97,11 +99,8 @@ def test_batches_of_a_bed(name):
     bed = read_rotations(name)
     found = batches(bed)
     assert sorted(cell.name for batch in found.values() for cell in batch) == sorted(bed.cells)
-    models = [model.name for model in bed.models.values() if model.seed < (bed.attacked or bed.seeds)]
-    assert set(found) == {f"{model}-{kind}" for model in models for kind in ("direct", "learned")}
-    for method in {cell.method for cell in bed.cells.values()}:
-        last = getattr(bed.learned.get(method.rpartition("-")[0]), "attacked", 0) or bed.attacked or bed.seeds
-        assert {cell.model.seed for cell in bed.cells.values() if cell.method == method} == set(range(last))
+    assert set(found) == {f"{model.name}-{kind}" for model in bed.targets for kind in ("direct", "learned")}
+    assert {model.seed for model in bed.targets} == set(range(bed.attacked or bed.seeds))
 
 
 @pytest.mark.parametrize("name", BEDS)
@@ -190,9 +189,8 @@ def test_variances_of_a_bed(simulated):
 
 def test_repeats_of_a_bed():
     """Each victim against the shadows of all seeds, more attacker seeds, and other seeds for the patch locations."""
-    bed = read_rotations("rotations-camvid")
-    bed = replace(bed, seeds=4, attacked=0, repeats={"loss-one-random": Repeats(shadows=True, seeds=2, draws=3)},
-                  learned={"loss-one": replace(bed.learned["loss-one"], attacked=0)})
+    repeats = {"loss-one-random": Repeats(shadows=True, seeds=2, draws=3)}
+    bed = replace(read_rotations("rotations-cityscapes"), attacked=0, repeats=repeats)
     cells = [cell for cell in bed.cells.values() if cell.method == "loss-one-random" and cell.model.name == "B1"]
     assert len(cells) == 4 * 2 + 2
     attackers = {bed.attacker_of(cell) for cell in cells}
