@@ -190,7 +190,7 @@ def test_variances_of_a_bed(simulated):
 def test_repeats_of_a_bed():
     """Each victim against the shadows of all seeds, more attacker seeds, and other seeds for the patch locations."""
     repeats = {"loss-one-random": Repeats(shadows=True, seeds=2, draws=3)}
-    bed = replace(read_rotations("rotations-cityscapes"), attacked=0, repeats=repeats)
+    bed = replace(read_rotations("rotations-tiny"), seeds=4, repeats=repeats)
     cells = [cell for cell in bed.cells.values() if cell.method == "loss-one-random" and cell.model.name == "B1"]
     assert len(cells) == 4 * 2 + 2
     attackers = {bed.attacker_of(cell) for cell in cells}
