@@ -21,8 +21,8 @@ VERSION = 1  # of audit.json
 PRIMARY = ("calibrated", "loss")  # the first that can run answers the question
 CONTROLS = ("references-alone",)  # attacks that must find nothing
 BOUNDS = ("statistics-crossfit", "learned-crossfit")  # that know more than an attacker does
-NO_ANSWER = ("--attacks {}: none of these answers the question, which takes an attack on the model without a defense "
-             "that is neither a control nor an upper bound; add one, such as loss")
+NO_ANSWER = ("--attacks {}: controls, upper bounds and attacks on a defense alone do not answer the question; add an "
+             "attack on the model without a defense, such as loss")
 LEFT_OUT = ("learned", "reconstruction", "membership-error-released")  # need an attacker, or repeat another attack
 WITH_WEIGHTS = ("checkpoint", "torchvision", "smp", "hf")  # kinds of models whose gradients can be computed
 QUERIED_ONCE = ("stored", "folder", "http", "https")  # kinds of models: answers on disk, and endpoints of others

@@ -3,7 +3,8 @@
     python -m reproduce.measure SCALE BATCH
 
 Cells that exist are left out. One process for many cells imports the libraries once, and computes once what depends on
-the images alone. If an attack fails, the others still run. Edit no code while a batch runs: the process has read it.
+the images alone. If an attack fails, the others still run. Change no code while a batch runs: the process keeps the
+code that it has read, but its cells name the commit at the time of each attack.
 """
 
 import argparse

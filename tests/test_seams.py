@@ -287,6 +287,8 @@ def test_reference_that_was_trained_on_an_image_is_not_used_for_it(world, live, 
     other = write_other_model(victim, tmp_path / "other.pth.tar")
     both = ["--references", shadow, other]
     assert_refused(script(*flags, *both, "--out", tmp_path / "run"), "tells the sides apart")
+    must(script(*flags, "unbalanced", *both, "--out", tmp_path / "bound"))
+    assert results(tmp_path / "bound")["roles"]["unbalanced"] == 1
     seen = read_split(trained, must_exist=False)[:2]
     for side, extra in zip(("victim_in", "victim_out"), seen, strict=True):
         pairs = read_split(world / f"{side}.txt", must_exist=False)
