@@ -6,6 +6,7 @@ the other way round. So what makes the images of one part easier than those of a
 parts. The models of the other two parts are the shadows and the references: none of them saw an image of A or B, and
 every image of C or D is in the training of half of them. An *oracle* has the models of other seeds on A and B instead:
 they were trained on the complete parts, so it knows which images belong together. It is an upper bound, and no attack.
+An *independent* attack has only models of another data set, on two parts E and F of it.
 
 A *cell* is one attack on one model. A *control* asks a shadow in the place of the target model: it saw none of the
 images, so its AUC must be near 0.5 in the mean over the parts.
@@ -20,16 +21,18 @@ from reproduce.plan import DRAW, load_keys
 from utils.cli import UserError
 
 PARTS = ("A", "B", "C", "D")
-PARTNER = {"A": "B", "B": "A", "C": "D", "D": "C"}
+ELSEWHERE = ("E", "F")  # two parts of another data set, for independent attacks
+PARTNER = {"A": "B", "B": "A", "C": "D", "D": "C", "E": "F", "F": "E"}
 OTHERS = {"A": "CD", "B": "DC", "C": "AB", "D": "BA"}  # the parts of the shadows; a single shadow is of the first
 CONTROL = "control"
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned attacker: flags of train_attacker.py, its shadows (one or all), seeds, and selections of patches.
+    """A learned attacker: flags of train_attacker.py, its shadows, seeds, and selections of patches.
 
-    `references`: those of the attack, as of `Direct`. In training the shadows are compared with one another.
+    `shadows`: one, all or independent, as in `Rotations.shadows_of`. `references`: those of the attack, as of `Direct`.
+    In training the shadows are compared with one another.
     """
 
     flags: str
@@ -41,16 +44,18 @@ class Learned:
 
 @dataclass(frozen=True)
 class Direct:
-    """An attack without a trained attacker: flags of attack.py, and its references: none, one, all or oracle.
+    """An attack that is no learned attacker: flags of attack.py, and its references, as in `Rotations.shadows_of`.
 
     In the flags, {shadow} is the run of the shadow of the same seed, whose images an attack can learn from, and {other}
     is the split file of its part, whose images the target model was not trained on. `asks`: whether the attack queries
-    the models itself, so that no outputs are stored.
+    the models itself, so that no outputs are stored. `resume`: the learned attacker to whose classes it is restricted,
+    for references of another data set.
     """
 
     flags: str
     references: str = "none"
     asks: bool = False
+    resume: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,19 @@ class Repeats:
 
 
 @dataclass(frozen=True)
+class Independent:
+    """Models of another data set, one for each seed on each of its parts E and F: `parts` maps them to split files.
+
+    `model`: flags of train_shadow.py.
+    """
+
+    root: str
+    parts: dict[str, str]
+    model: str
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
 class Model:
     """A training on a part."""
 
@@ -79,7 +97,7 @@ class Model:
 
     @property
     def pair(self) -> str:
-        """The two parts whose images are its members and its non-members: AB or CD."""
+        """The two parts whose images are its members and its non-members: AB, CD or EF."""
         return "".join(sorted((self.part, PARTNER[self.part])))
 
 
@@ -122,8 +140,8 @@ class Rotations:
 
     `parts`: A, B, C and D -> split file. `seeds`: trainings on each part. `attacked`: number of seeds whose models are
     attacked (0: all); the others are shadows and references alone. `learned` and `direct`: attacks by name. `repeats`:
-    more cells of some learned attackers. `minutes`: minutes of one core for: model, attacker and attack. `count`:
-    patches of an image of learned attackers.
+    more cells of some learned attackers. `independent`: models of another data set. `minutes`: minutes of one core for:
+    model, attacker and attack. `count`: patches of an image of learned attackers.
     """
 
     name: str
@@ -144,27 +162,37 @@ class Rotations:
     attacked: int = 0
     count: int = 10
     repeats: dict[str, Repeats] = field(default_factory=dict)
+    independent: Independent | None = None
     claims: list[dict] = field(default_factory=list)
     launch: str = ""
 
     @cached_property
     def models(self) -> dict[str, Model]:
         """All trainings by name."""
-        models = [Model(part, seed) for seed in range(self.seeds) for part in PARTS]
+        models = [Model(part, seed) for seed in range(self.seeds) for part in PARTS] + self._elsewhere
         return {model.name: model for model in models}
+
+    @property
+    def _elsewhere(self) -> list[Model]:
+        seeds = self.independent.seeds if self.independent else 0
+        return [Model(part, seed) for seed in range(seeds) for part in ELSEWHERE]
 
     @cached_property
     def targets(self) -> list[Model]:
         """The models that are attacked."""
-        return [model for model in self.models.values() if model.seed < (self.attacked or self.seeds)]
+        return [model for model in self.models.values()
+                if model.part in PARTS and model.seed < (self.attacked or self.seeds)]
 
     def shadows_of(self, model: Model, which: str) -> tuple[Model, ...]:
         """The shadows of a model: "one", of the same seed, or "all" models of the other two parts, or "none".
 
-        "oracle": the models of other seeds on the part of the model and on its partner.
+        "oracle": the models of other seeds on the part of the model and on its partner. "independent": the models of
+        another data set.
         """
         if which == "none":
             return ()
+        if which == "independent":
+            return tuple(self._elsewhere)
         if which == "oracle":
             return tuple(Model(part, seed) for seed in range(self.seeds) for part in model.pair if seed != model.seed)
         if which == "one":
@@ -172,9 +200,9 @@ class Rotations:
         return tuple(Model(part, seed) for seed in range(self.seeds) for part in sorted(OTHERS[model.part]))
 
     def attacker_of(self, cell: BedCell) -> Attacker | None:
-        """The attacker of a cell; None for an attack without one."""
-        kind = cell.method.rpartition("-")[0]
-        if cell.method in self.direct or cell.method == CONTROL:
+        """The attacker that a cell reads; None for an attack without one."""
+        kind = self.direct[cell.method].resume if cell.method in self.direct else cell.method.rpartition("-")[0]
+        if not kind:
             return None
         of = cell.model if cell.shadow is None else Model(cell.model.part, cell.shadow)
         return Attacker(kind, self.shadows_of(of, self.learned[kind].shadows), cell.seed)
@@ -218,9 +246,10 @@ class Rotations:
 
     def model_command(self, name: str) -> list[str]:
         model = self.models[name]
-        return ["train_shadow.py", "--out", str(self.runs / name), "--root", self.root, "--train",
-                self.parts[model.part], "--test", self.parts[PARTNER[model.part]], "--seed", str(model.seed),
-                *self.model.split()]
+        of = self if model.part in PARTS else self.independent
+        return ["train_shadow.py", "--out", str(self.runs / name), "--root", of.root, "--train",
+                of.parts[model.part], "--test", of.parts[PARTNER[model.part]], "--seed", str(model.seed),
+                *of.model.split()]
 
     def attacker_command(self, attacker: Attacker) -> list[str]:
         return ["train_attacker.py", "--out", str(self.runs / "attackers" / attacker.name), "--shadow",
@@ -232,14 +261,13 @@ class Rotations:
         asked, attacker, references = cell.model, self.attacker_of(cell), self.references_of(cell)
         if cell.method == CONTROL:
             asked, words = self.control_of(cell.model), ["--attack", "loss", "--allow", "unseen"]
-        elif attacker:
-            checkpoint = self.runs / "attackers" / attacker.name / "best.pth.tar"
-            words = ["-resume", str(checkpoint), "--select", cell.method.rpartition("-")[2], "-num-patch",
-                     str(self.count)]
-        else:
+        elif cell.method in self.direct:
             other = self.control_of(cell.model)
             words = self.direct[cell.method].flags.format(shadow=self.runs / other.name,
                                                           other=self.parts[other.part]).split()
+        else:
+            words = ["--select", cell.method.rpartition("-")[2], "-num-patch", str(self.count)]
+        words += ["-resume", str(self.runs / "attackers" / attacker.name / "best.pth.tar")] if attacker else []
         asks = cell.method in self.direct and self.direct[cell.method].asks
         if references:
             words += ["--allow", "unbalanced"] if self.is_oracle(cell) else []
@@ -270,7 +298,7 @@ class Rotations:
     def batch_of(self, cell: BedCell) -> str:
         """The name of the process that measures a cell.
 
-        There are two for each attacked model: for attacks without a trained attacker, and for those with one.
+        There are two for each attacked model: for attacks that read no trained attacker, and for the others.
         """
         return f"{cell.model.name}-{'learned' if self.attacker_of(cell) else 'direct'}"
 
@@ -306,18 +334,30 @@ def read_rotations(path: str | Path) -> Rotations:
                            for name, one in keys["learned"].items()}
         keys["direct"] = {name: Direct(**one) for name, one in keys["direct"].items()}
         keys["repeats"] = {name: Repeats(**one) for name, one in keys.get("repeats", {}).items()}
+        keys["independent"] = Independent(**keys["independent"]) if "independent" in keys else None
         bed = Rotations(name=path.stem, data_marks=keys["runs"] / "data", **keys)
     except KeyError as error:
         raise UserError(f"{path} has no key {error}") from None
     except TypeError as error:
         raise UserError(f"{path}: {error}; the keys are listed in reproduce/rotations.py") from None
+    _check(bed, path)
+    return bed
+
+
+def _check(bed: Rotations, path: Path) -> None:
+    """Raise `UserError` if a value of a scale file is not one of those that are known, or names what it has not."""
     if set(bed.parts) != set(PARTS):
         raise UserError(f"{path}: `parts` must name a split file for each of {', '.join(PARTS)}")
-    if wrong := [one for one in (*bed.learned.values(), *bed.direct.values())
-                 if getattr(one, "shadows", "one") not in ("one", "all")
-                 or one.references not in ("none", "one", "all", *(["oracle"] if isinstance(one, Direct) else []))]:
-        raise UserError(f"{path}: {wrong[0]}: `shadows` is one or all, `references` is none, one or all; oracle for "
-                        "an attack without a trained attacker")
+    if bed.independent and set(bed.independent.parts) != set(ELSEWHERE):
+        raise UserError(f"{path}: `parts` of `independent` must name a split file for each of {', '.join(ELSEWHERE)}")
+    attacks, models = [*bed.learned.values(), *bed.direct.values()], ["one", "all"]
+    models += ["independent"] if bed.independent else []
+    if wrong := [one for one in attacks if getattr(one, "shadows", "one") not in models
+                 or one.references not in ("none", *models, *(["oracle"] if isinstance(one, Direct) else []))]:
+        raise UserError(f"{path}: {wrong[0]}: `shadows` is one of {', '.join(models)}; `references` is one of these or "
+                        "none, or oracle for an attack without a trained attacker")
+    if wrong := {one.resume for one in bed.direct.values()} - {"", *bed.learned}:
+        raise UserError(f"{path}: `resume` names {min(wrong)}, which is no learned attacker")
     if wrong := set(bed.repeats) - {f"{name}-{select}" for name, one in bed.learned.items() if one.shadows == "one"
                                     for select in one.select}:
         raise UserError(f"{path}: `repeats` names {min(wrong)}, which is no selection of an attacker with one shadow")
@@ -327,4 +367,3 @@ def read_rotations(path: str | Path) -> Rotations:
         raise UserError(f"{path}: `attacked` is {bed.attacked}, but there are {bed.seeds} seeds")
     if untimed := [key for key in ("model", "attacker", "attack") if key not in bed.minutes]:
         raise UserError(f"{path}: `minutes` has no entry for {untimed[0]}")
-    return bed

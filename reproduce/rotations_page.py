@@ -54,7 +54,7 @@ class Bed:
         """All cells of an attack, those of `Rotations.repeats` too, with their models, attacker and patch locations."""
         found = []
         for cell in (cell for cell in self.cells.values() if cell.method == method):
-            attacker = self.scale.attacker_of(cell)
+            attacker = None if method in self.scale.direct else self.scale.attacker_of(cell)
             others = attacker.shadows if attacker else self.scale.references_of(cell)
             drawn = attacker and not method.endswith("-full")
             levels = (cell.model.name, " ".join(one.name for one in others), attacker.name if attacker else "",
@@ -102,7 +102,9 @@ def bed_page(bed: Bed) -> str:
         + (f" {missing} of {len(scale.cells)} cells are missing{PROVISIONAL}" if missing else ""), "",
         "The images are dealt to the parts A, B, C and D. A model of a part is attacked with the images of this part "
         "as members and those of its partner (A and B, C and D) as non-members, so every image is a member once and a "
-        "non-member once. Shadows and references are models of the other two parts.", "",
+        "non-member once. Shadows and references are models of the other two parts"
+        + ("; those of attacks with *independent* in their name are models of another data set, and these attacks read "
+           "only the classes of its labels." if scale.independent else "."), "",
         "## Attacks", "",
         "Means over parts of the means over models, in %. The 95 % interval covers groups of images, which are left "
         "out of all parts at once, and the trainings of models. *Minus loss*: paired difference in AUC to the loss "

@@ -33,12 +33,13 @@ def test_commands_of_a_bed(name):
     bed = read_rotations(name)
     for model in bed.models:
         script_name, *words = bed.model_command(model)
-        args = parse(script_name, words)
-        assert args.train == bed.parts[model[0]] and args.test == bed.parts[PARTNER[model[0]]]
+        args, of = parse(script_name, words), bed if model[0] in PARTS else bed.independent
+        assert args.train == of.parts[model[0]] and args.test == of.parts[PARTNER[model[0]]] and args.root == of.root
     for attacker in bed.attackers.values():
         script_name, *words = bed.attacker_command(attacker)
         args = parse(script_name, words)
-        assert len(args.shadow) in (1, 2 * bed.seeds)
+        shadows = {"one": 1, "all": 2 * bed.seeds, "independent": 2}
+        assert len(args.shadow) == shadows[bed.learned[attacker.kind].shadows]
     for cell in bed.cells.values():
         script_name, *words = bed.cell_command(cell)
         args = parse(script_name, words)
@@ -46,7 +47,7 @@ def test_commands_of_a_bed(name):
     for data in bed.data:
         words = bed.data_command(data)
         parse(" ".join(words[:2]), words[2:])
-    assert bed.budget(lambda path: False)["models"][0] == len(bed.models) == 4 * bed.seeds
+    assert bed.budget(lambda path: False)["models"][0] == len(bed.models) == 4 * bed.seeds + 2 * bool(bed.independent)
     assert not any(count for count, _ in bed.budget(lambda path: True).values())
     methods = {cell.method for cell in bed.cells.values()}
     assert {claim[side] for claim in bed.claims for side in ("first", "second")} <= methods and len(bed.claims) <= 10
@@ -56,7 +57,7 @@ def test_commands_of_a_bed(name):
 def test_nothing_that_an_attack_uses_saw_the_attacked_images(name):
     """Shadows, references and the model of a control are of the other two parts; each image is a member once.
 
-    The models of an oracle are the others of the same two parts.
+    The models of an oracle are the others of the same two parts, those of an independent attack of another data set.
     """
     bed = read_rotations(name)
     for cell in bed.cells.values():
@@ -66,12 +67,15 @@ def test_nothing_that_an_attack_uses_saw_the_attacked_images(name):
         if cell.method.startswith("oracle"):
             assert {model.part for model in used} == attacked and cell.model not in used
             assert len(used) == 2 * (bed.seeds - 1)
+        elif "independent" in cell.method:
+            assert used and {model.part for model in used} == {"E", "F"} and attacker
         else:
-            assert all(not {model.part, PARTNER[model.part]} & attacked for model in used)
+            assert all(model.part in set(PARTS) - attacked for model in used)
         asked = re.search(r"/([A-D])\d+/last", " ".join(bed.cell_command(cell)))[1]
         assert (asked == cell.model.part) == (cell.method != CONTROL)
         assert cell.method != CONTROL or asked in OTHERS[cell.model.part]
-    assert sorted(PARTNER.values()) == list(PARTS) and all(PARTNER[PARTNER[part]] == part for part in PARTS)
+    assert sorted(PARTNER) == [*PARTS, "E", "F"]
+    assert all(PARTNER[PARTNER[part]] == part != PARTNER[part] for part in PARTNER)
 
 
 def test_references_and_answers_of_the_cells_of_a_bed():
@@ -214,11 +218,15 @@ def test_bed_without_all_cells(simulated):
 @pytest.mark.parametrize("change, message", [
     (lambda keys: keys["parts"].pop("D"), "a split file for each of A, B, C, D"),
     (lambda keys: keys.pop("seeds"), "seeds"), (lambda keys: keys["minutes"].pop("model"), "no entry for model"),
-    (lambda keys: keys["direct"]["loss"].update(references="two"), "none, one or all"),
+    (lambda keys: keys["direct"]["loss"].update(references="two"), "`references` is one of these or none"),
     (lambda keys: keys["learned"]["loss-one"].update(references="oracle"), "without a trained attacker"),
+    (lambda keys: keys.pop("independent"), "`shadows` is one of one, all;"),
+    (lambda keys: keys["independent"]["parts"].pop("F"), "`independent` must name a split file for each of E, F"),
+    (lambda keys: keys["independent"].update(color="red"), "color"),
+    (lambda keys: keys["direct"]["loss"].update(resume="loss"), "`resume` names loss, which is no learned attacker"),
     (lambda keys: keys["direct"]["loss"].update(references="oracle"), "three seeds or more"),
     (lambda keys: keys.update(attacked=3), "`attacked` is 3, but there are 2 seeds"),
-    (lambda keys: keys["learned"]["loss-one"].update(shadows="none"), "one or all"),
+    (lambda keys: keys["learned"]["loss-one"].update(shadows="none"), "`shadows` is one of one, all, independent"),
     (lambda keys: keys["repeats"].update({"loss-all-full": {}}), "loss-all-full, which is no selection"),
     (lambda keys: keys["repeats"].update({"loss-one-random": {"times": 2}}), "times"),
     (lambda keys: keys["learned"]["loss-one"].update(color="red"), "color")])
