@@ -13,7 +13,7 @@ images, so its AUC must be near 0.5 in the mean over the parts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -49,13 +49,29 @@ class Direct:
     In the flags, {shadow} is the run of the shadow of the same seed, whose images an attack can learn from, and {other}
     is the split file of its part, whose images the target model was not trained on. `asks`: whether the attack queries
     the models itself, so that no outputs are stored. `resume`: the learned attacker to whose classes it is restricted,
-    for references of another data set.
+    for references of another data set. `defense`: the one of `Rotations.defenses` that the attack knows.
     """
 
     flags: str
     references: str = "none"
     asks: bool = False
     resume: str = ""
+    defense: str = ""
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A defense, and the attacks that know it, by name.
+
+    `model`: further flags of train_shadow.py. With them one model of each part is trained (seed 0), to be attacked and
+    to be a shadow of the others. `answer`: further flags of attack.py; the references answer under them, too. `plain`:
+    whether it is no defense, but a model that the defended ones are compared with, such as one of fewer epochs.
+    """
+
+    attacks: dict[str, Direct]
+    model: str = ""
+    answer: str = ""
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,14 +102,15 @@ class Independent:
 
 @dataclass(frozen=True)
 class Model:
-    """A training on a part."""
+    """A training on a part. `defense`: the one of `Rotations.defenses` with which it was trained."""
 
     part: str
     seed: int
+    defense: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.part}{self.seed}"
+        return f"{self.part}{self.seed}" + (f"-{self.defense}" if self.defense else "")
 
     @property
     def pair(self) -> str:
@@ -140,8 +157,9 @@ class Rotations:
 
     `parts`: A, B, C and D -> split file. `seeds`: trainings on each part. `attacked`: number of seeds whose models are
     attacked (0: all); the others are shadows and references alone. `learned` and `direct`: attacks by name. `repeats`:
-    more cells of some learned attackers. `independent`: models of another data set. `minutes`: minutes of one core for:
-    model, attacker and attack. `count`: patches of an image of learned attackers.
+    more cells of some learned attackers. `independent`: models of another data set. `defenses`: by name; their attacks
+    are in `direct`, too, as `ATTACK-under-DEFENSE`. `minutes`: minutes of one core for: model, attacker and attack.
+    `count`: patches of an image of learned attackers.
     """
 
     name: str
@@ -163,6 +181,7 @@ class Rotations:
     count: int = 10
     repeats: dict[str, Repeats] = field(default_factory=dict)
     independent: Independent | None = None
+    defenses: dict[str, Defended] = field(default_factory=dict)
     claims: list[dict] = field(default_factory=list)
     launch: str = ""
 
@@ -170,6 +189,7 @@ class Rotations:
     def models(self) -> dict[str, Model]:
         """All trainings by name."""
         models = [Model(part, seed) for seed in range(self.seeds) for part in PARTS] + self._elsewhere
+        models += [model for name in self.defenses for model in self._trained_with(name)]
         return {model.name: model for model in models}
 
     @property
@@ -177,11 +197,22 @@ class Rotations:
         seeds = self.independent.seeds if self.independent else 0
         return [Model(part, seed) for seed in range(seeds) for part in ELSEWHERE]
 
+    def _trained_with(self, defense: str) -> list[Model]:
+        return [Model(part, 0, defense) for part in PARTS if self.defenses[defense].model]
+
     @cached_property
     def targets(self) -> list[Model]:
-        """The models that are attacked."""
-        return [model for model in self.models.values()
-                if model.part in PARTS and model.seed < (self.attacked or self.seeds)]
+        """The models that are attacked, without those that were trained with a defense."""
+        return [Model(part, seed) for seed in range(self.attacked or self.seeds) for part in PARTS]
+
+    def defense_of(self, method: str) -> str:
+        """The defense that an attack knows; empty if it attacks models without one."""
+        return self.direct[method].defense if method in self.direct else ""
+
+    def targets_of(self, method: str) -> list[Model]:
+        """The models that an attack is measured on."""
+        defense = self.defense_of(method)
+        return (self._trained_with(defense) if defense else []) or self.targets
 
     def shadows_of(self, model: Model, which: str) -> tuple[Model, ...]:
         """The shadows of a model: "one", of the same seed, or "all" models of the other two parts, or "none".
@@ -196,8 +227,9 @@ class Rotations:
         if which == "oracle":
             return tuple(Model(part, seed) for seed in range(self.seeds) for part in model.pair if seed != model.seed)
         if which == "one":
-            return (Model(OTHERS[model.part][0], model.seed),)
-        return tuple(Model(part, seed) for seed in range(self.seeds) for part in sorted(OTHERS[model.part]))
+            return (replace(model, part=OTHERS[model.part][0]),)
+        seeds = range(1 if model.defense else self.seeds)
+        return tuple(replace(model, part=part, seed=seed) for seed in seeds for part in sorted(OTHERS[model.part]))
 
     def attacker_of(self, cell: BedCell) -> Attacker | None:
         """The attacker that a cell reads; None for an attack without one."""
@@ -222,7 +254,7 @@ class Rotations:
         methods = [*((CONTROL, 0), *((name, 0) for name in self.direct)),
                    *((f"{name}-{select}", seed) for name, one in self.learned.items() for select in one.select
                      for seed in range(one.seeds))]
-        cells = [BedCell(model, method, seed) for model in self.targets for method, seed in methods]
+        cells = [BedCell(model, method, seed) for method, seed in methods for model in self.targets_of(method)]
         cells += [cell for method in self.repeats for model in self.targets for cell in self._repeated(method, model)]
         return {cell.name: cell for cell in cells}
 
@@ -246,10 +278,10 @@ class Rotations:
 
     def model_command(self, name: str) -> list[str]:
         model = self.models[name]
-        of = self if model.part in PARTS else self.independent
+        of, defense = self if model.part in PARTS else self.independent, self.defenses.get(model.defense)
         return ["train_shadow.py", "--out", str(self.runs / name), "--root", of.root, "--train",
                 of.parts[model.part], "--test", of.parts[PARTNER[model.part]], "--seed", str(model.seed),
-                *of.model.split()]
+                *of.model.split(), *(defense.model.split() if defense else [])]
 
     def attacker_command(self, attacker: Attacker) -> list[str]:
         return ["train_attacker.py", "--out", str(self.runs / "attackers" / attacker.name), "--shadow",
@@ -333,6 +365,11 @@ def read_rotations(path: str | Path) -> Rotations:
         keys["learned"] = {name: Learned(**one | {"select": tuple(one.get("select", ("random",)))})
                            for name, one in keys["learned"].items()}
         keys["direct"] = {name: Direct(**one) for name, one in keys["direct"].items()}
+        keys["defenses"] = {name: Defended(**one | {"attacks": {attack: Direct(**each) for attack, each
+                                                                in one["attacks"].items()}})
+                            for name, one in keys.get("defenses", {}).items()}
+        keys["direct"] |= {f"{attack}-under-{name}": _under(name, one, each)
+                           for name, one in keys["defenses"].items() for attack, each in one.attacks.items()}
         keys["repeats"] = {name: Repeats(**one) for name, one in keys.get("repeats", {}).items()}
         keys["independent"] = Independent(**keys["independent"]) if "independent" in keys else None
         bed = Rotations(name=path.stem, data_marks=keys["runs"] / "data", **keys)
@@ -342,6 +379,12 @@ def read_rotations(path: str | Path) -> Rotations:
         raise UserError(f"{path}: {error}; the keys are listed in reproduce/rotations.py") from None
     _check(bed, path)
     return bed
+
+
+def _under(name: str, defense: Defended, attack: Direct) -> Direct:
+    """An attack on a model under a defense."""
+    known = "--defend-references" if defense.answer and attack.references != "none" else ""
+    return replace(attack, flags=" ".join(filter(None, (attack.flags, defense.answer, known))), defense=name)
 
 
 def _check(bed: Rotations, path: Path) -> None:

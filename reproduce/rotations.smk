@@ -1,6 +1,6 @@
 # The rules of a bed of models. Snakefile defines what they share with the other forms.
 wildcard_constraints:
-    model="[A-F][0-9]+",
+    model="[A-F][0-9]+(-[a-z0-9.-]+)?",
     attacker="[^/]+",
 
 

@@ -37,10 +37,11 @@ class Bed:
         path = self.scale.results / "models" / f"{name}.json"
         return self._read(path) if path.exists() else None
 
-    def methods(self) -> list[str]:
-        """The attacks that have cells, in the order of the scale file."""
+    def methods(self, defense: str = "") -> list[str]:
+        """The attacks on models under a defense, or without one, that have cells, in the order of the scale file."""
         measured = {cell.method for cell in self.cells.values()}
-        return [name for name in dict.fromkeys(cell.method for cell in self.scale.cells.values()) if name in measured]
+        return [name for name in dict.fromkeys(cell.method for cell in self.scale.cells.values()) if name in measured
+                and self.scale.defense_of(name) == defense]
 
     def scores(self, method: str, part: str) -> dict[int, list[np.ndarray]]:
         """Seed of a model of a part -> scores (n,) of an attack on it, one array for each attacker seed."""
@@ -113,14 +114,22 @@ def bed_page(bed: Bed) -> str:
         f"*{CONTROL}*: the loss threshold on a model that saw none of the images. *references-alone* is a control, "
         "too. Attacks with *crossfit* in their name are trained on the attacked images, and the references of those "
         "with *oracle* are models of other seeds on the same two parts: these are upper bounds, and no attacks.", "",
-        attacks(bed), "## Claims", "",
-        "A claim *holds* if the difference is above 0, and *does not hold* if it is below, at a level of 5 % after "
-        "Holm's correction for the number of claims.", "", claims(bed),
+        attacks(bed),
+        *(["## Claims", "",
+           "A claim *holds* if the difference is above 0, and *does not hold* if it is below, at a level of 5 % after "
+           "Holm's correction for the number of claims.", "", claims(bed)] if scale.claims else []),
+        *(["## Defenses", "",
+           "The strongest of the attacks that know a defense, by AUC. Where the defense changes the training, the "
+           "references were trained with it, too; where it changes the answers, those of the references are changed, "
+           "too. *A plain model of this mIoU*: the same for models without a defense, interpolated between the two "
+           "whose mIoU on other images is next to that of the row; a dash where there is none on one side.", "",
+           defenses(bed), ""] if scale.defenses else []),
         "## AUC of each part", "",
         "AUC in %, the models of a part in the order of their seeds (means over attacker seeds). What makes one part "
         "easier than its partner cancels in the mean of the two.", "", parts(bed),
-        "## Where the variance comes from", "", f"{ABOUT} Attacks on the same part are compared.", "",
-        variances({method: bed.observations(method) for method in compared(scale)}), "## Models", "", models(bed),
+        *(["## Where the variance comes from", "", f"{ABOUT} Attacks on the same part are compared.", "",
+           variances({method: bed.observations(method) for method in compared(scale)})] if compared(scale) else []),
+        "## Models", "", models(bed),
         "![ROC curves](roc.png)", ""])
 
 
@@ -193,6 +202,40 @@ def compared(scale: Rotations) -> list[str]:
     """The attacks of the table of variances: those with repeats, and those of the claims."""
     claimed = (claim[side] for claim in scale.claims for side in ("first", "second"))
     return list(dict.fromkeys([*scale.repeats, *claimed]))
+
+
+def defenses(bed: Bed) -> str:
+    """One row for each defense: mIoU, and the strongest of its attacks beside that on plain models of equal mIoU."""
+    scale = bed.scale
+    known = {attack for one in scale.defenses.values() for attack in one.attacks}
+    found = {}
+    for name in ("", *scale.defenses):
+        methods = [method for method in bed.methods(name) if name or method in known]
+        if methods:
+            found[name] = max(methods, key=lambda method: _mean(bed, method)), _miou(bed, methods[0])
+    plain = sorted((miou[1], _mean(bed, method)) for name, (method, miou) in found.items()
+                   if not name or scale.defenses[name].plain)
+    rows = []
+    for name, (method, miou) in sorted(found.items(), key=lambda one: -one[1][1][1]):
+        strata, defense = bed.strata(method), scale.defenses.get(name)
+        inside = plain[0][0] <= miou[1] <= plain[-1][0] and not (defense is None or defense.plain)
+        rows.append([name or "none", f"{defense.model} {defense.answer}".strip() if defense else DASH,
+                     *(f"{100 * value:.1f}" for value in miou), method.removesuffix(f"-under-{name}"),
+                     *(_value(strata, metric) for metric in METRICS),
+                     f"{100 * np.interp(miou[1], *zip(*plain, strict=True)):.1f}" if inside else DASH])
+    return markdown(["defense", "flags", "mIoU, training images", "mIoU, other images", "strongest attack",
+                     *METRICS.values(), "AUC, a plain model of this mIoU"], rows)
+
+
+def _mean(bed: Bed, method: str) -> float:
+    """AUC of an attack, the mean over parts of the means over models."""
+    return pooled_difference(bed.strata(method))["difference"]
+
+
+def _miou(bed: Bed, method: str) -> tuple[float, float]:
+    """mIoU on training images and on others, of the answers that an attack got; means over its cells."""
+    found = [bed.results(cell)["miou"] for cell in bed.cells.values() if cell.method == method]
+    return tuple(float(np.mean([one[side] for one in found])) for side in ("in", "out"))
 
 
 def parts(bed: Bed) -> str:

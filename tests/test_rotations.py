@@ -15,7 +15,7 @@ from reproduce.cells import pack
 from reproduce.forms import FORMS, batches, form_of, read
 from reproduce.plan import FOLDER
 from reproduce.rotations import CONTROL, OTHERS, PARTNER, PARTS, Repeats, read_rotations
-from reproduce.rotations_page import Bed, attacks, bed_page, claims, queries_of
+from reproduce.rotations_page import Bed, attacks, bed_page, claims, defenses, queries_of
 from utils.cli import UserError
 
 BEDS = [path.stem for path in sorted((FOLDER / "scales").glob("*.yaml")) if form_of(path) == "rotations"]
@@ -47,7 +47,8 @@ def test_commands_of_a_bed(name):
     for data in bed.data:
         words = bed.data_command(data)
         parse(" ".join(words[:2]), words[2:])
-    assert bed.budget(lambda path: False)["models"][0] == len(bed.models) == 4 * bed.seeds + 2 * bool(bed.independent)
+    count = 4 * bed.seeds + 2 * bool(bed.independent) + 4 * sum(bool(one.model) for one in bed.defenses.values())
+    assert bed.budget(lambda path: False)["models"][0] == len(bed.models) == count
     assert not any(count for count, _ in bed.budget(lambda path: True).values())
     methods = {cell.method for cell in bed.cells.values()}
     assert {claim[side] for claim in bed.claims for side in ("first", "second")} <= methods and len(bed.claims) <= 10
@@ -71,7 +72,8 @@ def test_nothing_that_an_attack_uses_saw_the_attacked_images(name):
             assert used and {model.part for model in used} == {"E", "F"} and attacker
         else:
             assert all(model.part in set(PARTS) - attacked for model in used)
-        asked = re.search(r"/([A-D])\d+/last", " ".join(bed.cell_command(cell)))[1]
+        assert all(model.defense == cell.model.defense for model in used)
+        asked = re.search(r"/([A-D])\d+[a-z0-9-]*/last", " ".join(bed.cell_command(cell)))[1]
         assert (asked == cell.model.part) == (cell.method != CONTROL)
         assert cell.method != CONTROL or asked in OTHERS[cell.model.part]
     assert sorted(PARTNER) == [*PARTS, "E", "F"]
@@ -99,12 +101,30 @@ def test_references_and_answers_of_the_cells_of_a_bed():
 
 @pytest.mark.parametrize("name", BEDS)
 def test_batches_of_a_bed(name):
-    """Two for each attacked model, which hold every cell once."""
+    """Two for each attacked model, which hold every cell once; one for a model that was trained with a defense."""
     bed = read_rotations(name)
     found = batches(bed)
     assert sorted(cell.name for batch in found.values() for cell in batch) == sorted(bed.cells)
-    assert set(found) == {f"{model.name}-{kind}" for model in bed.targets for kind in ("direct", "learned")}
+    kinds = ("direct", "learned") if bed.learned else ("direct",)
+    expected = {f"{model.name}-{kind}" for model in bed.targets for kind in kinds}
+    assert set(found) == expected | {f"{name}-direct" for name, model in bed.models.items() if model.defense}
     assert {model.seed for model in bed.targets} == {0, 1}  # the tiny bed has two seeds, the others four
+
+
+def test_models_and_attacks_under_defenses():
+    """A defense of the training has models and shadows of its own; one of the answers changes references, too."""
+    bed, plain = read_rotations("defenses-camvid"), read_rotations("rotations-camvid")
+    for name in set(bed.models) & set(plain.models):
+        assert bed.model_command(name) == plain.model_command(name)
+    assert bed.model_command("A0-label-smoothing")[-2:] == ["--label-smoothing", "0.1"]
+    trained = bed.cell_command(bed.cells["calibrated-one-under-label-smoothing/A0-label-smoothing_0"])
+    assert trained[trained.index("--references") + 1].endswith("/C0-label-smoothing")
+    assert "/A0-label-smoothing/" in trained[trained.index("--victim") + 1] and "--defend-references" not in trained
+    changed = bed.cell_command(bed.cells["rmia-one-under-rounding/B1_0"])
+    assert changed[changed.index("-rounding") + 1] == "0.1" and "--defend-references" in changed
+    alone = bed.cell_command(bed.cells["loss-under-rounding/B1_0"])
+    assert "-rounding" in alone and not {"--references", "--defend-references"} & set(alone)
+    assert len([cell for cell in bed.cells.values() if cell.method == "loss-under-rounding"]) == 8
 
 
 @pytest.mark.parametrize("name", BEDS)
@@ -114,8 +134,10 @@ def test_queries_of_the_cells_of_a_bed(name):
     bed.direct["more"] = replace(bed.direct["loss"], flags="--attack agreement --queries 18", asks=True)
     bed.direct["noise"] = replace(bed.direct["loss"], flags="--attack repeated -gauss 0.1", asks=True)
     expected = {"more": 18, "noise": 6} | dict.fromkeys(("augmented", "augmented-one", "agreement"), 6)
+    expected |= {method: 6 for method in bed.direct if method.startswith("repeated-under-")}
     cells = {cell.method: cell for cell in bed.cells.values()}
-    assert {"more", "noise", CONTROL} <= cells.keys() and any(map(bed.attacker_of, cells.values()))
+    assert {"more", "noise", CONTROL} <= cells.keys()
+    assert any(map(bed.attacker_of, cells.values())) == bool(bed.learned)
     assert {method: queries_of(bed, cell) for method, cell in cells.items()} == {
         method: expected.get(method, 1) for method in cells}
 
@@ -142,7 +164,8 @@ def simulated(tmp_path):
         score = both + rng.normal(0, 0.5, 60) + leak * np.repeat([1, 0], 30)
         (tmp_path / cell.method).mkdir(exist_ok=True)
         (tmp_path / f"{name}.json").write_text(json.dumps(
-            {"scores": pack(score), "commit": "c", "victim": {"commit": "v"}, "image": {}}))
+            {"scores": pack(score), "commit": "c", "victim": {"commit": "v"}, "image": {},
+             "miou": {"in": 0.5, "out": {"short": 0.3, "smoothing": 0.35}.get(cell.model.defense, 0.4)}}))
     return bed
 
 
@@ -170,6 +193,20 @@ def test_claims_of_a_bed(simulated):
     assert against[3] == "+7.7" and against[-1] == "**does not hold**" and against[4].startswith("-")
     row = row_of(attacks(Bed(simulated)), "calibrated-all")
     assert row[5].startswith("**+") and float(row[6]) > 0 and row[7:] == ["1", "4"]
+
+
+def test_defenses_of_a_bed(simulated):
+    """The plain models lie at mIoU 40, with the leak of `loss`, and at 30, without one; smoothing lies at 35."""
+    text = defenses(Bed(simulated))
+    rows = {name: row_of(text, name) for name in ("none", "short", "smoothing", "argmax")}
+    assert [row[3] for row in rows.values()] == ["40.0", "30.0", "35.0", "40.0"]
+    values = {name: float(row[5].split(" [")[0]) for name, row in rows.items()}
+    assert values["none"] > 60 > 57 > max(values["short"], values["smoothing"], values["argmax"])
+    assert [rows[name][-1] for name in ("none", "short")] == ["–", "–"]
+    assert float(rows["smoothing"][-1]) == pytest.approx((values["none"] + values["short"]) / 2, abs=0.1)
+    assert float(rows["argmax"][-1]) == pytest.approx(values["none"], abs=0.1)
+    assert rows["argmax"][4] == "correctness-one" and rows["argmax"][1] == "-argmax"
+    assert "under" not in attacks(Bed(simulated)) and "## Defenses" in bed_page(Bed(simulated))
 
 
 def test_variances_of_a_bed(simulated):
