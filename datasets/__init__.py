@@ -67,15 +67,21 @@ def show_dataset(name: str) -> str:
     return name.partition(":")[0]
 
 
-def chosen(args: argparse.Namespace) -> str | None:
-    """The data set of the flags, with its settings. Raises `UserError` for flags that contradict one another."""
-    given = [args.classes, args.class_names, args.label_map]
-    if args.dataset != "folder":
+def chosen(args: argparse.Namespace, of_model: bool = False, usual: str | None = None) -> str | None:
+    """The data set of the flags, with its settings. Raises `UserError` for flags that contradict one another.
+
+    `of_model`: whether a model is at hand that may say the classes: `folder` without any is then returned as it is, and
+    `predictors.samples.open_victim` gives it the classes of the model. `usual`: the data set if --dataset names none.
+    """
+    given, name = [args.classes, args.class_names, args.label_map], args.dataset or usual
+    if name != "folder":
         if any(given):
             raise UserError("--classes, --class-names and --label-map go with --dataset folder")
-        if args.dataset in WITHOUT_LABELS:
-            find_dataset(args.dataset)
-        return args.dataset
+        if name in WITHOUT_LABELS:
+            find_dataset(name)
+        return name
+    if of_model and not any(given):
+        return name
     from datasets.folder import settings
 
     return f"folder:{settings(*given)}"

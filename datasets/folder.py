@@ -6,7 +6,7 @@ checkpoints. `python -m datasets folder` writes four parts of whole groups.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from utils.files import files_by_name
 PARTS = ("victim_in", "victim_out", "shadow_in", "shadow_out")
 IMAGES = ("images", "img")  # the first is read
 MASKS = ("masks", "labels")  # either is read
+NEEDED = "--dataset folder needs --classes N, --class-names FILE or --label-map FILE"
 VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")  # no names of a class that is to be recognised
 FEWEST = 8  # groups; with fewer proposed, each image is its own group
 
@@ -96,7 +97,9 @@ def is_binary(raw: np.ndarray) -> bool:
 
 @cache
 def parse(settings: str) -> Folder:
-    """The data set of `settings`. Raises `UserError` for other text, such as that of a damaged checkpoint."""
+    """The data set of `settings`. Raises `UserError` for other text, such as that of a damaged checkpoint, or none."""
+    if not settings:
+        raise UserError(NEEDED)
     try:
         content = json.loads(settings)
         names, ids, colours = (content[key] for key in ("classes", "ids", "colours"))
@@ -123,7 +126,7 @@ def settings(classes: int | None, class_names: str | None, label_map: str | None
     files cannot be read or contradict `classes`.
     """
     if not (classes or class_names or label_map):
-        raise UserError("--dataset folder needs --classes N, --class-names FILE or --label-map FILE")
+        raise UserError(NEEDED)
     names = read_names(class_names) if class_names else []
     if classes and names and classes != len(names):
         raise UserError(f"--classes {classes}: {class_names} has {len(names)} names; leave --classes out")
@@ -142,9 +145,14 @@ def settings(classes: int | None, class_names: str | None, label_map: str | None
         if name.lower() in VOID_NAMES and (index in known or not label_map):
             raise UserError(f"{class_names}: {name} would be a class like any other; leave this name out, and give "
                             "--label-map FILE with the line `VALUE void` for its value in the masks")
-    count = classes or len(names) or max(known, default=-1) + 1
-    names = names or [f"class {index}" for index in range(count)]
-    text = json.dumps({"classes": names, "ids": ids, "colours": colours})
+    return as_settings(classes or len(names) or max(known, default=-1) + 1, names, ids, colours)
+
+
+def as_settings(classes: int, names: Sequence[str] = (), ids: Mapping[str, int] | None = None,
+                colours: Mapping[str, int] | None = None) -> str:
+    """The text that `parse` reads. Without `names`, the classes are numbered. Raises `UserError` as `parse` does."""
+    names = list(names) or [f"class {index}" for index in range(classes)]
+    text = json.dumps({"classes": names, "ids": ids or {}, "colours": colours or {}})
     parse(text)
     return text
 

@@ -1,6 +1,7 @@
 """Read and write split files, and load the pairs of image and label that they list."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets import find_dataset
+from datasets import find_dataset, show_dataset
 from datasets.images import check_turned, load_ids, load_image
 from utils import VOID
 from utils.cli import UserError
@@ -23,7 +24,9 @@ MAX_BYTES = 512 * 2**20  # of a split file
 MAX_PATH = 4000  # characters
 LISTED = 10_000  # with more files, folders are listed
 # In lines without these every path is normal.
-UNUSUAL = ("//", "./", "..", " /", "\t/", "\n/", "/ ", "/\t", "/\n", " .", "\t.", "\n.", "#")
+UNUSUAL = ("//", "./", "..", " /", "\t/", "\n/", "/ ", "/\t", "/\n", " .", "\t.", "\n.", "#", '"')
+# A name in double quotes, in which \ stands before a quote or a backslash; another name; a comment; a broken name.
+FIELD = re.compile(r'"((?:[^"\\\t]|\\["\\])+)"(?![^\s#])|([^\s"#][^\s#]*)|(#.*)|\S+')
 
 
 class Pair(NamedTuple):
@@ -45,6 +48,7 @@ def read_split(path: str | Path, root: str | Path = ".", strip_prefix: str = "",
                must_exist: bool = True, labels: bool = True) -> list[Pair]:
     """Read a split file with lines `image label [group]`; `#` starts a comment. Paths are relative to `root`.
 
+    A name with a space, `#` or `"` is in double quotes, as `write_split` writes it.
     If `path` is a folder, its split files are read one after another. `strip_prefix` is removed from the start of both
     paths, then leading slashes, so the authors' lists need no changes. Without a third column each image forms a
     separate group. Raises `UserError` if a file is missing or empty, a line has another form, a path leaves `root`, two
@@ -179,24 +183,47 @@ def fields_of_lines(text: str, path: Path, form: str,
                     counts: tuple[int, int] | None = None) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and fields of each line of a text that has any; `#` starts a comment. `path`: for errors.
 
+    A field that begins with a double quote ends with one, and may have spaces and `#`; see `quoted`.
     `form` describes a line, for example `NAME [group]`; fields in brackets are optional. `counts`: smallest and largest
-    number of fields (default: those of `form`). Raises `UserError` if a line has another number of fields or a
-    character that cannot be printed.
+    number of fields (default: those of `form`). Raises `UserError` if a line has another number of fields, a character
+    that cannot be printed, or a quote without its other half.
     """
     names = form.split()
     smallest, largest = counts or (sum(not name.startswith("[") for name in names), len(names))
-    plain = "#" not in text and text.replace("\n", " ").replace("\t", " ").isprintable()
+    plain = not any(mark in text for mark in '#"') and text.replace("\n", " ").replace("\t", " ").isprintable()
     for number, line in enumerate(text.split("\n"), 1):
+        fields = None
         if not plain:
-            line = line.partition("#")[0]
+            if '"' in line:
+                line, fields = _read_quotes(line, f"{path}, line {number}")
+            else:
+                line = line.partition("#")[0]
             if not line.replace("\t", " ").isprintable():
                 raise UserError(f"{path}, line {number}: expected `{form}`, found a character that cannot be printed")
-        fields = line.split()
+        fields = line.split() if fields is None else fields
         if fields and not smallest <= len(fields) <= largest:
-            spaces = "; a name with a space cannot be listed, so rename it" if len(fields) > largest else ""
+            spaces = "; put a name with a space in double quotes" if len(fields) > largest else ""
             raise UserError(f"{path}, line {number}: expected `{form}`, found {len(fields)} fields{spaces}")
         if fields:
             yield number, fields
+
+
+def _read_quotes(line: str, where: str) -> tuple[str, list[str]]:
+    """A line without its comment, and its fields. Raises `UserError` for a broken name. `where`: file and line."""
+    found = list(FIELD.finditer(line))
+    comment = next((match.start() for match in found if match[3]), len(line))
+    names = [match for match in found if match.start() < comment]
+    if not all(match[1] or match[2] for match in names):
+        raise UserError(f'{where}: a name that begins with a double quote must end with one; write \\" for a quote in '
+                        "it, and \\\\ for a backslash")
+    return line[:comment], [match[2] or re.sub(r"\\(.)", r"\1", match[1]) for match in names]
+
+
+def quoted(field: str) -> str:
+    """A field as a line has it: in double quotes if it has a space, `#` or a double quote."""
+    if not re.search(r'[\s"#]', field):
+        return field
+    return '"{}"'.format(re.sub(r'(["\\])', r"\\\1", field))
 
 
 def set_once(found: dict, key: Hashable, value: object, where: str) -> None:
@@ -206,21 +233,22 @@ def set_once(found: dict, key: Hashable, value: object, where: str) -> None:
 
 
 def write_split(path: str | Path, pairs: Iterable[Pair], comment: str = "") -> None:
-    """Write `pairs` to a split file with `comment` as its first line.
-
-    Raises `UserError` if a path or group has a space or `#`.
-    """
+    """Write `pairs` to a split file with `comment` as its first line. Raises `UserError` as `fields_of` does."""
     lines = [f"# {comment}"] if comment else []
     with atomic_open(path, "w") as file:
         file.write("\n".join([*lines, *(" ".join(fields_of(pair, path)) for pair in pairs)]) + "\n")
 
 
 def fields_of(pair: Pair, path: str | Path) -> list[str]:
-    """The fields of a pair in the split file `path`. Raises `UserError` if one has a space or `#`."""
+    """The fields of a pair in the split file `path`, as its line has them.
+
+    Raises `UserError` if one is empty, or has a character that cannot be printed, such as a line break.
+    """
     fields = [pair.image, pair.label, *([pair.group] if pair.group != pair.image else [])]
-    if wrong := next((field for field in fields if "#" in field or field.split() != [field]), None):
-        raise UserError(f"{path}: `{wrong}` has a space or #, which a split file cannot hold; rename the file")
-    return fields
+    if wrong := [field for field in fields if not field or not field.isprintable()]:
+        raise UserError(f"{path}: {wrong[0]!a} has a character that cannot be printed, or is empty, which a split file "
+                        "cannot hold; rename the file")
+    return list(map(quoted, fields))
 
 
 def load_label(path: str | Path, dataset: str | None) -> np.ndarray:
@@ -238,17 +266,22 @@ def decode_label(raw: np.ndarray, path: str | Path, dataset: str | None) -> np.n
     """
     if dataset is None:
         return check_label(raw, VOID, path)
-    return check_label(find_dataset(dataset).decode(raw, Path(path)), len(find_dataset(dataset).CLASSES), path)
+    hint = "; --label-map FILE says which class a value is" if show_dataset(dataset) == "folder" else ""
+    return check_label(find_dataset(dataset).decode(raw, Path(path)), len(find_dataset(dataset).CLASSES), path, hint)
 
 
-def check_label(label: np.ndarray, classes: int, path: str | Path) -> np.ndarray:
-    """Return `label` as uint8. Raises `UserError` if it is not (H, W) or has ids other than 0..classes-1 and 255."""
+def check_label(label: np.ndarray, classes: int, path: str | Path, hint: str = "") -> np.ndarray:
+    """Return `label` as uint8. Raises `UserError` if it is not (H, W) or has ids other than 0..classes-1 and 255.
+
+    `hint`: what may help, for the message.
+    """
     if label.ndim != 2:
         grey = "; its channels are equal, so save one of them" if (label == label[..., :1]).all() else ""
-        raise UserError(f"{path}: expected one id per pixel, found an array of shape {label.shape}{grey}")
+        raise UserError(f"{path}: expected one id per pixel, found an array of shape {label.shape}{grey or hint}")
     wrong = np.unique(label[(label >= classes) & (label != VOID)])
     if wrong.size:
-        raise UserError(f"{path} holds id {wrong[0]}; the data set has classes 0..{classes - 1}, and 255 for void")
+        raise UserError(f"{path} holds id {wrong[0]}; the data set has classes 0..{classes - 1}, and 255 for void"
+                        f"{hint}")
     return label.astype(np.uint8)
 
 

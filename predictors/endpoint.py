@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -36,6 +37,7 @@ LIMIT = 2**28  # largest answer in bytes
 AGAIN = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.BAD_GATEWAY,
          HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)  # after these, a request is repeated
 LONGEST_PAUSE = 60.0  # seconds between two attempts
+SENT: Counter[str] = Counter()  # requests of this process, by URL
 
 
 def _is_number(low: float, high: float, kinds: type | tuple = (int, float)) -> Callable[[object], bool]:
@@ -113,7 +115,7 @@ class HTTP(ArrayPredictor):
         self.endpoint = Endpoint(f"{self.scheme}:{where}") if where.startswith("//") else read_endpoint(where)
         super().__init__(self.endpoint.url, options)
         self.folder = Path(self.endpoint.cache) / hashlib.sha256(self.endpoint.url.encode()).hexdigest()[:16]
-        self.sent, self.free_at = 0, 0.0
+        self.free_at = 0.0
 
     def fetch(self, query: Query, preprocess: Preprocess) -> np.ndarray:
         name = hash_array(query.image)
@@ -158,14 +160,17 @@ class HTTP(ArrayPredictor):
                         f"answers so far are in {self.folder}, and the same command continues")
 
     def _wait_for_turn(self) -> None:
-        """Wait as the rate demands, and count the request. Raises `UserError` if the budget is used up."""
+        """Wait as the rate demands, and count the request. Raises `UserError` if the budget is used up.
+
+        An audit opens a model several times; the requests of a process to one URL count together.
+        """
         budget = self.options.access.query_budget
-        if budget is not None and self.sent >= budget:
+        if budget is not None and SENT[self.endpoint.url] >= budget:
             raise UserError(f"--query-budget {budget} is used up; the answers so far are in {self.folder}, so the same "
                             "command continues with as many requests again")
         time.sleep(max(0.0, self.free_at - time.monotonic()))
         self.free_at = time.monotonic() + 1 / self.endpoint.rate
-        self.sent += 1
+        SENT[self.endpoint.url] += 1
 
     def _type_of(self, headers: http.client.HTTPMessage) -> str:
         kind, coding = headers.get_content_type(), headers.get("Content-Encoding", "identity")

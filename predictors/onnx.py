@@ -1,5 +1,6 @@
 """Models in ONNX files, which onnxruntime runs on the CPU. An ONNX file holds no code."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,9 @@ class ONNX(ArrayPredictor):
         if self.input.type == "tensor(uint8)":
             default = default.changed({"scale": 255})
         super().__init__(where, options, default)
+        output = self.session.get_outputs()[0]
+        channels = channels_of(output.shape, self.preprocess.size) if "float" in output.type else None
+        self.classes = self.preprocess.kept or (channels and max(channels, 2))
         if bands and bands != len(self.preprocess.channels):
             raise UserError(f"{where} reads {bands} channels, and an image has 3: name the colour of each channel in "
                             f'--preprocess, such as {{"channels": "{("bgr" * bands)[:bands]}"}}')
@@ -66,12 +70,26 @@ class ONNX(ArrayPredictor):
         return output
 
 
+def channels_of(shape: Sequence[int | str | None], size: tuple[int, int] | None) -> int | None:
+    """The number of channels of an output (1, C, h, w) or (1, h, w, C); None if its form does not say which they are.
+
+    A dimension of any length is no integer. `size`: that of the input, if it is fixed.
+    """
+    if len(shape) != 4:
+        return None
+    of_size = (lambda places: tuple(places) == size) if size else (
+        lambda places: not any(isinstance(one, int) for one in places))
+    found = [channels for channels, places in ((shape[1], shape[2:]), (shape[3], shape[1:3]))
+             if isinstance(channels, int) and channels > 0 and of_size(places)]
+    return found[0] if len(found) == 1 else None
+
+
 def open_session(where: str) -> "onnxruntime.InferenceSession":
     """Load a model. Raises `UserError` if onnxruntime is missing, or if the file is no ONNX model or names files."""
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(f"onnx:{where} needs onnxruntime; install it with: pip install onnxruntime") from None
+        raise UserError(f"onnx:{where} needs onnxruntime: pip install -r requirements-audit.txt") from None
     with reading(where, "ONNX model"):
         check_external_data(Path(where))
         options = onnxruntime.SessionOptions()

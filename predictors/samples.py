@@ -14,6 +14,7 @@ import torch
 
 from attacks.sample import Sample
 from datasets import IMAGES, find_dataset, show_dataset
+from datasets.folder import as_settings
 from datasets.inspection import Inspection, inspect
 from datasets.pairs import read_split
 from defenses.base import NO_DEFENSE, Defense
@@ -261,8 +262,8 @@ def open_victim(where: str, dataset: str | None, options: PredictorOptions,
                 kinds: Collection[str] = ("posterior",)) -> tuple[Predictor, str]:
     """Open the target model. Returns it, and the data set: `dataset`, or else that of the model, or else streets.
 
-    `kinds`: what its outputs may be. Raises `UserError` for other outputs, and if it has not the classes of the data
-    set.
+    `folder` without its classes becomes `folder` with those of the model. `kinds`: what its outputs may be. Raises
+    `UserError` for other outputs, and if it has not the classes of the data set, or does not say how many it has.
     """
     predictor = open_predictor(where, options)
     predictor.check_access()
@@ -271,6 +272,8 @@ def open_victim(where: str, dataset: str | None, options: PredictorOptions,
     if predictor.kind == "image":
         return predictor, IMAGES
     dataset = dataset or predictor.dataset or "streets"
+    if dataset == "folder":
+        dataset = folder_of(predictor)
     names, own = list(find_dataset(dataset).CLASSES), predictor.class_names
     predictor.options = replace(predictor.options, classes=len(names))
     if predictor.classes is None:
@@ -280,6 +283,21 @@ def open_victim(where: str, dataset: str | None, options: PredictorOptions,
                         f"{len(names)}; give the right --dataset")
     check_class_names(where, own, f"the data set {show_dataset(dataset)}", names)
     return predictor, dataset
+
+
+def folder_of(predictor: Predictor) -> str:
+    """The data set `folder` with the classes of a model: those of its training, or as many as its output has.
+
+    Raises `UserError` if the model does not say how many they are.
+    """
+    if str(predictor.dataset).startswith("folder:"):
+        return predictor.dataset
+    if predictor.classes is None:
+        raise UserError(f"{predictor.where} does not say how many classes it has; give --dataset folder --classes N, "
+                        "with the number of its classes as N")
+    names = predictor.class_names
+    known = isinstance(names, (list, tuple)) and len(names) == predictor.classes
+    return f"folder:{as_settings(predictor.classes, names if known else ())}"
 
 
 def check_class_names(first: str, names: object, second: str, others: object) -> None:

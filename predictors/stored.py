@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from datasets.inspection import inspect
-from datasets.pairs import describe_folder, read_fields, set_once
+from datasets.pairs import describe_folder, quoted, read_fields, set_once
 from datasets.provenance import Images
 from predictors.base import Predictor, PredictorOptions, Query, Record
 from utils import VOID
@@ -234,4 +234,4 @@ def write_posterior(root: Path, side: str, name: str, posterior: np.ndarray, lab
 def write_groups(root: Path, groups: Sequence[tuple[str, str]]) -> None:
     """Write groups.txt from pairs (`SIDE/NAME`, group)."""
     with atomic_open(root / "groups.txt", "w") as file:
-        file.writelines(f"{name} {group}\n" for name, group in groups)
+        file.writelines(f"{quoted(name)} {quoted(group)}\n" for name, group in groups)

@@ -164,6 +164,14 @@ def test_onnx_gives_the_posterior_of_the_model(tmp_path, form, capsys):
     assert capsys.readouterr().err.count(f"its answers are read as {kind}") == 1
 
 
+@pytest.mark.parametrize("shape, size, channels", [
+    ((1, 5, 40, 56), (40, 56), 5), (("n", 5, "h", "w"), None, 5), (("n", "h", "w", 5), None, 5),
+    ((1, 40, 56, 5), (40, 56), 5), ((1, 40, 40, 40), (40, 40), None), (("n", "a", "b", "c"), None, None),
+    ((1, 5, 20, 28), (40, 56), None), ((1, 5, 40, 56), None, None), ((40, 56), (40, 56), None)])
+def test_classes_of_an_onnx_model(shape, size, channels):
+    assert onnx.channels_of(shape, size) == channels
+
+
 def test_onnx_of_a_fixed_size_gets_a_resized_image(tmp_path):
     from predictors.preprocess import Preprocess
 
@@ -259,7 +267,7 @@ def test_hostile_onnx_is_one_line(tmp_path, content, message, capfd):
 def test_missing_onnxruntime_and_missing_file(tmp_path, monkeypatch):
     refused("onnx:none.onnx", "none.onnx: no such ONNX model")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    refused("onnx:none.onnx", "pip install onnxruntime")
+    refused("onnx:none.onnx", "pip install -r requirements-audit.txt")
 
 
 def test_another_number_of_classes_than_the_data_set(tmp_path):
@@ -559,6 +567,9 @@ def test_budget_of_queries_and_its_continuation(serve):
     queries = [query(IMAGE[:, start : start + 32], f"img/{start}") for start in range(4)]
     refused(server.url, "^--query-budget 2 is used up; .*runs/answers/.*continues", Access(query_budget=2), *queries)
     assert len(server.seen) == 2
+    refused(server.url, "^--query-budget 2 is used up", Access(query_budget=2), *queries)  # the model is opened again
+    assert len(server.seen) == 2
+    endpoint.SENT.clear()  # as in a new process
     found = predict(server.url, Access(query_budget=2), *queries)
     assert len(server.seen) == 4
     for one, asked in zip(found, queries, strict=True):
@@ -575,6 +586,7 @@ def test_failed_requests_are_repeated_and_count(serve):
     other = query(IMAGE[:32])
     refused(server.url, r"failed for img/0 in 4 attempts: status 503", None, other)
     assert len(server.seen) == 7
+    endpoint.SENT.clear()
     refused(server.url, "--query-budget 1 is used up", Access(query_budget=1), other)
 
 

@@ -1,11 +1,13 @@
 """Split files, labels, augmentation and the scenes of streets."""
 
 import gzip
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
@@ -22,7 +24,7 @@ from datasets import (
     streets,
 )
 from datasets.images import describe_file, load_ids
-from datasets.pairs import Pair, deal, load_label, load_pair, read_split, write_split
+from datasets.pairs import LINE, Pair, deal, load_label, load_pair, read_fields, read_split, write_split
 from datasets.transforms import Augmented, augment
 from utils.cli import UserError
 from utils.randomness import stream
@@ -34,6 +36,33 @@ def test_split_file_round_trip(tmp_path):
     pairs = [Pair("a/1.png", "b/1.png", "a/1.png", Path("r")), Pair("a/2.png", "b/2.png", "block", Path("r"))]
     write_split(tmp_path / "s.txt", pairs, "a comment")
     assert read_split(tmp_path / "s.txt", "r", must_exist=False) == pairs
+
+
+PRINTED = st.sampled_from("ab #\"'\\./äß雪") | st.characters(exclude_categories=["C", "Z"])
+NAMES = st.text(PRINTED, min_size=1, max_size=9)
+PATHS = NAMES.map(lambda name: PurePosixPath("d", name.strip("/")).as_posix()).filter(lambda path: ".." not in path)
+
+
+@settings(deadline=None)
+@given(st.lists(st.builds(Pair, PATHS, PATHS, NAMES, st.just(Path("r"))), min_size=1, max_size=4,
+                unique_by=lambda pair: pair.name), st.sampled_from(["", "a comment", 'of "quotes" and \\']))
+def test_any_names_that_can_be_printed_come_back_from_a_split_file(tmp_path_factory, pairs, comment):
+    path = tmp_path_factory.mktemp("split") / "s.txt"
+    write_split(path, pairs, comment)
+    assert read_split(path, "r", must_exist=False) == pairs
+    assert [fields[0] for _, fields in read_fields(path, LINE)] == [pair.image for pair in pairs]
+
+
+def test_quotes_in_split_files(tmp_path):
+    lines = ['"a b.png" l/1.png "g h" # "tail"', "it's.png l'2.png", '5".png a"b.png', r'"#\"\\.png" b\c.png']
+    (tmp_path / "s.txt").write_text("\n".join(lines) + "\n")
+    pairs = read_split(tmp_path / "s.txt", must_exist=False)
+    assert [(pair.image, pair.label) for pair in pairs] == [
+        ("a b.png", "l/1.png"), ("it's.png", "l'2.png"), ('5".png', 'a"b.png'), ('#"\\.png', r"b\c.png")]
+    assert pairs[0].group == "g h"
+    (tmp_path / "s.txt").write_text('"c".png"d.png')
+    with pytest.raises(UserError, match="line 1: a name that begins with a double quote must end with one"):
+        read_split(tmp_path / "s.txt", must_exist=False)
 
 
 def test_split_file_with_comments_and_prefix(tmp_path):

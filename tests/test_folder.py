@@ -12,7 +12,7 @@ from PIL import Image
 from test_seams import assert_refused
 
 from datasets import bdd100k, cityscapes, find_dataset, labelmefacade, mapillary
-from datasets.folder import propose_groups, settings
+from datasets.folder import PARTS, propose_groups, settings
 from datasets.inspection import inspect
 from datasets.pairs import read_split
 from datasets.survey import NEAR, near_duplicates
@@ -126,13 +126,23 @@ def test_two_folders_of_one_kind(tmp_path, kind, other):
     assert_refused(split(root, "--classes", 19), f"holds {kind}/ and {other}/")
 
 
-def test_a_name_with_a_space_is_refused_before_anything_is_written(tmp_path):
+def test_a_name_with_a_line_break_is_refused_before_anything_is_written(tmp_path):
     root = write_scenes(tmp_path)
     for kind in ("images", "masks"):
-        (root / kind / "031.png").rename(root / kind / "a b.png")
+        (root / kind / "031.png").rename(root / kind / "a\nb.png")
     for flags in ([], ["--short-side", 32, "--copy", tmp_path / "copy"]):
-        assert_refused(split(root, "--classes", 19, *flags), "`images/a b.png` has a space or #")
+        assert_refused(split(root, "--classes", 19, *flags), r"'images/a\nb.png' has a character that cannot be"
+                       " printed")
         assert not (root / "splits").exists() and not (tmp_path / "copy").exists()
+
+
+def test_names_with_spaces_are_listed_and_copied(tmp_path):
+    root = write_scenes(tmp_path)
+    for kind in ("images", "masks"):
+        (root / kind / "031.png").rename(root / kind / "# a b.png")
+    must(split(root, "--classes", 19, "--short-side", 32, "--copy", tmp_path / "copy"))
+    pairs = [pair for part in PARTS for pair in read_split(root / "splits" / f"{part}.txt", tmp_path / "copy")]
+    assert len(pairs) == 32 and "images/# a b.png" in [pair.image for pair in pairs]
 
 
 def test_a_further_folder_of_images_and_hidden_files_are_reported(tmp_path):
@@ -306,7 +316,7 @@ def test_camvid_with_other_names_of_folders(tmp_path):
     assert not (tmp_path / "splits").exists()
 
 
-@pytest.mark.parametrize("line, message", [("my images/1.png labels/1.png g x", "a name with a space"),
+@pytest.mark.parametrize("line, message", [("my images/1.png labels/1.png g x", "a name with a space in double quotes"),
                                            ("images\\1.png labels\\1.png", "write / in place of"),
                                            ("images/1.png labels/1.png", "holds ids/")])
 def test_split_files_with_paths_that_are_not_there(tmp_path, line, message):

@@ -8,7 +8,7 @@ from datasets import pairs
 from datasets.pairs import Pair, find_missing, read_split
 from utils.cli import UserError
 
-PIECES = st.sampled_from(["a", "b", "/", ".", "..", "./", "//", "#", " ", "\t", ".png", "1"])
+PIECES = st.sampled_from(["a", "b", "/", ".", "..", "./", "//", "#", " ", "\t", ".png", "1", '"', "\\", "' "])
 
 
 def outcome(path):

@@ -374,7 +374,9 @@ def test_resized_copy_keeps_colours_and_ids(tmp_path):
 @pytest.mark.parametrize("line", [
     "../a.png b.png", "a.png x/../../b.png", "/../a.png b.png", "a/.. b.png", "/ b.png", ". b.png", "a.png\0 b.png",
     "a\x1b[31m.png b.png", "a\x0cb.png", "a\x85b.png", "a.png b\u2028.png", "a\u202eb.png c.png", "a.png b.png g\x07",
-    "a/" * 3000 + "a.png b.png"])
+    "a/" * 3000 + "a.png b.png", '"a b.png c.png', '"a b.png"c.png', '"a\tb.png" c.png', '"a\x07 b.png" c.png',
+    '"" b.png', '"a b.png" "', '"a\\b.png" c.png', '"a b.png\\" c.png', '"../a b.png" c.png', '" /.. " c.png "g" "h"',
+    '"a b.png"\x85c.png', "\"" + "a/" * 3000 + ' a.png" b.png'])
 def test_invalid_lines_of_split_files(tmp_path, line):
     path = tmp_path / "s.txt"
     path.write_text(f"good.png good_label.png\n{line}\n", encoding="utf-8")
@@ -410,10 +412,12 @@ def test_images_that_differ_only_in_the_suffix_are_refused(tmp_path):
         read_split(tmp_path / "s.txt", must_exist=False)
 
 
-def test_names_with_spaces_or_hashes_are_refused(tmp_path):
-    for name in ("a b.png", "a#b.png"):
-        with pytest.raises(UserError, match="cannot hold"):
-            write_split(tmp_path / "s.txt", [Pair(name, "l.png", "g")])
+def test_names_that_cannot_be_listed_are_refused(tmp_path):
+    for name in ("a\nb.png", "a\tb.png", "a\u2028b.png", "a\x1b[31m.png", "a\udcff.png", ""):
+        for pair in (Pair(name, "l.png", "g"), Pair("i.png", name, "g"), Pair("i.png", "l.png", name)):
+            with pytest.raises(UserError, match="cannot hold; rename the file") as raised:
+                write_split(tmp_path / "s.txt", [pair])
+            assert str(raised.value).isprintable()
     assert not (tmp_path / "s.txt").exists()
 
 

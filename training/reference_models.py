@@ -10,11 +10,12 @@ from datasets.provenance import IN, OUT, Images, list_pairs, write_provenance
 from evaluation.attack_setup import LiveData
 from models import read_segmenter
 from predictors import file_of, kind_of
-from predictors.base import Record, identify
+from predictors.base import PredictorOptions, Record, identify
+from predictors.samples import open_victim
 from training.options import SegmenterTraining
 from training.roles import check_unchanged, compare_sides
 from training.segmentation import check_batch, check_model, train_and_report
-from training.setup import dataset_of, settle_segmenter
+from training.setup import settle_segmenter
 from utils.cli import UserError
 from utils.device import Compute
 from utils.files import lock_run, write_json
@@ -31,7 +32,7 @@ def for_audit(model: str, data: LiveData, listed: str | Path, count: int, seed: 
 
     `data`: the attacked images; `say`: gets a line that says how much there is to train, unless all are trained.
     """
-    dataset = data.dataset or (dataset_of(model) if kind_of(model) == "checkpoint" else "streets")
+    _, dataset = open_victim(model, data.dataset, PredictorOptions(compute, access=data.access))
     pairs, *apart = (read_split(path, data.root, data.strip_prefix)
                      for path in (listed, data.members, data.non_members))
     height, width = inspect(*Record.of_pair(pairs[0], dataset).files).size
