@@ -29,10 +29,6 @@ from utils.cli import UserError, add_run_flags, flag, new_parser, number, pick, 
 ATTACKER = "weights/loss.pth.tar"
 QUERY = ("--members", "--non-members", "--keep", "--stride", "--windows", "--root", "--strip-prefix", "--dataset",
          "--classes", "--class-names", "--label-map", *predictors.ACCESS)  # flags of a target model that is queried
-ALLOWED = {"copies": "equal images on one side, which then form one group",
-           "overlap": "attacked images that the attacker was trained on (D^S)",
-           "unseen": "members that the target model was not trained on",
-           "unbalanced": "references that were trained on more images of one side"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,8 +63,7 @@ def parser() -> argparse.ArgumentParser:
                       "float16 and in the layout of examples/; those of another query are replaced")
     flags.add_argument("--control", metavar="[KIND:]WHERE", help="a model that was trained on no attacked image, such "
                        "as a run of train_shadow.py: the same attack on it shows what is found without membership")
-    flags.add_argument("--allow", nargs="+", choices=ALLOWED, default=[], metavar="WHAT", help="do not refuse, but "
-                       f"count in the results: {'; '.join(f'{name}: {text}' for name, text in ALLOWED.items())}")
+    evaluation.add_allow_flag(flags)
     flags.add_argument("--references", nargs="+", metavar="DIR", default=[], help="models to compare the target "
                        "model with: runs of train_shadow.py, or [KIND:]WHERE as for --victim; see docs/attacks.md")
     flags.add_argument("--population", metavar="WHERE", help="images whose membership is known, for attacks that "
@@ -96,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     name, resume = args.threshold or args.attack, attacker_path(args)
     attacker = resume and setup.load_attacker(resume, args.arch, args.dilation, args.patch_size)
     attack = setup.make_attack(name, attacker, pick(args, setup.AttackChoices), defense, compute)
-    data = pick(args, setup.LiveData, dataset=datasets.chosen(args), access=predictors.chosen(args))
+    data = pick(args, setup.LiveData, dataset=datasets.chosen(args, of_model=True), access=predictors.chosen(args))
     if args.triples:
         source = setup.triples_source(args.triples, defense, compute)
     elif args.victim:

@@ -1,8 +1,20 @@
 """Metrics, intervals, plots and reports."""
 
 import argparse
+from collections.abc import Iterable
 
 from utils.cli import flag, number
+
+ALLOWED = {"copies": "equal images on one side, which then form one group",
+           "overlap": "attacked images that the attacker was trained on (D^S)",
+           "unseen": "members that the target model was not trained on",
+           "unbalanced": "references that were trained on more images of one side"}
+
+
+def add_allow_flag(flags: argparse.ArgumentParser, names: Iterable[str] = ALLOWED) -> None:
+    """Add the flag of what is not refused. `names`: of `ALLOWED`."""
+    flags.add_argument("--allow", nargs="+", choices=list(names), default=[], metavar="WHAT", help="do not refuse, but "
+                       f"count in the results: {'; '.join(f'{name}: {ALLOWED[name]}' for name in names)}")
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:

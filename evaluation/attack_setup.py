@@ -188,9 +188,9 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
     predictor, dataset = open_victim(victim, data.dataset, options, ("posterior", "image"))
     if predictor.kind == "image" and stride:
         raise UserError(f"--stride has no effect on the images of {victim}; leave it out")
-    if data.dataset and predictor.dataset not in (None, data.dataset):
+    if data.dataset and predictor.dataset not in (None, dataset):
         raise UserError(f"{victim} was trained on the data set {show_dataset(predictor.dataset)}, so its members are "
-                        f"images of it, not of {show_dataset(data.dataset)}; leave --dataset out")
+                        f"images of it, not of {show_dataset(dataset)}; leave --dataset out")
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset,
                            not data.pseudo_labels)
     known = defense if data.defend_references else NO_DEFENSE

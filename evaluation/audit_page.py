@@ -28,7 +28,7 @@ def write_page(found: dict, folder: Path) -> tuple[Path, Path]:
     shown = {"found": found, "sentence": words.sentence(found), "meaning": words.meaning(found),
              "advice": words.advice(found), "collection": words.collection(found), "glossary": words.GLOSSARY,
              "guidance": words.GUIDANCE,
-             "controls": CONTROLS, "plots": plots(found),
+             "controls": CONTROLS, "bound": words.BOUND, "plots": plots(found),
              "number": number, "interval": interval, "percent": percent, "rate": rate}
     paths = folder / "report.html", folder / "report.md"
     for path, name in zip(paths, ("audit.html", "audit.md"), strict=True):

@@ -3,11 +3,14 @@
 The attack that answers the question is fixed before any metric is known (`PRIMARY`).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from attacks import ATTACKS
+from datasets.pairs import read_split
 from defenses import DefenseSpec
 from defenses.base import NO_DEFENSE
 from evaluation.attack_run import existing_files
@@ -15,7 +18,7 @@ from evaluation.attack_setup import LiveData
 from predictors import kind_of
 from utils.cli import UserError
 from utils.device import CPU_FP32, Compute
-from utils.files import fingerprint
+from utils.files import commit, fingerprint
 
 VERSION = 1  # of audit.json
 PRIMARY = ("calibrated", "loss")  # the first that can run answers the question
@@ -25,11 +28,17 @@ NO_ANSWER = ("--attacks {}: controls, upper bounds and attacks on a defense alon
              "attack on the model without a defense, such as loss")
 LEFT_OUT = ("learned", "reconstruction", "membership-error-released")  # need an attacker, or repeat another attack
 WITH_WEIGHTS = ("checkpoint", "torchvision", "smp", "hf")  # kinds of models whose gradients can be computed
-QUERIED_ONCE = ("stored", "folder", "http", "https")  # kinds of models: answers on disk, and endpoints of others
+ON_DISK = ("stored", "folder")  # kinds of models whose answers are on disk
+QUERIED_ONCE = (*ON_DISK, "http", "https")  # and endpoints of others
 # arguments on which the scores, or the names beside them, depend
 SAME = ("model", "images", "masks", "root", "strip_prefix", "members", "non_members", "claim", "null", "dataset",
         "classes", "class_names", "label_map", "references", "train_references", "reference_images", "population",
         "control", "stride", "windows", "preprocess", "show_images", "hash_names", "seed")
+
+
+FILES = ("preprocess", "class_names", "label_map")  # arguments that may name a file
+IMAGE = r"\.(?:png|jpe?g|tiff?|bmp|webp|gif|npy|npz)"
+PLACE = re.compile(rf"\S*/\S*[^\s,:;.]|\S+{IMAGE}\b", re.IGNORECASE)  # in a message: a path, a URL, or an image
 
 
 def check_attacks(names: Sequence[str]) -> None:
@@ -120,7 +129,8 @@ class Audit:
                             "which the audit does not have; leave it out, or give --references or --population"
                             if unable[0] in ATTACKS and unable[0] not in LEFT_OUT
                             else f"--attacks {unable[0]}: an audit has the attacks {', '.join(able)}")
-        return [name for name in able if not self.attacks or name in self.attacks]
+        controls = [name for name in CONTROLS if any(map(self.reads_references, self.attacks))]
+        return [name for name in able if not self.attacks or name in self.attacks or name in controls]
 
     @property
     def primary(self) -> str:
@@ -137,12 +147,29 @@ class Audit:
     def shown(self, where: str) -> str:
         """A place as the page has it, which is made to be handed on: of a path the last two parts.
 
-        With `show_images` the complete path, and URLs always.
+        Of a URL all but the query, which may hold a key. With `show_images` it is complete.
         """
         first, *parts = where.split("/")
-        if self.show_images or "://" in where or len(parts) < 3:
+        if "://" in where and not self.show_images:
+            return where.partition("?")[0]
+        if self.show_images or len(parts) < 3:
             return where
         return "/".join([f"{first.partition(':')[0]}:…" if ":" in first else "…", *parts[-2:]])
+
+    def shown_text(self, message: str) -> str:
+        """A message as the page has it: with `show_images` as it is, else without names of images and long paths."""
+        def short(found: re.Match) -> str:
+            return "an image" if re.search(f"{IMAGE}$", found[0], re.IGNORECASE) else self.shown(found[0])
+
+        return message if self.show_images else PLACE.sub(short, message)
+
+    def plain_trial(self, name: str) -> Trial:
+        """An attack without a defense."""
+        return Trial(name, self.plain)
+
+    def folder_of(self, trial: Trial) -> Path:
+        """The folder of the run of an attack."""
+        return self.out / "attacks" / trial.folder
 
     @property
     def trials(self) -> list[Trial]:
@@ -172,7 +199,22 @@ class Audit:
 
     def stamp(self, trial: Trial) -> str:
         """What identifies the run of an attack: a finished run with the same stamp is not repeated."""
+        return fingerprint([], trial, self._inputs, commit(), self.compute.precision, VERSION)
+
+    @cached_property
+    def _inputs(self) -> str:
+        """What identifies the inputs: models, lists and settings by content, images and stored answers by date."""
         same = {key: value for key, value in self.arguments.items() if key in SAME}
         files = existing_files([self.model, self.control, self.population, *self.references])
-        lists = [Path(path) for path in (self.data.members, self.data.non_members)] if self.data else []
-        return fingerprint([*files, *lists], trial, same, self.compute.precision, VERSION)
+        files += [Path(same[key]) for key in FILES if same.get(key) and Path(same[key]).is_file()]
+        images: list[Path] = []
+        if self.data:
+            files += [Path(self.data.members), Path(self.data.non_members)]
+            images = [pair.root / name for file in files[-2:] for pair in read_split(
+                file, self.data.root, self.data.strip_prefix, must_exist=False) for name in (pair.image, pair.label)]
+        trees = [Path(one.partition(":")[2]) for one in (self.model, *self.references, self.control or "")
+                 if one and kind_of(one) in ON_DISK]
+        answers = [path for tree in trees for path in sorted(tree.rglob("*"))]
+        dates = [(str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in (*images, *answers)
+                 if path.is_file()]
+        return fingerprint(files, same, dates)

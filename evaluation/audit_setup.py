@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attacks import ATTACKS
 from datasets.sides import write_sides
 from evaluation import audit_words as words
 from evaluation.attack_setup import LiveData, choose_compute
@@ -25,7 +26,7 @@ from utils.files import atomic_open, read_json, start_run
 __all__ = ["Audit", "Condition", "LiveData", "as_json", "as_text", "check_attacks", "choose_compute", "compare",
            "key_of", "list_sides", "parse_defense", "read_condition", "run_audit", "start"]
 
-CONDITION = re.compile(r"(auc|max_f|tpr@([0-9.]+)%)\s*>\s*([0-9.]+)")
+CONDITION = re.compile(r"(auc|max_f|tpr@([0-9.]+)%)\s*>\s*([0-9]+\.?[0-9]*|\.[0-9]+)")
 PLACE_ONLY = ("out", "gpu", "quiet", "json", "fail_if")  # arguments that change no result
 
 
@@ -53,8 +54,8 @@ def _same(folder: Path, arguments: dict) -> bool:
     """Whether an audit with the same arguments was started in `folder`."""
     if not (folder / "args.json").is_file():
         return False
-    before = read_json(folder / "args.json").get("args", {})
-    return all(before.get(key) == value for key, value in arguments.items() if key not in PLACE_ONLY)
+    before, now = read_json(folder / "args.json").get("args", {}), json.loads(json.dumps(arguments))
+    return all(before.get(key) == value for key, value in now.items() if key not in PLACE_ONLY)
 
 
 def list_sides(images: str, masks: str, members: str, non_members: str | None, folder: Path,
@@ -109,10 +110,13 @@ def as_json(found: dict) -> str:
 
 def as_text(found: dict, folder: Path) -> str:
     """What an audit prints: the answer, the attacks, and where the page is."""
-    lines = [words.sentence(found), words.meaning(found), ""]
-    lines += [f"  {row['name']:28} AUC {row['auc']:.3f}" + (" [{:.3f}, {:.3f}]".format(*row["auc_interval"])
-              if row["auc_interval"] else "") for row in found["attacks"]]
-    return "\n".join([*lines, "", f"page: {folder / 'report.html'}; also report.md and audit.json"])
+    lines = [one for one in (words.sentence(found), words.meaning(found), words.collection(found)) if one]
+    rows = [f"  {row['name']:28} AUC {row['auc']:.3f}" + (" [{:.3f}, {:.3f}]".format(*row["auc_interval"])
+            if row["auc_interval"] else "") + (f"  ({words.BOUND})" if row["kind"] == "bound" else "")
+            for row in found["attacks"]]
+    steps = [f"- {step}" for step in words.advice(found)]
+    page = f"page: {folder / 'report.html'}; also report.md and audit.json"
+    return "\n".join([*lines, "", *rows, "", *steps, "", page])
 
 
 def compare(first: str, second: str) -> str:
@@ -124,20 +128,29 @@ def compare(first: str, second: str) -> str:
     audits = [_read_audit(path) for path in (first, second)]
     rows = [{row["name"]: row for row in audit["attacks"]} for audit in audits]
     lines = [f"{'attack':28} {'first':>7} {'second':>7} {'second - first':>15}  95 % interval (paired)"]
+    reason = ""
     for name in [name for name in rows[0] if name in rows[1]]:
         one, two = (row[name]["auc"] for row in rows)
         try:
             folders = [Path(path).parent / "attacks" / name for path in (first, second)]
             scores, member, group = read_paired(folders)
             around = paired_difference([scores[1]], [scores[0]], member, group, "auc")["interval"]
-        except UserError:
+            around = around and [two - one + _widened(name) * (end - (two - one)) for end in around]
+        except UserError as error:
             around = None
+            reason = (f"no paired interval: {error}. If both audits have the same images, give the second one "
+                      f"--hash-names {Path(first).parent / 'key'}")
         shown = "[{:+.3f}, {:+.3f}]".format(*around) if around else "-"
         lines.append(f"{name:28} {one:7.3f} {two:7.3f} {two - one:+15.3f}  {shown}")
     utility = [audit["miou"]["out"] for audit in audits]
     if None not in utility:
         lines.append(f"{'mIoU of non-members':28} {utility[0]:7.3f} {utility[1]:7.3f} {utility[1] - utility[0]:+15.3f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *([reason] if reason else [])])
+
+
+def _widened(title: str) -> float:
+    """By how much the intervals of an attack are widened."""
+    return ATTACKS.load(title).widened if title in ATTACKS else 1.0
 
 
 def _read_audit(path: str) -> dict:

@@ -1,9 +1,36 @@
 """The sentences of an audit: the answer, what the verdict means, what to do next, and a glossary."""
 
+BOUND = "upper bound: trained on the lists"
+
+# What each attack does, for a reader who has not read a paper.
+ATTACKS = {
+    "confidence": "how large the largest probability is",
+    "loss": "how well the answer fits the ground truth",
+    "learned-crossfit": "a network that was trained on the other images of the two lists, and reads loss maps",
+    "calibrated": "the loss, compared with that of models which did not see the image",
+    "calibrated-weighted": "the same; how much the comparison counts is chosen on another model",
+    "rmia": "the loss, compared with that of models which did not see the image, in another way (RMIA)",
+    "lira": "whether the confidence is unusual for models which did not see the image (LiRA)",
+    "lira-online": "whether the confidence fits models that saw the image, or models that did not (LiRA)",
+    "lira-bayes": "as lira, for few models",
+    "lira-bayes-online": "as lira-online, for few models",
+    "references-alone": "a control: the loss of the other models alone",
+    "statistics": "eleven numbers of the answer, weighed by what another model gives away",
+    "statistics-crossfit": "eleven numbers of the answer, weighed by the other images of the two lists",
+    "correctness": "the share of positions whose predicted class is right",
+    "agreement": "whether the predicted classes stay right when the image is changed a little",
+    "augmented": "the loss over several changed versions of the image",
+    "repeated": "the mean answer of several queries, against noise of a defense",
+    "quantile": "the loss, compared with what images that look alike lead to expect",
+    "gradient": "how strongly the image would still change the weights of the model",
+    "membership-error": "the loss, minus what is hard to predict in this image for any model",
+}
+
 VERDICTS = {
     "leak": "The model gives away which images it was trained on.",
     "no evidence": "The audit found no evidence that the model gives away its training images.",
-    "other difference": "The two lists of images differ, but not more for this model than without any model.",
+    "other difference": "The two lists of images differ, but not more for this model than for a control that must "
+                        "find nothing.",
     "undecided": "The audit cannot decide whether the model gives away its training images.",
 }
 
@@ -14,6 +41,16 @@ GLOSSARY = {
            "guessing, 1 is certainty",
     "interval": "a range that contains the true value in 95 of 100 such audits; it accounts for images that belong "
                 "together (a group)",
+    "output, posterior": "what the model answers at a position: a probability for each class",
+    "loss": "minus the logarithm of the probability that the model gives the true class: low where the model fits well",
+    "evidence": "what an attack reads at one position of an image; the mean over the image is the score of the image",
+    "upper bound": "an attack that was trained on the lists themselves; it finds more than an attacker can who has no "
+                   "lists",
+    "ROC curve": "the TPR at each FPR, for all thresholds of an attack",
+    "p": "the probability that a test finds so much if nothing is there",
+    "defense": "a change of the answers: argmax (only the predicted class), gauss (noise), rounding, top-k (only the k "
+               "largest probabilities), temperature (flatter probabilities), test-dropout (parts of the model are left "
+               "out at random in each query)",
     "false positive rate (FPR)": "the share of non-members that are called members",
     "true positive rate (TPR)": "the share of members that are called members",
     "mIoU": "mean intersection over union: how well the model segments, 100 % is perfect",
@@ -41,18 +78,36 @@ GUIDANCE = {
 }
 
 
+CLAIMS = {
+    "leak": "The model treats the claimed images as images that it was trained on.",
+    "no evidence": "The audit found no evidence that the model was trained on the claimed images.",
+    "other difference": "The claimed images and the null differ, but not more for this model than for a control that "
+                        "must find nothing.",
+    "undecided": "The audit cannot decide whether the model was trained on the claimed images.",
+}
+
+
 def sentence(found: dict) -> str:
     """The answer in one sentence, with its interval."""
     one, interval = found["answer"], found["answer"]["interval"]
     shown = f"AUC {one['auc']:.3f}" + (f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "")
-    return f"{VERDICTS[one['verdict']]} The attack \"{found['primary']}\" reaches {shown} (0.5 is guessing)."
+    verdict = (CLAIMS if found["claim"] else VERDICTS)[one["verdict"]]
+    return f"{verdict} The attack \"{found['primary']}\" reaches {shown} (0.5 is guessing)."
+
+
+def about(title: str, usual: str) -> str:
+    """What an attack reads, in plain words. `usual`: for an attack that `ATTACKS` does not have."""
+    return ATTACKS.get(title.partition(",")[0], usual)
 
 
 def collection(found: dict) -> str:
-    """What the test of the collection says; empty if there was none."""
+    """What the test of the collection says; empty without a claim."""
     one = found["collection"]
-    if one is None:
+    if not found["claim"]:
         return ""
+    if one is None:
+        return ("The collection could not be tested as a whole: the claim or the null has too few groups of images. "
+                "Give more images, or groups in the split files.")
     need = one["needed"]
     return (f"If the collection had not been used, scores as high would occur with probability p = {one['p']:.2g} "
             f"(one-sided, {one['groups'][0]} groups of the claim and {one['groups'][1]} of the null). "
@@ -74,19 +129,25 @@ def meaning(found: dict) -> str:
                  "smaller leak may exist." if one["detectable"] else "")
         return f"This is no proof of safety.{power} A stronger attack may find more."
     if one["verdict"] == "other difference":
-        return ("Classifiers that see only images and labels tell the two sides apart as well. Choose members and "
-                "non-members at random from one collection, and repeat the audit.")
-    return ("The two lists were compared by classifiers that do not see the model, and the attack finds more than "
-            "they do." if any(row["name"] == "blind" for row in found["controls"]) else
-            "No control without the model was possible, so make sure that both lists are from one collection.")
+        return ("A control that must find nothing tells the two sides apart as well: see the table of controls. "
+                "Choose members and non-members at random from one collection, and repeat the audit.")
+    blind = next((row for row in found["controls"] if row["name"] == "blind"), None)
+    if blind is None:
+        return "No control without the model was possible, so make sure that both lists are from one collection."
+    compared = "The two lists were compared by classifiers that do not see the model"
+    if blind["minus_interval"] and blind["minus_interval"][0] > 0:
+        return f"{compared}, and the attack finds more than they do."
+    return (f"{compared}. They are not above chance, but the attack is not clearly above them; see the table of "
+            "controls.")
 
 
 def advice(found: dict) -> list[str]:
     """What to do next."""
     steps = []
     if not any(row["references"] for row in found["attacks"]):
-        steps.append("Train reference models (--train-references), or give some as --references: attacks that compare "
-                     "the model with them find more.")
+        steps.append("Train reference models (--train-references 4 --reference-images LIST), or give some as "
+                     "--references: the attacks calibrated, rmia, lira and statistics compare the model with them, and "
+                     "find more than those without.")
     if found["answer"]["verdict"] == "leak" and len(found["defenses"]) < 2:
         steps.append("Measure what a defense would change: --try argmax gauss:0.1.")
     if found["answer"]["verdict"] in ("no evidence", "undecided"):

@@ -187,9 +187,9 @@ def design_effect(size: float, related: float) -> float:
     return 1 + (size - 1) * related
 
 
-def _both_errors() -> float:
+def _both_errors(level: float = LEVEL) -> float:
     """The sum of the normal quantiles of the level and of the power."""
-    return float(stats.norm.ppf(1 - LEVEL) + stats.norm.ppf(POWER))
+    return float(stats.norm.ppf(1 - level) + stats.norm.ppf(POWER))
 
 
 def needed(auc: float, size: float = 1.0, related: float = 0.0) -> dict[str, int] | None:
@@ -205,10 +205,10 @@ def needed(auc: float, size: float = 1.0, related: float = 0.0) -> dict[str, int
     return {"images": max(int(np.ceil(images)), int(np.ceil(SMALLEST_SIDE * size))), "groups": groups}
 
 
-def detectable(sides: tuple[Clusters, Clusters], related: float = 0.0) -> float:
-    """The AUC that a test on these groups would find with a probability of `POWER`."""
+def detectable(sides: tuple[Clusters, Clusters], related: float = 0.0, level: float = LEVEL) -> float:
+    """The AUC that a one-sided test on these groups would find with a probability of `POWER`."""
     variance = sum(design_effect(_alike(side), related) / len(side.index) for side in sides)
-    return float(stats.norm.cdf(_both_errors() * np.sqrt(variance / 2)))
+    return float(stats.norm.cdf(_both_errors(level) * np.sqrt(variance / 2)))
 
 
 def share_used(claim: np.ndarray, claim_group: Sequence[str], score: np.ndarray, member: np.ndarray,

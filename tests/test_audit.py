@@ -1,5 +1,6 @@
 """audit.py: one command from a model and lists to a page, its conditions, its comparison, and hostile names."""
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -11,15 +12,20 @@ import pytest
 from conftest import ROOT, must, results, script, write_tree
 from test_seams import assert_refused
 
+from attacks import ATTACKS
 from datasets.sides import read_sides
-from evaluation.audit import answer, parse_defense
-from evaluation.audit_plan import Audit
-from evaluation.audit_setup import read_condition
+from evaluation.attack_setup import LiveData
+from evaluation.audit import parse_defense
+from evaluation.audit_plan import LEFT_OUT, Audit
+from evaluation.audit_results import answer
+from evaluation.audit_setup import _same, read_condition
+from evaluation.audit_words import ATTACKS as WORDS
 from evaluation.audit_words import GUIDANCE
 from predictors.reference import read_shadow
 from training.reference_models import options_like
 from utils.checkpoints import load_checkpoint
-from utils.cli import UserError
+from utils.cli import Stopped, UserError
+from utils.files import write_json
 
 NAMES = [f"scene{number}" for number in range(12)]
 FAST = ["--attacks", "loss", "confidence", "statistics-crossfit", "--precision", "fp32"]
@@ -88,7 +94,8 @@ def test_conditions_decide_the_exit_code(tree, tmp_path):
     assert must(script(*command, "--fail-if", "auc>1", "max_f>1")).stdout == ""
     undecided = script(*command, "--fail-if", "tpr@1%>0.05")
     assert undecided.returncode == 2 and "12 non-members" in undecided.stderr
-    for text in ("auc<0.6", "tpr@2%>0.1", "accuracy>1"):
+    assert read_condition("auc > .6").limit == 0.6 and read_condition("tpr@1%>1").limit == 1
+    for text in ("auc<0.6", "tpr@2%>0.1", "accuracy>1", "auc>1.2.3", "auc>.", "tpr@1.%>0.1", "auc>"):
         with pytest.raises(UserError, match="give auc>X"):
             read_condition(text)
 
@@ -155,18 +162,22 @@ def test_two_audits_are_compared_by_image(audit, tree, tmp_path):
 
 def test_defenses_that_are_tried_are_named_with_their_strength():
     assert parse_defense("gauss:0.1", 5).describe() == "gauss 0.1" and parse_defense("argmax", 0).strength is None
+    assert parse_defense("dropout:0.5", 0) == parse_defense("test-dropout:0.5", 0)
     for text in ("gauss", "argmax:1", "gauss:x", "dpsgd", "none"):
         with pytest.raises(UserError, match="give argmax, gauss:STD"):
             parse_defense(text, 0)
 
 
-@pytest.mark.parametrize("interval, sides, more, verdict", [
-    (None, "", None, "undecided"), ([0.4, 0.6], "", None, "no evidence"), ([0.55, 0.7], "", None, "leak"),
-    ([0.55, 0.7], "above", [-0.1, 0.2], "other difference"), ([0.55, 0.7], "above", [0.05, 0.2], "leak")])
-def test_the_verdict_follows_from_the_interval_and_the_control(interval, sides, more, verdict):
-    blind = {"sides_differ": sides, "attack_minus_control_interval": more}
-    found = answer({"image": {"auc": 0.6, "auc_interval": interval}, "controls": {"blind": blind}},
-                   {"detectable": 0.6})
+@pytest.mark.parametrize("control", ["blind", "model", "references-alone"])
+@pytest.mark.parametrize("interval, around, more, verdict", [
+    (None, [0.4, 0.6], None, "undecided"), ([0.4, 0.6], [0.6, 0.7], [-0.1, 0.1], "no evidence"),
+    ([0.55, 0.7], [0.4, 0.6], [-0.1, 0.2], "leak"), ([0.55, 0.7], [0.51, 0.6], [-0.1, 0.2], "other difference"),
+    ([0.55, 0.7], [0.51, 0.6], None, "other difference"), ([0.55, 0.7], [0.51, 0.6], [0.05, 0.2], "leak"),
+    ([0.55, 0.7], None, None, "leak")])
+def test_the_verdict_follows_from_the_interval_and_the_controls(control, interval, around, more, verdict):
+    rows = [{"name": control, "interval": around, "minus_interval": more},
+            {"name": "permuted", "interval": [0.6, 0.7], "minus_interval": None}]
+    found = answer({"image": {"auc": 0.6, "auc_interval": interval}}, {"detectable": 0.6}, rows)
     assert found["verdict"] == verdict and found["detectable"] == 0.6
 
 
@@ -174,21 +185,85 @@ def test_flags_that_have_no_effect_are_refused(tmp_path):
     for flags, text in ((["--masks", "x"], "--images"), (["--non-members", "x"], "--members"),
                         (["--members", "x"], "of both sides"), (["--images", "x", "--members", "y"], "--masks"),
                         (["--compare", "a", "b", "--stride", "4"], "--compare"),
+                        (["--quiet", "--json"], "--json has no effect with --quiet"),
                         (["--attacks", "calibrated"], "references"), (["--attacks", "learned"], "an audit has"),
                         (["--attacks", "statistics-crossfit"], "such as loss"),
                         (["--attacks", "references-alone", "--references", "weights/reference-0"], "such as loss")):
         done = script("audit.py", *flags, "--out", tmp_path / "none")
         assert done.returncode == 2 and text in done.stderr and not (tmp_path / "none/audit.json").exists()
+    done = script("audit.py", "--compare", "a", "b", "--try", "argmax")
+    assert done.returncode == 2 and "--try has no effect with --compare" in done.stderr
 
 
 @pytest.mark.parametrize("where, shown", [
     ("/srv/secret/run/last.pth.tar", "…/run/last.pth.tar"), ("runs/victim", "runs/victim"),
     ("stored:/srv/a/tree", "stored:…/a/tree"), ("onnx:/srv/a/b/model.onnx", "onnx:…/b/model.onnx"),
     ("torchvision:lraspp=/srv/a/b/model.pth", "torchvision:…/b/model.pth"), ("/data/members.txt", "/data/members.txt"),
-    ("https://host/a/b/c/predict", "https://host/a/b/c/predict")])
+    ("https://host/a/b/c/predict", "https://host/a/b/c/predict"),
+    ("https://host/predict?key=secret", "https://host/predict")])
 def test_paths_on_the_page(where, shown):
     audit = Audit("stored:examples", None, Path("runs/audit"))
     assert audit.shown(where) == shown and replace(audit, show_images=True).shown(where) == where
+
+
+def test_reasons_on_the_page_name_no_image_and_no_long_path():
+    audit = Audit("stored:examples", None, Path("runs/audit"))
+    reason = "data/private/img/anna smith.png: the answer of folder:/home/me/answers/x is missing; see https://h/p?k=1."
+    short = audit.shown_text(reason)
+    assert "private" not in short and "smith" not in short and "/home" not in short and "k=1" not in short
+    assert "is missing; see https://h/p" in short and replace(audit, show_images=True).shown_text(reason) == reason
+
+
+def test_an_audit_starts_again_when_an_input_changes(world, tmp_path):
+    """Of lists and settings the content counts, of images the date."""
+    def stamp(**changes):
+        data = LiveData(str(world / "victim_in.txt"), str(world / "victim_out.txt"), str(tmp_path))
+        arguments = {"preprocess": str(tmp_path / "preprocess.json")} | changes
+        audit = Audit(str(world / "victim"), data, tmp_path / "audit", arguments=arguments)
+        return audit.stamp(audit.plain_trial("loss"))
+
+    image = tmp_path / "img/0.png"
+    image.parent.mkdir()
+    for file in (tmp_path / "preprocess.json", image):
+        file.write_text("{}")
+    first = stamp()
+    assert stamp() == first != stamp(seed=1)
+    (tmp_path / "preprocess.json").write_text('{"bgr": true}')
+    second = stamp()
+    image.write_text("{} ")
+    assert len({first, second, stamp()}) == 3
+
+
+def test_a_stopped_audit_goes_on(tree, tmp_path, monkeypatch):
+    """Stopped in its second attack. The same command repeats only that one, also where the folder is found again."""
+    from evaluation import audit as module
+
+    usual, calls = module.run_attack, []
+
+    def stop(*args, **flags):
+        calls.append(args[2].name)
+        if len(calls) == 2:
+            raise Stopped(15)
+        return usual(*args, **flags)
+
+    command = ["audit.py", "--model", f"stored:{tree}", "--attacks", "loss", "confidence", "--precision", "fp32"]
+    with contextlib.chdir(tmp_path):
+        monkeypatch.setattr(module, "run_attack", stop)
+        assert script(*command, cwd=tmp_path).returncode == 143
+        assert not (tmp_path / "runs/audit-1/audit.json").exists() and len(calls) == 2
+        done = must(script(*command, cwd=tmp_path))
+    assert calls[1:] == [calls[1]] * 2 and "page: runs/audit-1/report.html" in done.stdout
+
+
+def test_arguments_of_a_stopped_audit_are_recognised(tmp_path):
+    """Those with tuples, which JSON stores as lists."""
+    arguments = {"windows": (88, 88), "model": "m", "out": None}
+    write_json(tmp_path / "args.json", {"args": arguments})
+    assert _same(tmp_path, arguments | {"out": "other"}) and not _same(tmp_path, arguments | {"windows": (88, 96)})
+
+
+def test_every_attack_of_an_audit_is_described_in_plain_words():
+    assert set(ATTACKS) - set(LEFT_OUT) <= set(WORDS) | {"membership-error-weighted"} and set(WORDS) <= set(ATTACKS)
 
 
 # References that the audit trains

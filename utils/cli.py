@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import NoReturn, TypeVar
@@ -64,7 +65,7 @@ def refuse_unused(args: argparse.Namespace, parser: argparse.ArgumentParser,
     """
     for holds, why, flags in rules:
         for name in flags if holds else ():
-            dest = name.lstrip("-").replace("-", "_")
+            dest = parser._option_string_actions[name].dest
             if getattr(args, dest) != parser.get_default(dest):
                 raise UserError(f"{name} has no effect {why}")
 
@@ -138,11 +139,15 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         text = str(error) or "can't allocate memory"
         message = next((message for part, message in MACHINE_ERRORS.items() if part in text), None)
         if message is None:
-            raise
+            traceback.print_exc()
+            sys.exit(2)
         sys.exit(_print_error(parser.prog, message, 2))
     except KeyboardInterrupt as error:
         stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
         sys.exit(_print_error(parser.prog, f"stopped; {stop.hint}", 128 + stop.number))
+    except Exception:
+        traceback.print_exc()
+        sys.exit(2)
 
 
 def _reader_has_ended() -> bool:
