@@ -175,11 +175,12 @@ def test_a_page_without_intervals_controls_and_images(visit, report, tmp_path):
     page, _ = write_page(found | {
         "attacks": rows, "answer": answer, "controls": [], "regions": [], "exposed": [], "priors": [],
         "defenses": found["defenses"][:1], "miou": {"in": None, "out": None}, "not_run": {"lira": EVIL[0]},
-        "collection": {"p": 0.03, "method": "", "groups": [3, 4], "needed": None}}, tmp_path)
+        "claim": True, "collection": {"p": 0.03, "method": "", "groups": [3, 4], "needed": None}}, tmp_path)
     page, events = visit(390, "dark", page, bypass_csp=True)
     assert serious(page) == [] and events == [] and page.locator("svg").count() == 3
     text = page.locator("body").inner_text()
-    assert "cannot decide" in text and "p = 0.03" in text and f"lira: {EVIL[0]}" in text and "None" not in text
+    assert "cannot decide" in text and "claimed images" in text
+    assert "p = 0.03" in text and f"lira: {EVIL[0]}" in text and "None" not in text
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 

@@ -108,8 +108,8 @@ def audited(scenes, out, model, *flags):
     """The AUC of the mean loss in an audit of `model`."""
     folder, _ = scenes
     done = must(script("audit.py", "--model", model, "--images", folder / "image", "--masks", folder / "mask",
-                       "--members", folder / "members.txt", "--attacks", "loss", "--precision", "fp32", "--stride",
-                       STRIDE, "--out", out, "--json", *flags))
+                       "--members", folder / "members.txt", "--classes", CLASSES, "--attacks", "loss", "--precision",
+                       "fp32", "--stride", STRIDE, "--out", out, "--json", *flags))
     [row] = json.loads(done.stdout)["attacks"]
     return row["auc"]
 
