@@ -120,7 +120,8 @@ def audit_model(args: argparse.Namespace) -> tuple[dict, Path]:
     if members:
         lists = (setup.list_sides(args.images, args.masks, members, non_members, folder, args.reference_images)
                  if args.images else {"members": members, "non_members": non_members})
-        usual = "folder" if args.images and predictors.kind_of(args.model) != "checkpoint" else None
+        told = any((args.classes, args.class_names, args.label_map))
+        usual = "folder" if args.images and (told or predictors.kind_of(args.model) != "checkpoint") else None
         data = pick(args, setup.LiveData, **lists, dataset=datasets.chosen(args, of_model=True, usual=usual),
                     access=access)
     trained = train_references(args, data, folder, compute) if args.train_references else []

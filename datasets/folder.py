@@ -181,8 +181,8 @@ def _class_number(text: str, names: Sequence[str], where: str) -> int:
     if text in names:
         return names.index(text)
     if not text.isdecimal():
-        raise UserError(f"{where}: there is no class {text}; give a number, a name of --class-names without a space, "
-                        "or void")
+        raise UserError(f"{where}: there is no class {text}; give a number, void, or a name of --class-names, which is "
+                        "in double quotes if it has a space")
     return int(text)
 
 

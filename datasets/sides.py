@@ -70,7 +70,8 @@ def read_sides(path: str, images: str = ".", known: Collection[str] = ()) -> tup
             raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
         text = Path(path).read_text(encoding="utf-8-sig")
     lines = [line.strip() for line in text.splitlines()]
-    if "," not in next((line for line in lines if line), ""):
+    first = next((line for line in lines if line), "")
+    if "," not in first or first in known:
         return [line for line in lines if line in known or (line and not line.startswith("#"))], None
     table = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
     if not table or not {"image", "member"} <= table[0].keys():

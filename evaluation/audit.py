@@ -80,7 +80,8 @@ def check_model(audit: Audit) -> str:
     """
     check = examine if audit.skip_check else check_segments
     with log_of(audit.out):
-        attack = make_attack(audit.primary, None, AttackChoices(seed=audit.seed), NO_DEFENSE, audit.compute)
+        reader = next((name for name in audit.names if audit.reads_references(name)), audit.primary)
+        attack = make_attack(reader, None, AttackChoices(seed=audit.seed), NO_DEFENSE, audit.compute)
         source = open_source(audit, attack, NO_DEFENSE.spec)
         others = [one.predictor for one in source.references]
         others += [open_predictor(audit.control, source.predictor.options)] if audit.control else []
@@ -113,7 +114,8 @@ def run_once(audit: Audit, trial: Trial) -> dict:
             existing_files([audit.model, *audit.references]), audit.model if audit.data else None, audit.control,
             keep=str(answers_of(audit, defense)) if stored else None,
             keep_references=str(references_of(audit, trial)) if stored and source.references else None,
-            defend_references=trial.informed, permuted=trial.permuted, allow=audit.allow, out=str(folder),
+            defend_references=trial.informed, permuted=trial.permuted, out=str(folder),
+            allow=[one for one in audit.allow if one != "unbalanced" or source.references],
             seed=audit.seed, hash_names=audit.key, exposure=first and has_map(attack), features=audit.features,
             blind=first)
         results = run_attack(attack, source, call, known)
@@ -179,9 +181,9 @@ def exposed(audit: Audit, primary: str) -> list[dict]:
     plain, write_name = audit.plain, name_writer(audit.key)
     with log_of(audit.out):
         attack = make_attack(primary, None, AttackChoices(seed=audit.seed), plain.build(), audit.compute)
+        if not has_map(attack):
+            return []
         source = open_source(audit, attack, plain)
-    if not has_map(attack):
-        return []
     scores = {name: score for name, (_, _, score) in read_scores(audit.folder_of(audit.plain_trial(primary))).items()}
     stored = cache_outputs(answers_of(audit, plain), source.predictor, source.records,
                            existing_files([audit.model])) if audit.data else source.predictor

@@ -16,6 +16,7 @@ from defenses.base import NO_DEFENSE
 from evaluation.attack_run import existing_files
 from evaluation.attack_setup import LiveData
 from predictors import kind_of
+from predictors.stored import list_records
 from utils.cli import UserError
 from utils.device import CPU_FP32, Compute
 from utils.files import commit, fingerprint
@@ -33,7 +34,7 @@ QUERIED_ONCE = (*ON_DISK, "http", "https")  # and endpoints of others
 # arguments on which the scores, or the names beside them, depend
 SAME = ("model", "images", "masks", "root", "strip_prefix", "members", "non_members", "claim", "null", "dataset",
         "classes", "class_names", "label_map", "references", "train_references", "reference_images", "population",
-        "control", "stride", "windows", "preprocess", "show_images", "hash_names", "seed")
+        "control", "stride", "windows", "preprocess", "show_images", "hash_names", "seed", "allow", "skip_check")
 
 
 FILES = ("preprocess", "class_names", "label_map")  # arguments that may name a file
@@ -161,7 +162,22 @@ class Audit:
         def short(found: re.Match) -> str:
             return "an image" if re.search(f"{IMAGE}$", found[0], re.IGNORECASE) else self.shown(found[0])
 
-        return message if self.show_images else PLACE.sub(short, message)
+        if self.show_images:
+            return message
+        for name in self._names:
+            message = message.replace(name, "an image")
+        return PLACE.sub(short, message)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The names and the paths of the attacked images, the longest first."""
+        if self.data:
+            pairs = [pair for file in (self.data.members, self.data.non_members) for pair in read_split(
+                file, self.data.root, self.data.strip_prefix, must_exist=False)]
+            found = {name for pair in pairs for name in (pair.image, pair.label, pair.name)}
+        else:
+            found = {record.name for record in list_records(Path(self.model.removeprefix("stored:")))}
+        return sorted(found, key=len, reverse=True)
 
     def plain_trial(self, name: str) -> Trial:
         """An attack without a defense."""

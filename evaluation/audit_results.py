@@ -74,10 +74,13 @@ def versions() -> dict[str, str]:
 
 def given(audit: Audit) -> dict[str, str]:
     """The flags of the call on which results depend, with the places as the page has them."""
-    usual = (None, False, "", [])
-    return {f"--{name.replace('_', '-')}": " ".join(audit.shown(str(one)) for one in (
-        value if isinstance(value, (list, tuple)) else [value]))
-        for name, value in audit.arguments.items() if name in SAME and value not in usual}
+    found = {}
+    for name, value in audit.arguments.items():
+        idle = name == "root" and (audit.arguments.get("images") or not audit.data)  # its default has no effect there
+        if name == "seed" or (name in SAME and not idle and value not in (None, "", [], False)):
+            words = value if isinstance(value, (list, tuple)) else [value]
+            found[f"--{name.replace('_', '-')}"] = " ".join(audit.shown(str(word)) for word in words)
+    return found
 
 
 def hashes(audit: Audit) -> dict[str, str]:

@@ -122,15 +122,18 @@ def meaning(found: dict) -> str:
     one = found["answer"]
     if one["verdict"] == "undecided":
         groups = found["images"]["groups"]
-        return (f"There are {groups['members']} groups of members and {groups['non_members']} of non-members; an "
+        sides = ("the claim", "the null") if found["claim"] else ("members", "non-members")
+        return (f"There are {groups['members']} groups of {sides[0]} and {groups['non_members']} of {sides[1]}; an "
                 "interval needs at least 10 of each. Give more images, or groups in the split files.")
     if one["verdict"] == "no evidence":
         power = (f" An AUC of {one['detectable']:.2f} or more would have been found with a probability of 80 %; a "
                  "smaller leak may exist." if one["detectable"] else "")
         return f"This is no proof of safety.{power} A stronger attack may find more."
     if one["verdict"] == "other difference":
+        remedy = ("Choose a null of the same kind as the claim" if found["claim"] else
+                  "Choose members and non-members at random from one collection")
         return ("A control that must find nothing tells the two sides apart as well: see the table of controls. "
-                "Choose members and non-members at random from one collection, and repeat the audit.")
+                f"{remedy}, and repeat the audit.")
     blind = next((row for row in found["controls"] if row["name"] == "blind"), None)
     if blind is None:
         return "No control without the model was possible, so make sure that both lists are from one collection."

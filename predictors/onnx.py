@@ -45,7 +45,7 @@ class ONNX(ArrayPredictor):
             default = default.changed({"scale": 255})
         super().__init__(where, options, default)
         output = self.session.get_outputs()[0]
-        channels = channels_of(output.shape, self.preprocess.size) if "float" in output.type else None
+        channels = channels_of(output.shape, default.size) if "float" in output.type else None
         self.classes = self.preprocess.kept or (channels and max(channels, 2))
         if bands and bands != len(self.preprocess.channels):
             raise UserError(f"{where} reads {bands} channels, and an image has 3: name the colour of each channel in "

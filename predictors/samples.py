@@ -280,7 +280,8 @@ def open_victim(where: str, dataset: str | None, options: PredictorOptions,
         return predictor, dataset
     if len(names) != predictor.classes:
         raise UserError(f"{where} has {predictor.classes} classes; the data set {show_dataset(dataset)} has "
-                        f"{len(names)}; give the right --dataset")
+                        f"{len(names)}; give the right --dataset, or --preprocess with the train id of each class as "
+                        '"classes"')
     check_class_names(where, own, f"the data set {show_dataset(dataset)}", names)
     return predictor, dataset
 

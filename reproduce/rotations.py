@@ -64,8 +64,9 @@ class Defended:
     """A defense, and the attacks that know it, by name.
 
     `model`: further flags of train_shadow.py. With them one model of each part is trained (seed 0), to be attacked and
-    to be a shadow of the others. `answer`: further flags of attack.py; the references answer under them, too. `plain`:
-    whether it is no defense, but a model that the defended ones are compared with, such as one of fewer epochs.
+    to be a shadow of the others. `answer`: further flags of attack.py; the references answer under them, too, unless
+    the attack asks the models itself. `plain`: whether it is no defense, but a model that the defended ones are
+    compared with, such as one of fewer epochs.
     """
 
     attacks: dict[str, Direct]
@@ -382,8 +383,8 @@ def read_rotations(path: str | Path) -> Rotations:
 
 
 def _under(name: str, defense: Defended, attack: Direct) -> Direct:
-    """An attack on a model under a defense."""
-    known = "--defend-references" if defense.answer and attack.references != "none" else ""
+    """An attack on a model under a defense. References that are asked many times, too, answer without it."""
+    known = "--defend-references" if defense.answer and attack.references != "none" and not attack.asks else ""
     return replace(attack, flags=" ".join(filter(None, (attack.flags, defense.answer, known))), defense=name)
 
 

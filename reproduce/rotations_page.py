@@ -122,7 +122,8 @@ def bed_page(bed: Bed) -> str:
            "The strongest of the attacks that know a defense, by AUC. Where the defense changes the training, the "
            "references were trained with it, too; where it changes the answers, those of the references are changed, "
            "too. *A plain model of this mIoU*: the same for models without a defense, interpolated between the two "
-           "whose mIoU on other images is next to that of the row; a dash where there is none on one side.", "",
+           "whose mIoU on other images is next to that of the row; a dash where there is none on one side. The "
+           "strongest attack is chosen on these images, so its metrics are slightly too high.", "",
            defenses(bed), ""] if scale.defenses else []),
         "## AUC of each part", "",
         "AUC in %, the models of a part in the order of their seeds (means over attacker seeds). What makes one part "
@@ -218,7 +219,7 @@ def defenses(bed: Bed) -> str:
     rows = []
     for name, (method, miou) in sorted(found.items(), key=lambda one: -one[1][1][1]):
         strata, defense = bed.strata(method), scale.defenses.get(name)
-        inside = plain[0][0] <= miou[1] <= plain[-1][0] and not (defense is None or defense.plain)
+        inside = defense and not defense.plain and plain and plain[0][0] <= miou[1] <= plain[-1][0]
         rows.append([name or "none", f"{defense.model} {defense.answer}".strip() if defense else DASH,
                      *(f"{100 * value:.1f}" for value in miou), method.removesuffix(f"-under-{name}"),
                      *(_value(strata, metric) for metric in METRICS),

@@ -209,9 +209,18 @@ def test_paths_on_the_page(where, shown):
 def test_reasons_on_the_page_name_no_image_and_no_long_path():
     audit = Audit("stored:examples", None, Path("runs/audit"))
     reason = "data/private/img/anna smith.png: the answer of folder:/home/me/answers/x is missing; see https://h/p?k=1."
+    audit.__dict__["_names"] = ["private/img/anna smith.png", "private/img/anna smith", "bob"]
     short = audit.shown_text(reason)
-    assert "private" not in short and "smith" not in short and "/home" not in short and "k=1" not in short
+    assert not any(word in short for word in ("private", "anna", "smith", "/home", "k=1"))
+    assert audit.shown_text("bob: every reference was trained on this image") == (
+        "an image: every reference was trained on this image")
     assert "is missing; see https://h/p" in short and replace(audit, show_images=True).shown_text(reason) == reason
+
+
+def test_names_that_are_hidden_on_the_page(world, tree):
+    data = LiveData(str(world / "victim_in.txt"), str(world / "victim_out.txt"), str(world / "data"))
+    assert {"img/0.png", "img/0", "label/107.png"} <= set(Audit("m", data, Path("out"))._names)
+    assert set(NAMES) == set(Audit(f"stored:{tree}", None, Path("out"))._names)
 
 
 def test_an_audit_starts_again_when_an_input_changes(world, tmp_path):

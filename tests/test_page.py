@@ -15,7 +15,7 @@ from evaluation.audit_page import flags_as_code, write_page
 from evaluation.audit_plots import SERIES
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-EVIL = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "\"><svg onload=alert(3)>",
+EVIL = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "a\"><svg onload=alert(3)>",
         "$\\frac{$", "{{ 7*7 }}" + "long" * 40)
 SIDE = 12  # images of a side
 SCHEMES = ("light", "dark")
