@@ -147,7 +147,7 @@ def meaning(found: dict) -> str:
 def advice(found: dict) -> list[str]:
     """What to do next."""
     steps = []
-    if not any(row["references"] for row in found["attacks"]):
+    if not {"--references", "--train-references"} & found["settings"].keys():
         steps.append("Train reference models (--train-references 4 --reference-images LIST), or give some as "
                      "--references: the attacks calibrated, rmia, lira and statistics compare the model with them, and "
                      "find more than those without.")

@@ -20,7 +20,7 @@ from evaluation.audit_plan import LEFT_OUT, Audit
 from evaluation.audit_results import answer
 from evaluation.audit_setup import _same, read_condition
 from evaluation.audit_words import ATTACKS as WORDS
-from evaluation.audit_words import GUIDANCE
+from evaluation.audit_words import GUIDANCE, advice
 from predictors.reference import read_shadow
 from training.reference_models import options_like
 from utils.checkpoints import load_checkpoint
@@ -269,6 +269,14 @@ def test_arguments_of_a_stopped_audit_are_recognised(tmp_path):
     arguments = {"windows": (88, 88), "model": "m", "out": None}
     write_json(tmp_path / "args.json", {"args": arguments})
     assert _same(tmp_path, arguments | {"out": "other"}) and not _same(tmp_path, arguments | {"windows": (88, 96)})
+
+
+def test_references_are_advised_where_there_are_none(audit):
+    found = json.loads((audit[0] / "audit.json").read_text())
+    assert any("--train-references 4" in step and "calibrated" in step for step in advice(found))
+    for flag in ("--references", "--train-references"):
+        given = found | {"settings": found["settings"] | {flag: "x"}}
+        assert not any("--train-references" in step for step in advice(given))
 
 
 def test_every_attack_of_an_audit_is_described_in_plain_words():
