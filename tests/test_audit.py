@@ -220,7 +220,8 @@ def test_reasons_on_the_page_name_no_image_and_no_long_path():
 def test_names_that_are_hidden_on_the_page(world, tree):
     data = LiveData(str(world / "victim_in.txt"), str(world / "victim_out.txt"), str(world / "data"))
     assert {"img/0.png", "img/0", "label/107.png"} <= set(Audit("m", data, Path("out"))._names)
-    assert set(NAMES) == set(Audit(f"stored:{tree}", None, Path("out"))._names)
+    names = set(Audit(f"stored:{tree}", None, Path("out"))._names)
+    assert names == {f"{side}/{name}" for side in ("train", "val") for name in NAMES}
 
 
 def test_an_audit_starts_again_when_an_input_changes(world, tmp_path):
