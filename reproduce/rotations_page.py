@@ -10,7 +10,7 @@ from evaluation.metrics import RATES, Curves
 from evaluation.plots import save_small
 from evaluation.pooled import Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
-from reproduce.rotations import CONTROL, PARTNER, PARTS, BedCell, Rotations
+from reproduce.rotations import CONTROL, ELSEWHERE, PARTNER, PARTS, BedCell, Rotations
 from reproduce.tables import DASH, markdown
 from reproduce.variance import ABOUT, FACTORS, Observation, variances
 from reproduce.verdicts import ABOVE, LEVEL, OPEN, PROVISIONAL, UNKNOWN, holm
@@ -42,6 +42,11 @@ class Bed:
         measured = {cell.method for cell in self.cells.values()}
         return [name for name in dict.fromkeys(cell.method for cell in self.scale.cells.values()) if name in measured
                 and self.scale.defense_of(name) == defense]
+
+    def independent(self) -> list[str]:
+        """The attacks whose attacker was trained on shadows of another data set."""
+        attackers = {cell.method: self.scale.attacker_of(cell) for cell in self.cells.values()}
+        return [name for name in self.methods() if (one := attackers[name]) and one.shadows[0].part in ELSEWHERE]
 
     def scores(self, method: str, part: str) -> dict[int, list[np.ndarray]]:
         """Seed of a model of a part -> scores (n,) of an attack on it, one array for each attacker seed."""
@@ -104,8 +109,8 @@ def bed_page(bed: Bed) -> str:
         "The images are dealt to the parts A, B, C and D. A model of a part is attacked with the images of this part "
         "as members and those of its partner (A and B, C and D) as non-members, so every image is a member once and a "
         "non-member once. Shadows and references are models of the other two parts"
-        + ("; those of attacks with *independent* in their name are models of another data set, and these attacks read "
-           "only the classes of its labels." if scale.independent else "."), "",
+        + (f"; those of {', '.join(bed.independent())} are models of another data set, and these attacks read only the "
+           "classes of its labels." if bed.independent() else "."), "",
         "## Attacks", "",
         "Means over parts of the means over models, in %. The 95 % interval covers groups of images, which are left "
         "out of all parts at once, and the trainings of models. *Minus loss*: paired difference in AUC to the loss "

@@ -14,7 +14,7 @@ from test_workflow import finished, parse, reproduce
 from reproduce.cells import pack
 from reproduce.forms import FORMS, batches, form_of, read
 from reproduce.plan import FOLDER
-from reproduce.rotations import CONTROL, OTHERS, PARTNER, PARTS, Repeats, read_rotations
+from reproduce.rotations import CONTROL, ELSEWHERE, OTHERS, PARTNER, PARTS, Repeats, read_rotations
 from reproduce.rotations_page import Bed, attacks, bed_page, claims, defenses, queries_of
 from utils.cli import UserError
 
@@ -68,15 +68,15 @@ def test_nothing_that_an_attack_uses_saw_the_attacked_images(name):
         if cell.method.startswith("oracle"):
             assert {model.part for model in used} == attacked and cell.model not in used
             assert len(used) == 2 * (bed.seeds - 1)
-        elif "independent" in cell.method:
-            assert used and {model.part for model in used} == {"E", "F"} and attacker
+        elif attacker and attacker.shadows[0].part in ELSEWHERE:
+            assert {model.part for model in used} == set(ELSEWHERE)
         else:
             assert all(model.part in set(PARTS) - attacked for model in used)
         assert all(model.defense == cell.model.defense for model in used)
         asked = re.search(r"/([A-D])\d+[a-z0-9-]*/last", " ".join(bed.cell_command(cell)))[1]
         assert (asked == cell.model.part) == (cell.method != CONTROL)
         assert cell.method != CONTROL or asked in OTHERS[cell.model.part]
-    assert sorted(PARTNER) == [*PARTS, "E", "F"]
+    assert sorted(PARTNER) == [*PARTS, *ELSEWHERE]
     assert all(PARTNER[PARTNER[part]] == part != PARTNER[part] for part in PARTNER)
 
 
@@ -113,9 +113,7 @@ def test_batches_of_a_bed(name):
 
 def test_models_and_attacks_under_defenses():
     """A defense of the training has models and shadows of its own; one of the answers changes references, too."""
-    bed, plain = read_rotations("defenses-camvid"), read_rotations("rotations-camvid")
-    for name in set(bed.models) & set(plain.models):
-        assert bed.model_command(name) == plain.model_command(name)
+    bed = read_rotations("defenses-camvid")
     assert bed.model_command("A0-label-smoothing")[-2:] == ["--label-smoothing", "0.1"]
     trained = bed.cell_command(bed.cells["calibrated-one-under-label-smoothing/A0-label-smoothing_0"])
     assert trained[trained.index("--references") + 1].endswith("/C0-label-smoothing")
@@ -125,6 +123,21 @@ def test_models_and_attacks_under_defenses():
     alone = bed.cell_command(bed.cells["loss-under-rounding/B1_0"])
     assert "-rounding" in alone and not {"--references", "--defend-references"} & set(alone)
     assert len([cell for cell in bed.cells.values() if cell.method == "loss-under-rounding"]) == 8
+
+
+@pytest.mark.parametrize("name, other", [("defenses-camvid", "rotations-camvid"),
+                                         ("independent-camvid", "rotations-camvid"),
+                                         ("independent-cityscapes", "rotations-cityscapes")])
+def test_beds_of_the_same_models_train_them_equally(name, other):
+    first, second = read_rotations(name), read_rotations(other)
+    shared = set(first.models) & set(second.models)
+    assert first.runs == second.runs and len(shared) == 8
+    assert all(first.model_command(model) == second.model_command(model) for model in shared)
+
+
+def test_independent_attacks_are_named_in_the_report(simulated):
+    named = "those of calibrated-independent, loss-independent-random, loss-independent-full are models of another"
+    assert named in bed_page(Bed(simulated))
 
 
 @pytest.mark.parametrize("name", BEDS)
