@@ -188,9 +188,10 @@ def live_source(victim: str, data: LiveData, attack: Attack, stride: int | None,
     predictor, dataset = open_victim(victim, data.dataset, options, ("posterior", "image"))
     if predictor.kind == "image" and stride:
         raise UserError(f"--stride has no effect on the images of {victim}; leave it out")
-    if data.dataset and predictor.dataset not in (None, dataset):
+    wanted = dataset if data.dataset == "folder" else data.dataset  # with the classes of the model, if it has none
+    if wanted and predictor.dataset not in (None, wanted):
         raise UserError(f"{victim} was trained on the data set {show_dataset(predictor.dataset)}, so its members are "
-                        f"images of it, not of {show_dataset(dataset)}; leave --dataset out")
+                        f"images of it, not of {show_dataset(wanted)}; leave --dataset out")
     records = live_records(data.members, data.non_members, data.root, data.strip_prefix, dataset,
                            not data.pseudo_labels)
     known = defense if data.defend_references else NO_DEFENSE
