@@ -158,3 +158,18 @@ def test_every_way_in_has_the_same_auc(way, trained, scenes, tmp_path, monkeypat
         model = server.url
     assert audited(scenes, tmp_path / "audit", model, *flags) == pytest.approx(auc, abs=0.005)
     assert not server or len(server.seen) == 2 * SIDE, "each image is asked for once"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entries, cause", [({"channels": "bgr"}, "order RGB"),
+                                            ({"mean": None, "std": None}, "the normalisation of ImageNet")])
+def test_wrong_inputs_of_a_trained_model_are_named(entries, cause, trained, scenes, tmp_path):
+    """By audit.py, before any attack; the repair that it names mends them."""
+    folder, _ = scenes
+    model = write_model(trained(lraspp)[0], tmp_path)
+    (tmp_path / "preprocess.json").write_text(json.dumps(entries))
+    done = script("audit.py", "--model", model, "--images", folder / "image", "--masks", folder / "mask", "--members",
+                  folder / "members.txt", "--classes", CLASSES, "--attacks", "loss", "--precision", "fp32",
+                  "--preprocess", tmp_path / "preprocess.json", "--out", tmp_path / "audit")
+    assert done.returncode == 2 and cause in done.stderr and "give --preprocess FILE with {" in done.stderr
+    assert not (tmp_path / "audit/attacks").exists() and len(done.stderr.strip().splitlines()) == 1
