@@ -76,12 +76,12 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(scenes, tmp_path_factory):
-    """A function build -> the model, trained on the members, and its AUC by the mean loss, computed by hand."""
+    """A function (build, steps) -> the model, trained on the members, and its AUC by the mean loss, by hand."""
     known = {}
 
-    def train(build):
-        if build in known:
-            return known[build]
+    def train(build, steps=STEPS):
+        if (build, steps) in known:
+            return known[build, steps]
         torch.manual_seed(0)
         plain, arrays = build(), [*scenes[1].values()]
         images = torch.from_numpy(np.stack([image for image, _ in arrays])).permute(0, 3, 1, 2).float() / 255
@@ -90,7 +90,7 @@ def trained(scenes, tmp_path_factory):
         plain.train()
         for norm in (one for one in plain.modules() if isinstance(one, nn.BatchNorm2d)):
             norm.momentum = 0.1  # torchvision has 0.01, for longer trainings
-        for step in range(STEPS):
+        for step in range(steps):
             rows = torch.arange(8) * 2 + step % 2  # every second member
             optimizer.zero_grad()
             F.cross_entropy(plain(images[rows]), labels[rows], ignore_index=VOID).backward()
@@ -98,8 +98,8 @@ def trained(scenes, tmp_path_factory):
         plain.eval()
         losses = [-np.log(np.take_along_axis(plain.posterior(image), np.where(label == VOID, 0, label)[None], 0)[0])
                   [::STRIDE, ::STRIDE][label[::STRIDE, ::STRIDE] != VOID].mean() for image, label in arrays]
-        known[build] = plain, roc_auc_score(np.arange(2 * SIDE) < SIDE, -np.array(losses))
-        return known[build]
+        known[build, steps] = plain, roc_auc_score(np.arange(2 * SIDE) < SIDE, -np.array(losses))
+        return known[build, steps]
 
     return train
 
@@ -173,3 +173,21 @@ def test_wrong_inputs_of_a_trained_model_are_named(entries, cause, trained, scen
                   "--preprocess", tmp_path / "preprocess.json", "--out", tmp_path / "audit")
     assert done.returncode == 2 and cause in done.stderr and "give --preprocess FILE with {" in done.stderr
     assert not (tmp_path / "audit/attacks").exists() and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_answer_about_members_and_about_images_that_the_model_never_saw(trained, scenes, tmp_path):
+    model = write_model(trained(lraspp, 4 * STEPS)[0], tmp_path)  # it memorises its training images
+    audited(scenes, tmp_path / "members", model)
+    unseen = tmp_path / "unseen"
+    for index in range(2 * SIDE):
+        for kind, array in zip(("image", "mask"), small_scene(1000 + index), strict=True):
+            file = unseen / kind / f"{index:02}" / "0.png"
+            file.parent.mkdir(parents=True)
+            Image.fromarray(array).save(file)
+    (unseen / "members.txt").write_text("\n".join(f"{index:02}/0" for index in range(SIDE)))
+    audited((unseen, None), tmp_path / "null", model)
+    leak, null = (json.loads((tmp_path / name / "audit.json").read_text())["answer"] for name in ("members", "null"))
+    assert leak["verdict"] == "leak" and leak["interval"][0] > 0.5
+    assert null["verdict"] == "no evidence" and null["interval"][0] < 0.5 < null["interval"][1]
+    assert 0.6 < null["detectable"] < 1
