@@ -24,19 +24,19 @@ KEPT = ("image", "patch", "balanced", "chance", "members", "non_members", "block
 
 
 def write_cell(folder: Path, into: Path, images: Path, curve: Sequence[int] = (), patches: bool = False,
-               maps: bool = False) -> None:
+               maps: bool = False, kept: Sequence[str] = KEPT) -> None:
     """Write the cell of a run to `into`.
 
     `images`: file with the images of the setting, which all its cells share; `curve`: for each of these numbers N, add
     the metrics of the first N patches of each image; `patches`: add the scores of single patches; `maps`: add the maps
-    of the first member that the run has drawn.
+    of the first member that the run has drawn; `kept`: the results that the cell has.
     """
     results, arguments = read_json(folder / "results.json"), read_json(folder / "args.json")
     if not arguments["args"].get("victim"):
         raise UserError(f"{folder} is no run of a cell: its attack had no victim; give attack.py --victim")
     (scores,), member, group = read_paired([folder])
     write_or_check_images(images, folder, member, group)
-    cell = {key: results[key] for key in KEPT if key in results}
+    cell = {key: results[key] for key in kept if key in results}
     if results.get("patches") == len(scores) and not patches:
         cell.pop("patch", None)  # the metrics of one patch an image are those of the image
     cell |= {"commit": arguments["commit"], "scores": pack(scores)}

@@ -25,6 +25,7 @@ ELSEWHERE = ("E", "F")  # two parts of another data set, for independent attacks
 PARTNER = {"A": "B", "B": "A", "C": "D", "D": "C", "E": "F", "F": "E"}
 OTHERS = {"A": "CD", "B": "DC", "C": "AB", "D": "BA"}  # the parts of the shadows; a single shadow is of the first
 CONTROL = "control"
+KEPT = ("image", "members", "non_members", "blocks", "miou", "defense", "controls")  # of the results of an attack
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,7 @@ class Rotations:
 
     def cell_arguments(self, cell: BedCell) -> dict:
         """The arguments of `reproduce.cells.write_cell` for a cell, after its run and its file."""
-        return {"images": self.results / "images" / f"{cell.model.part}.json"}
+        return {"images": self.results / "images" / f"{cell.model.part}.json", "kept": KEPT}
 
     # Order and cost
 
