@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from attacks import ATTACKS
-from datasets.pairs import read_split
+from datasets.pairs import Pair, read_split
 from defenses import DefenseSpec
 from defenses.base import NO_DEFENSE
 from evaluation.attack_run import existing_files
@@ -165,16 +165,21 @@ class Audit:
         if self.show_images:
             return message
         for name in self._names:
-            message = message.replace(name, "an image")
+            if name in message:
+                message = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "an image", message)
         return PLACE.sub(short, message)
+
+    @cached_property
+    def _pairs(self) -> list[Pair]:
+        """The attacked images of split files."""
+        return [pair for file in (self.data.members, self.data.non_members) for pair in read_split(
+            file, self.data.root, self.data.strip_prefix, must_exist=False)] if self.data else []
 
     @cached_property
     def _names(self) -> list[str]:
         """The names and the paths of the attacked images, the longest first."""
         if self.data:
-            pairs = [pair for file in (self.data.members, self.data.non_members) for pair in read_split(
-                file, self.data.root, self.data.strip_prefix, must_exist=False)]
-            found = {name for pair in pairs for name in (pair.image, pair.label, pair.name)}
+            found = {name for pair in self._pairs for name in (pair.image, pair.label, pair.name)}
         else:
             found = {record.name for record in list_records(Path(self.model.removeprefix("stored:")))}
         return sorted(found, key=len, reverse=True)
@@ -223,11 +228,8 @@ class Audit:
         same = {key: value for key, value in self.arguments.items() if key in SAME}
         files = existing_files([self.model, self.control, self.population, *self.references])
         files += [Path(same[key]) for key in FILES if same.get(key) and Path(same[key]).is_file()]
-        images: list[Path] = []
-        if self.data:
-            files += [Path(self.data.members), Path(self.data.non_members)]
-            images = [pair.root / name for file in files[-2:] for pair in read_split(
-                file, self.data.root, self.data.strip_prefix, must_exist=False) for name in (pair.image, pair.label)]
+        files += [Path(self.data.members), Path(self.data.non_members)] if self.data else []
+        images = [pair.root / name for pair in self._pairs for name in (pair.image, pair.label)]
         trees = [Path(one.partition(":")[2]) for one in (self.model, *self.references, self.control or "")
                  if one and kind_of(one) in ON_DISK]
         answers = [path for tree in trees for path in sorted(tree.rglob("*"))]

@@ -24,6 +24,7 @@ ATTACKS = {
     "quantile": "the loss, compared with what images that look alike lead to expect",
     "gradient": "how strongly the image would still change the weights of the model",
     "membership-error": "the loss, minus what is hard to predict in this image for any model",
+    "membership-error-weighted": "the same; how much the difficulty counts is chosen on another model",
 }
 
 VERDICTS = {

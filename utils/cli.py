@@ -145,7 +145,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except KeyboardInterrupt as error:
         stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
         sys.exit(_print_error(parser.prog, f"stopped; {stop.hint}", 128 + stop.number))
-    except Exception:
+    except Exception:  # our error, which is shown whole; Python's own exit code 1 is that of a condition of audit.py
         traceback.print_exc()
         sys.exit(2)
 
