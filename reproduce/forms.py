@@ -4,10 +4,11 @@ A new form is one file with a class that has the attributes and methods that Sna
 with its report, one with its rules, and one line in `FORMS`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from reproduce.packed import has_result
 from reproduce.plan import load_keys
 from utils.tables import Entry, Table
 
@@ -28,6 +29,17 @@ def read(path: str | Path, again: int = 0) -> object:
     """Read a scale file of any form. `again`: another training of table 2."""
     form = form_of(path)
     return FORMS.load(form)(path, again) if form == "table-two" else FORMS.load(form)(path)
+
+
+def results_of(scale: Any) -> list[Path]:
+    """The files of all results of a scale: its cells, the metrics of its models, and for table 1 their sizes."""
+    names = [*scale.cells, *(f"{folder}/{model}" for folder in scale.OF_MODELS for model in scale.models)]
+    return [scale.results / f"{name}.json" for name in names]
+
+
+def missing_cells(scale: Any, cells: Iterable[Any]) -> list[Any]:
+    """Those of the cells that have no result."""
+    return [cell for cell in cells if not has_result(scale.results / f"{cell.name}.json")]
 
 
 def batches(scale: Any) -> dict[str, Sequence[Any]]:

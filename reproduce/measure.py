@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from reproduce.cells import write_cell
-    from reproduce.forms import batches, read
+    from reproduce.forms import batches, missing_cells, read
 
     scale = read(args.scale, args.again)
     found = batches(scale)
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         print("\n".join(shlex.join(["python", *scale.cell_command(cell)]) for cell in cells))
         return
-    missing = [cell for cell in cells if not (scale.results / f"{cell.name}.json").exists()]
+    missing = missing_cells(scale, cells)
     failed = []
     for number, cell in enumerate(missing, 1):
         print(f"cell {number} of {len(missing)}: {cell.name}", flush=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from reproduce.cells import unpack
+from reproduce.packed import has_result, read_result
 from reproduce.paper import SETTINGS
 from reproduce.plan import WINDOWS, Cell, Scale
 from utils.cli import UserError
-from utils.files import read_json
 
 
 class Measured:
@@ -20,8 +20,8 @@ class Measured:
     """
 
     def __init__(self, scale: Scale):
-        self.scale, self._read = scale, cache(read_json)
-        self.cells = {name: cell for name, cell in scale.cells.items() if self._path(cell).exists()}
+        self.scale, self._read = scale, cache(read_result)
+        self.cells = {name: cell for name, cell in scale.cells.items() if has_result(self._path(cell))}
         self.missing = [name for name in scale.cells if name not in self.cells]
         self._check_victims()
 
@@ -63,7 +63,7 @@ class Measured:
     def model(self, name: str) -> dict | None:
         """results.json of `victim-NAME` or `shadow-NAME`."""
         path = self.scale.results / "models" / f"{name}.json"
-        return self._read(path) if path.exists() else None
+        return self._read(path) if has_result(path) else None
 
     def images(self, setting: str) -> tuple[np.ndarray, list[str]]:
         """Membership bool (n,) and group of each image of a setting."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from reproduce.packed import has_result
 from reproduce.paper import TABLE
 from utils.cli import UserError
 
@@ -118,6 +119,8 @@ class Scale:
     `again` 1, 2, ... is another training of all models, with other seeds for victims and shadows. Its cells are in the
     folder `again_folder`/N; the claims are tested on the cells of all trainings together.
     """
+
+    OF_MODELS = ("models",)  # the folders of results of models
 
     name: str
     again: int
@@ -392,11 +395,12 @@ class Scale:
     def budget(self, exists: Callable[[Path], bool]) -> dict[str, tuple[int, float]]:
         """Map each stage to (number of missing runs, predicted hours on one core). `exists` checks a path."""
         minutes = self.minutes
-        cells = [c for c in self.cells.values() if not exists(self.results / f"{c.name}.json")]
+        cells = [c for c in self.cells.values() if not has_result(self.results / f"{c.name}.json", exists)]
         attackers = {self.attacker_of(c).name: self.attacker_of(c) for c in cells}
         needed = {f"victim-{self.victim_of(c)}" for c in cells}
         needed |= {f"shadow-{name}" for a in attackers.values() for name in self.shadow_names(a)}
-        needed |= {model for model in self.models if not exists(self.results / "models" / f"{model}.json")}
+        needed |= {model for model in self.models
+                   if not has_result(self.results / "models" / f"{model}.json", exists)}
         models = {model for model in needed if not exists(self.runs / model / "results.json")}
         attackers = [a for a in attackers.values() if not exists(self.runs / "attackers" / a.name / "results.json")]
         private = [m for m in models if "@" in m]

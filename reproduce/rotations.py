@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from reproduce.packed import has_result
 from reproduce.plan import DRAW, load_keys
 from utils.cli import UserError
 
@@ -163,6 +164,8 @@ class Rotations:
     are in `direct`, too, as `ATTACK-under-DEFENSE`. `minutes`: minutes of one core for: model, attacker and attack.
     `count`: patches of an image of learned attackers.
     """
+
+    OF_MODELS = ("models",)  # the folders of results of models
 
     name: str
     runs: Path
@@ -345,7 +348,7 @@ class Rotations:
 
     def budget(self, exists: Callable[[Path], bool]) -> dict[str, tuple[int, float]]:
         """Map each stage to (number of missing runs, predicted hours on one core). `exists` checks a path."""
-        cells = [cell for cell in self.cells.values() if not exists(self.results / f"{cell.name}.json")]
+        cells = [cell for cell in self.cells.values() if not has_result(self.results / f"{cell.name}.json", exists)]
         needed = {path for cell in cells for path in self.needs_of(cell)}
         needed |= {self.runs / shadow.name / "results.json" for cell in cells if (attacker := self.attacker_of(cell))
                    for shadow in attacker.shadows}

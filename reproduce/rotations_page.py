@@ -10,12 +10,12 @@ from evaluation.metrics import RATES, Curves
 from evaluation.plots import save_small
 from evaluation.pooled import Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
+from reproduce.packed import has_result, read_result
 from reproduce.rotations import CONTROL, ELSEWHERE, PARTNER, PARTS, BedCell, Rotations
 from reproduce.tables import DASH, markdown
 from reproduce.variance import ABOUT, FACTORS, Observation, variances
 from reproduce.verdicts import ABOVE, LEVEL, OPEN, PROVISIONAL, UNKNOWN, holm
 from utils.cli import UserError
-from utils.files import read_json
 
 BASE = "loss"  # the attack with which the others are compared
 METRICS = {"auc": "AUC", "tpr_at_5_fpr": "TPR at 5 % FPR", "tpr_at_1_fpr": "TPR at 1 % FPR"}
@@ -25,8 +25,9 @@ class Bed:
     """The committed cells of a bed. Each file is read once."""
 
     def __init__(self, scale: Rotations):
-        self.scale, self._read = scale, cache(read_json)
-        self.cells = {name: cell for name, cell in scale.cells.items() if (scale.results / f"{name}.json").exists()}
+        self.scale, self._read = scale, cache(read_result)
+        self.cells = {name: cell for name, cell in scale.cells.items() 
+                      if has_result(scale.results / f"{name}.json")}
 
     def results(self, cell: BedCell) -> dict:
         """The JSON file of a cell."""
@@ -35,7 +36,7 @@ class Bed:
     def model(self, name: str) -> dict | None:
         """results.json of a training."""
         path = self.scale.results / "models" / f"{name}.json"
-        return self._read(path) if path.exists() else None
+        return self._read(path) if has_result(path) else None
 
     def methods(self, defense: str = "") -> list[str]:
         """The attacks on models under a defense, or without one, that have cells, in the order of the scale file."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from reproduce.packed import has_result
 from reproduce.plan import load_keys
 from reproduce.shafran import TABLE_ONE
 from utils.cli import UserError
@@ -65,6 +66,8 @@ class TableOne:
     `missing`: row of table 1 -> why it has no target. `compared`: pairs of targets on the same images, the more certain
     task first. `pooled`: name -> targets, or pairs as in `compared`, over which one verdict is given.
     """
+
+    OF_MODELS = ("models", "dimension")  # the folders of results of models
 
     name: str
     runs: Path
@@ -146,7 +149,7 @@ class TableOne:
 
     def budget(self, exists: Callable[[Path], bool]) -> dict[str, tuple[int, float]]:
         """Map each stage to (number of missing runs, predicted hours on one core). `exists` checks a path."""
-        cells = [cell for cell in self.cells.values() if not exists(self.results / f"{cell.name}.json")]
+        cells = [cell for cell in self.cells.values() if not has_result(self.results / f"{cell.name}.json", exists)]
         models = {self.victim_of(cell): cell.target for cell in cells}
         models = [name for folder, name in models.items() if not exists(folder / "results.json")]
         spent = {"models": [self.minutes[name] for name in models], "attacks": [self.minutes["attack"]] * len(cells)}

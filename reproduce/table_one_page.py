@@ -12,12 +12,12 @@ from evaluation.metrics import Curves
 from evaluation.plots import save_small
 from evaluation.pooled import Contrast, Stratum, contrast, pooled_difference
 from reproduce.cells import unpack
+from reproduce.packed import has_result, read_result
 from reproduce.shafran import TABLE_ONE
 from reproduce.table_one import ATTACKS, DEFENDED, ErrorCell, TableOne
 from reproduce.tables import DASH, markdown
 from reproduce.verdicts import ABOVE, UNKNOWN
 from utils.cli import UserError
-from utils.files import read_json
 
 ALONE = "predictability"
 TITLES = {"reconstruction": "reconstruction error", "membership-error-released": "membership error, released",
@@ -29,8 +29,8 @@ class Errors:
     """The committed cells of a scale of table 1. Each file is read once."""
 
     def __init__(self, scale: TableOne):
-        self.scale, self._read = scale, cache(read_json)
-        self.cells = {name: cell for name, cell in scale.cells.items() if self._path(cell).exists()}
+        self.scale, self._read = scale, cache(read_result)
+        self.cells = {name: cell for name, cell in scale.cells.items() if has_result(self._path(cell))}
 
     def _path(self, cell: ErrorCell) -> Path:
         return self.scale.results / f"{cell.name}.json"
@@ -42,7 +42,7 @@ class Errors:
     def model(self, name: str) -> dict | None:
         """results.json of a training."""
         path = self.scale.results / "models" / f"{name}.json"
-        return self._read(path) if path.exists() else None
+        return self._read(path) if has_result(path) else None
 
     def seeds(self, target: str, attack: str, defense: str = "") -> list[ErrorCell]:
         """The cells of an attack on a target, one for each training."""
@@ -101,7 +101,7 @@ class Errors:
     def dimension(self, name: str) -> dict[str, dict] | None:
         """The metrics for each size of the output of a training: name of the size -> metrics."""
         path = self.scale.results / "dimension" / f"{name}.json"
-        return self._read(path)["sizes"] if path.exists() else None
+        return self._read(path)["sizes"] if has_result(path) else None
 
     def commits(self) -> list[str]:
         """The commits of all attacks and models."""

@@ -12,11 +12,13 @@ from conftest import must, results, scores, script
 from test_workflow import finished, parse, reproduce
 
 from reproduce.cells import pack
-from reproduce.forms import FORMS, batches, form_of, read
+from reproduce.forms import FORMS, batches, form_of, missing_cells, read
+from reproduce.packed import read_result
 from reproduce.plan import FOLDER
 from reproduce.rotations import CONTROL, ELSEWHERE, OTHERS, PARTNER, PARTS, Repeats, read_rotations
 from reproduce.rotations_page import Bed, attacks, bed_page, claims, defenses, queries_of
 from utils.cli import UserError
+from utils.files import write_json
 
 BEDS = [path.stem for path in sorted((FOLDER / "scales").glob("*.yaml")) if form_of(path) == "rotations"]
 
@@ -220,6 +222,26 @@ def test_defenses_of_a_bed(simulated):
     assert float(rows["argmax"][-1]) == pytest.approx(values["none"], abs=0.1)
     assert rows["argmax"][4] == "correctness-one" and rows["argmax"][1] == "-argmax"
     assert "under" not in attacks(Bed(simulated)) and "## Defenses" in bed_page(Bed(simulated))
+
+
+def test_packed_results(simulated):
+    """One file a folder: the same report; a file of its own counts instead, until it is packed, too."""
+    text, path = bed_page(Bed(simulated)), simulated.results / "loss" / "A0_0.json"
+    packed = must(script("reproduce/pack.py", simulated.results / "bed.yaml"))
+    assert f"{len(simulated.cells)} results packed" in packed.stdout
+    assert [one.name for one in path.parent.iterdir()] == ["all.jsonl"]
+    assert not missing_cells(simulated, simulated.cells.values())
+    assert bed_page(Bed(simulated)) == text
+    both = read_result(path), read_result(path.with_name("B0_0.json"))
+    write_json(path, both[0] | {"scores": pack(np.arange(60.0))})
+    assert bed_page(Bed(simulated)) != text
+    assert "1 results packed" in must(script("reproduce/pack.py", simulated.results / "bed.yaml")).stdout
+    assert read_result(path)["scores"] == pack(np.arange(60.0)) and read_result(path.with_name("B0_0.json")) == both[1]
+    lines = path.with_name("all.jsonl").read_text().splitlines(keepends=True)
+    path.with_name("all.jsonl").write_text("".join(line for line in lines if "A0_0" not in line))
+    assert [cell.name for cell in missing_cells(simulated, simulated.cells.values())] == ["loss/A0_0"]
+    with pytest.raises(UserError, match="A0_0"):
+        read_result(path)
 
 
 def test_variances_of_a_bed(simulated):

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from PIL import Image
 
 from reproduce.cells import unpack
 from reproduce.dimension import measure, open_tree
-from reproduce.forms import form_of
+from reproduce.forms import form_of, results_of
+from reproduce.packed import pack_results, read_result
 from reproduce.paper import COLUMNS, TABLE
 from reproduce.plan import FOLDER, read_scale
 from reproduce.shafran import TABLE_ONE
@@ -243,6 +243,8 @@ def test_a_killed_run_resumes(small_scale):
     assert "Nothing to be done" in finished(reproduce(small_scale))
     assert cells_of(results) == cells
     (results / "psp-psp" / "loss-random-n4-s12_argmax_0.json").unlink()  # a missing cell is planned, the others are not
+    pack_results(results_of(read_scale(small_scale)))  # nor are those that have no file of their own any more
+    assert not cells_of(results)
     planned = finished(reproduce(small_scale, "--dry-run"))
     for defense, wanted in (("argmax", True), ("none", False)):
         batch = f"psp_{next(name for name in read_scale(small_scale).attackers if f'_{defense}_' in name)}"
@@ -350,15 +352,15 @@ def test_compared_targets(tmp_path):
     committed = FOLDER / "results" / "table1" / "pix2pix-maps"
     for seed, name in enumerate(("one", "two")):
         (tmp_path / name).mkdir()
-        shutil.copy(committed / f"reconstruction_{seed}.json", tmp_path / name / "reconstruction_0.json")
+        cell = read_result(committed / f"reconstruction_{seed}.json")
+        (tmp_path / name / "reconstruction_0.json").write_text(json.dumps(cell))
     images = json.loads((committed / "images.json").read_text())
     other = images | {"images": [name.replace("map/", "aerial/") for name in images["images"]]}
     for name, listed in (("one", images), ("two", other)):
         (tmp_path / name / "images.json").write_text(json.dumps(listed))
     errors = Errors(read_table_one(tmp_path / "two.yaml"))
     row = comparisons(errors).splitlines()[-1].split(" | ")
-    first, second = (json.loads((committed / f"reconstruction_{seed}.json").read_text())["image"]["auc"]
-                     for seed in (0, 1))
+    first, second = (read_result(committed / f"reconstruction_{seed}.json")["image"]["auc"] for seed in (0, 1))
     assert float(row[-1].strip("*").split("[")[0].strip(" *")) == pytest.approx(100 * (second - first), abs=0.06)
     assert float(row[-3].split(" [")[0]) == pytest.approx(100 * first, abs=0.06)
     errors.scale.pooled["maps"] = [["one", "two"]]  # the first is the more certain task
