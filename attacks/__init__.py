@@ -43,6 +43,8 @@ ATTACKS = Table("attack", {
                       "over queries under a defense that draws noise"),
     "quantile": Entry("attacks.quantile:QuantileRegression", "loss that a non-member would have, predicted from image "
                       "and label, minus the loss; fitted on --population (Bertran et al.)"),
+    "residual": Entry("attacks.residual:Residual", "expected minus observed loss: a regression on image, label and, if "
+                      "given, --references, fitted on the attacked images without their membership"),
     "correctness": Entry("attacks.label_only:Correctness", "share of positions whose argmax is right; with "
                          "--references, minus theirs"),
     "gradient": Entry("attacks.gradient:GradientNorm", "minus the log norm of the gradient of the loss in the weights; "

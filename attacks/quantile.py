@@ -47,7 +47,8 @@ class QuantileRegression(Attack):
         self.model = None
 
     def fit(self, population: Iterable[Sample]) -> None:
-        rows = sorted((sample.name, sample.group, self.observed(sample), features(sample)) for sample in population)
+        rows = sorted((sample.name, sample.group, log_loss(sample.output, sample, self.settings.floor),
+                       features(sample)) for sample in population)
         _, groups, losses, table = (np.array(column) for column in zip(*rows, strict=True))
         folds = min(FOLDS, len(set(groups.tolist())))
         if folds < 2:
@@ -63,13 +64,14 @@ class QuantileRegression(Attack):
     def score(self, samples: Iterable[Sample], predictor: object = None) -> Iterator[Scored]:
         for sample in samples:
             expected = float(self.model.predict(np.array([features(sample)]))[0])
-            yield Scored(sample.name, sample.member, sample.group, expected - self.observed(sample))
+            observed = log_loss(sample.output, sample, self.settings.floor)
+            yield Scored(sample.name, sample.member, sample.group, expected - observed)
 
-    def observed(self, sample: Sample) -> float:
-        """Logarithm of the mean cross-entropy over the known positions; a mean below the floor is raised to it."""
-        floor = self.settings.floor
-        loss = mean_known(loss_map(sample.output, sample.truth, floor).squeeze(-3), sample.known)
-        return float(np.log(max(loss, floor)))
+
+def log_loss(output: torch.Tensor, sample: Sample, floor: float) -> float:
+    """Logarithm of the mean cross-entropy of a posterior over the known positions; a mean below the floor is raised."""
+    loss = mean_known(loss_map(output, sample.truth, floor).squeeze(-3), sample.known)
+    return float(np.log(max(loss, floor)))
 
 
 def regression(strength: float) -> Pipeline:

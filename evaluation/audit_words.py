@@ -22,6 +22,8 @@ ATTACKS = {
     "augmented": "the loss over several changed versions of the image",
     "repeated": "the mean answer of several queries, against noise of a defense",
     "quantile": "the loss, compared with what images that look alike lead to expect",
+    "residual": "the loss, compared with what the other images of the two lists lead to expect and, if there are some, "
+                "models which did not see the image",
     "gradient": "how strongly the image would still change the weights of the model",
     "membership-error": "the loss, minus what is hard to predict in this image for any model",
     "membership-error-weighted": "the same; how much the difficulty counts is chosen on another model",

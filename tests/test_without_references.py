@@ -135,14 +135,19 @@ def test_quantile_regression_is_at_chance_without_members():
                       for seed in range(14) for victim in [simulate(seed, images=40)]])
 
 
+def extreme(sample, kind):
+    """The sample with an argmax, with the truth, or with the same posterior everywhere, for all models."""
+    right = torch.eye(4)[sample.truth.clamp_max(3).long()].permute(2, 0, 1).contiguous()
+
+    def change(output):
+        return {"one-hot": argmax(output), "right": right, "constant": torch.full_like(right, 0.25)}[kind]
+
+    return replace(sample, output=change(sample.output), references=tuple(map(change, sample.references)))
+
+
 @pytest.mark.parametrize("kind", ["one-hot", "right", "constant"])
 def test_quantile_regression_of_extreme_posteriors(kind):
-    def change(sample):
-        right = torch.eye(4)[sample.truth.clamp_max(3).long()].permute(2, 0, 1).contiguous()
-        output = {"one-hot": argmax(sample.output), "right": right, "constant": torch.full_like(right, 0.25)}[kind]
-        return replace(sample, output=output)
-
-    found = run_quantile(*([change(one) for one in simulate(seed, images=20)] for seed in (4, 5)))
+    found = run_quantile(*([extreme(one, kind) for one in simulate(seed, images=20)] for seed in (4, 5)))
     assert len(found) == 20 and all(map(math.isfinite, found.values()))
 
 
@@ -150,6 +155,99 @@ def test_quantile_regression_needs_two_groups():
     known = [replace(one, group="one") for one in simulate(6, images=4, members=False)]
     with pytest.raises(UserError, match="one group of images"):
         build_attack("quantile", AttackSettings()).fit(known)
+
+
+# Residuals of a regression on the attacked images
+
+
+def slow_residuals(victim, floor=1e-30):
+    """Expected minus observed log loss, with the strength whose squared error is lowest if each image is left out."""
+    observed, table = np.array([slow_loss(one, floor) for one in victim]), [slow_features(one) for one in victim]
+    if victim[0].references:
+        for row, one in zip(table, victim, strict=True):
+            row += slow_class_losses(one, floor)
+        known = np.array([[math.nan if seen else slow_loss(replace(one, output=output), floor)
+                           for output, seen in zip(one.references, one.in_reference, strict=True)] for one in victim])
+        known = (known - np.nanmean(known, axis=0)) / np.nanstd(known, axis=0)
+        for row, values in zip(table, known, strict=True):
+            row += [float(np.nanmean(values)) if math.isnan(value) else float(value) for value in values]
+    table = np.array(table)
+    scaled = (table - table.mean(0)) / np.where(table.std(0) > 0, table.std(0), 1)
+
+    def error(strength):
+        found = 0.0
+        for index in range(len(scaled)):
+            others = np.arange(len(scaled)) != index
+            rows, target = scaled[others], observed[others]
+            rest = rows - rows.mean(0)
+            weights = np.linalg.solve(rest.T @ rest + strength * np.eye(rows.shape[1]),
+                                      rest.T @ (target - target.mean()))
+            found += (observed[index] - target.mean() - (scaled[index] - rows.mean(0)) @ weights) ** 2
+        return found
+
+    return [slow_regression(table, observed, min(STRENGTHS, key=error))(row) - own
+            for row, own in zip(table, observed, strict=True)]
+
+
+def slow_class_losses(sample, floor):
+    label, outputs = sample.truth.numpy(), [output.double() for output, seen in zip(
+        sample.references, sample.in_reference, strict=True) if not seen]
+    mean = sum(outputs) / len(outputs)
+    known = [at for at in product(*map(range, label.shape)) if label[at] != 255]
+    return [sum(-math.log(max(float(mean[label[at]][at]), floor)) for at in known if label[at] == c) / len(known)
+            for c in range(len(mean))]
+
+
+def with_images(samples, seed=0):
+    """The samples of `simulate_references` with images whose brightness says little about their difficulty."""
+    rng = np.random.default_rng(seed)
+    return [replace(one, image=torch.from_numpy(rng.integers(0, 256, (3, 6, 6)).astype(np.uint8))) for one in samples]
+
+
+@pytest.mark.parametrize("victim", [simulate(1, 0.5, images=24), with_images(
+    simulate_references(3, 0.5, images=24, online=True))], ids=["alone", "references"])
+@pytest.mark.parametrize("floor", [1e-30, 0.3])
+def test_residual_is_a_ridge_regression_on_the_attacked_images(victim, floor):
+    found = run("residual", victim, floor=floor)
+    assert list(found.values()) == pytest.approx(slow_residuals(victim, floor), rel=1e-5, abs=1e-5)
+    assert run("residual", victim[::-1], floor=floor) == pytest.approx(found, rel=1e-6, abs=1e-6)
+    unknown = [replace(one, member=not one.member) for one in victim]
+    assert run("residual", unknown, floor=floor) == found, "membership is not read"
+
+
+def test_residual_needs_no_non_members_and_learns_what_references_say():
+    """References of another kind of data: the loss of each is twice as high as it should be, plus noise."""
+    alone = simulate(2, 0.5)
+    assert auc(alone, run("residual", alone)) > auc(alone, run("loss", alone)) + 0.1
+
+    def foreign(sample):
+        changed = tuple((output ** 2 + 0.01).div((output ** 2 + 0.01).sum(0)) for output in sample.references)
+        return replace(sample, references=changed, in_reference=(False,) * len(changed))
+
+    victim = [foreign(one) for one in with_images(simulate_references(4, 0.5, images=200, models=2))]
+    aucs = {name: auc(victim, run(name, victim)) for name in ("residual", "loss", "calibrated")}
+    assert aucs["residual"] > max(aucs["loss"], aucs["calibrated"]) + 0.02
+
+
+@pytest.mark.parametrize("draw", [simulate, lambda seed, images: with_images(simulate_references(seed, images=images))],
+                         ids=["alone", "references"])
+def test_residual_is_at_chance_without_members(draw):
+    assert at_chance([auc(victim, run("residual", victim)) for seed in range(14)
+                      for victim in [draw(seed, images=40)]])
+
+
+@pytest.mark.parametrize("kind", ["one-hot", "right", "constant"])
+def test_residual_of_extreme_posteriors(kind):
+    found = run("residual", [extreme(one, kind) for one in with_images(simulate_references(5))])
+    assert len(found) == 40 and all(map(math.isfinite, found.values()))
+
+
+def test_residual_refuses_few_images_and_references_that_saw_all():
+    with pytest.raises(UserError, match="9 attacked images are too few for a regression; give 10 or more"):
+        run("residual", simulate(6, images=9))
+    seen = [replace(one, in_reference=(True,) * len(one.references)) for one in with_images(simulate_references(7))]
+    with pytest.raises(UserError, match="trained on this image"):
+        run("residual", seen)
 
 
 # Label only
