@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 import datasets
 import evaluation
 import predictors
-from attacks import ATTACKS
 from datasets.sides import REFERENCES
+from evaluation.audit_words import ATTACKS
 from utils.cli import UserError, add_run_flags, new_parser, pick, positive, refuse_unused, run
 
 if TYPE_CHECKING:

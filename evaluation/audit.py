@@ -180,7 +180,9 @@ def exposed(audit: Audit, primary: str) -> list[dict]:
     """
     plain, write_name = audit.plain, name_writer(audit.key)
     with log_of(audit.out):
-        attack = make_attack(primary, None, AttackChoices(seed=audit.seed), plain.build(), audit.compute)
+        fitted = read_json(audit.folder_of(audit.plain_trial(primary)) / "results.json")["chosen"]
+        choices = AttackChoices(seed=audit.seed, c=fitted.get("c", AttackChoices.c))
+        attack = make_attack(primary, None, choices, plain.build(), audit.compute)
         if not has_map(attack):
             return []
         source = open_source(audit, attack, plain)

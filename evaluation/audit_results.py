@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import roc_curve
 
 from attacks import ATTACKS
 from evaluation.audit_plan import BOUNDS, CONTROLS, SAME, VERSION, Audit, Trial
@@ -16,7 +17,7 @@ from evaluation.audit_words import about
 from evaluation.controls import permuted_aucs
 from evaluation.exposure import shown_regions
 from evaluation.intervals import paired_difference, split_groups
-from evaluation.metrics import RATES, Curves
+from evaluation.metrics import RATES
 from evaluation.set_level import detectable, was_used
 from evaluation.stored_scores import read_paired, read_scores
 from predictors import files_of
@@ -110,15 +111,17 @@ def describe(audit: Audit, trial: Trial, results: dict) -> dict:
 
 
 def roc(folder: Path) -> list[list[float]]:
-    """At most `POINTS` points [FPR, TPR] of the ROC curve of a run; the low FPR keep all of theirs."""
+    """At most `POINTS` points [FPR, TPR] of the ROC curve of a run.
+
+    If it has more corners, those at FPRs at equal distances and, below 0.1, also at equal ratios are kept.
+    """
     rows = read_scores(folder).values()
-    curves = Curves(np.array([score for _, _, score in rows]), np.array([member for member, _, _ in rows]))
-    points = np.stack([curves.false / curves.false[-1], curves.true / curves.true[-1]], axis=1)
-    points = np.concatenate([[[0.0, 0.0]], points])
-    low = int(np.searchsorted(points[:, 0], 0.1))
-    rest = np.linspace(low, len(points) - 1, max(2, POINTS - low)).round().astype(int)
-    kept = np.unique([*range(min(low, POINTS)), *rest])
-    return points[kept].round(6).tolist()
+    false, true, _ = roc_curve([member for member, _, _ in rows], [score for _, _, score in rows])
+    if len(false) > POINTS:
+        grid = [0, *np.geomspace(1e-5, 0.1, POINTS // 2), *np.linspace(0.1, 1, POINTS // 2 - 2)]
+        kept = np.unique([0, *(np.searchsorted(false, np.array(grid) + 1e-9, side="right") - 1)])
+        false, true = false[kept], true[kept]
+    return np.stack([false, true], axis=1).round(6).tolist()
 
 
 def collection_test(audit: Audit, primary: str) -> dict | None:

@@ -1,5 +1,7 @@
 """The sentences of an audit: the answer, what the verdict means, what to do next, and a glossary."""
 
+ENOUGH = 10  # groups of a side, for an interval
+MORE = "Give more images, or split files whose third column names their groups."
 BOUND = "upper bound: trained on the lists"
 
 # What each attack does, for a reader who has not read a paper.
@@ -21,9 +23,8 @@ ATTACKS = {
     "agreement": "whether the predicted classes stay right when the image is changed a little",
     "augmented": "the loss over several changed versions of the image",
     "repeated": "the mean answer of several queries, against noise of a defense",
-    "quantile": "the loss, compared with what images that look alike lead to expect",
-    "residual": "the loss, compared with what the other images of the two lists lead to expect and, if there are some, "
-                "models which did not see the image",
+    "residual": "the loss, compared with what the images of both lists, without their membership, and models which did "
+                "not see the image (if there are some) lead to expect",
     "gradient": "how strongly the image would still change the weights of the model",
     "membership-error": "the loss, minus what is hard to predict in this image for any model",
     "membership-error-weighted": "the same; how much the difficulty counts is chosen on another model",
@@ -110,14 +111,23 @@ def collection(found: dict) -> str:
         return ""
     if one is None:
         return ("The collection could not be tested as a whole: the claim or the null has too few groups of images. "
-                "Give more images, or groups in the split files.")
-    need = one["needed"]
+                f"{MORE}")
+    need, verdict = one["needed"], found["answer"]["verdict"]
+    if one["p"] > 0.05:
+        read = "This is no evidence that it was used."
+    elif verdict == "other difference":
+        read = ("This is no evidence that it was used, because a control that must find nothing tells the claim and "
+                "the null apart as well.")
+    elif verdict == "no evidence":
+        read = ("This is weak evidence: the test asks in one direction only, and the interval of the AUC, which allows "
+                "for both, contains 0.5.")
+    else:
+        read = ("This is evidence, and no proof: it is weaker if the null images differ from the claim in another way, "
+                "such as time, place or camera.")
     return (f"If the collection had not been used, scores as high would occur with probability p = {one['p']:.2g} "
             f"(one-sided, {one['groups'][0]} groups of the claim and {one['groups'][1]} of the null). "
-            + ("This is evidence, and no proof: it is weaker if the null images differ from the claim in another way, "
-               "such as time, place or camera." if one["p"] <= 0.05 else "This is no evidence that it was used.")
-            + (f" With this AUC, about {need['images']} images in {need['groups']} groups on each side would be found "
-               "with a probability of 80 %." if need else ""))
+            + read + (f" With this AUC, about {need['images']} images in {need['groups']} groups on each side would be "
+                      "found with a probability of 80 %." if need else ""))
 
 
 def meaning(found: dict) -> str:
@@ -126,12 +136,15 @@ def meaning(found: dict) -> str:
     if one["verdict"] == "undecided":
         groups = found["images"]["groups"]
         sides = ("the claim", "the null") if found["claim"] else ("members", "non-members")
+        if min(groups.values()) >= ENOUGH:
+            return "All images have about the same score, so there is no interval: the attack tells nothing apart."
         return (f"There are {groups['members']} groups of {sides[0]} and {groups['non_members']} of {sides[1]}; an "
-                "interval needs at least 10 of each. Give more images, or groups in the split files.")
+                f"interval needs at least {ENOUGH} of each. {MORE}")
     if one["verdict"] == "no evidence":
         power = (f" An AUC of {one['detectable']:.2f} or more would have been found with a probability of 80 %; a "
                  "smaller leak may exist." if one["detectable"] else "")
-        return f"This is no proof of safety.{power} A stronger attack may find more."
+        safe = "that they were not used" if found["claim"] else "of safety"
+        return f"This is no proof {safe}.{power} A stronger attack may find more."
     if one["verdict"] == "other difference":
         remedy = ("Choose a null of the same kind as the claim" if found["claim"] else
                   "Choose members and non-members at random from one collection")
@@ -148,16 +161,21 @@ def meaning(found: dict) -> str:
 
 
 def advice(found: dict) -> list[str]:
-    """What to do next."""
-    steps = []
-    if not {"--references", "--train-references"} & found["settings"].keys():
-        steps.append("Train reference models (--train-references 4 --reference-images LIST), or give some as "
-                     "--references: the attacks calibrated, rmia, lira and statistics compare the model with them, and "
-                     "find more than those without.")
-    if found["answer"]["verdict"] == "leak" and len(found["defenses"]) < 2:
+    """What to do next. With a claim the reader owns images, else the model."""
+    steps, given, verdict = [], found["settings"].keys(), found["answer"]["verdict"]
+    if not {"--references", "--train-references"} & given:
+        train = ("Train reference models (--train-references 4 --reference-images LIST), or give some as --references"
+                 if {"--members", "--claim"} & given else "Give reference models as --references")
+        steps.append(f"{train}: the attacks calibrated, rmia, lira and statistics compare the model with them, and "
+                     "usually find more than those without.")
+    if verdict == "leak" and len(found["defenses"]) < 2 and not found["claim"]:
         steps.append("Measure what a defense would change: --try argmax gauss:0.1.")
-    if found["answer"]["verdict"] in ("no evidence", "undecided"):
-        steps.append("Give more members and non-members: the interval becomes narrower with more groups of images.")
+    if verdict in ("no evidence", "undecided"):
+        sides = "images of the claim and of the null" if found["claim"] else "members and non-members"
+        steps.append(f"Give more {sides}: the interval becomes narrower with more groups of images.")
+    if found["claim"]:
+        return [*steps, "Take a null of the same place, time and camera as the claim, and ask the owner of the model "
+                "what it was trained on."]
     if not any(row["name"] == "model" for row in found["controls"]):
         steps.append("Give a model that saw neither side as --control: the same attack on it must find nothing.")
     steps.append("Repeat the audit after each change of the model or of its training, and compare the two by "

@@ -10,17 +10,20 @@ import jsonschema
 import numpy as np
 import pytest
 from conftest import ROOT, must, results, script, write_tree
+from sklearn.metrics import roc_curve
 from test_seams import assert_refused
 
 from attacks import ATTACKS
+from attacks.sample import Scored
 from datasets.sides import read_sides
 from evaluation.attack_setup import LiveData
 from evaluation.audit import parse_defense
 from evaluation.audit_plan import LEFT_OUT, Audit
-from evaluation.audit_results import answer
+from evaluation.audit_results import POINTS, answer, roc
 from evaluation.audit_setup import _same, read_condition
 from evaluation.audit_words import ATTACKS as WORDS
-from evaluation.audit_words import GUIDANCE, advice
+from evaluation.audit_words import GUIDANCE, advice, collection, meaning
+from evaluation.report import write_scores
 from predictors.reference import read_shadow
 from training.reference_models import options_like
 from utils.checkpoints import load_checkpoint
@@ -275,14 +278,54 @@ def test_arguments_of_a_stopped_audit_are_recognised(tmp_path):
 
 def test_references_are_advised_where_there_are_none(audit):
     found = json.loads((audit[0] / "audit.json").read_text())
-    assert any("--train-references 4" in step and "calibrated" in step for step in advice(found))
+    assert any("--references" in step and "calibrated" in step for step in advice(found))
     for flag in ("--references", "--train-references"):
         given = found | {"settings": found["settings"] | {flag: "x"}}
-        assert not any("--train-references" in step for step in advice(given))
+        assert not any("references" in step for step in advice(given))
 
 
 def test_every_attack_of_an_audit_is_described_in_plain_words():
-    assert set(ATTACKS) - set(LEFT_OUT) <= set(WORDS) <= set(ATTACKS)
+    assert set(ATTACKS) - set(LEFT_OUT) == set(WORDS)
+
+
+def test_a_roc_curve_with_few_points_is_that_of_all_images(tmp_path):
+    """Of 3,000 images: TPR at each FPR, and the area."""
+    rng = np.random.default_rng(0)
+    scored = [Scored(f"{index:04}", index < 2000, f"{index}", float(rng.normal(1.1 * (index < 2000))))
+              for index in range(3000)]
+    write_scores(tmp_path, scored)
+    points = roc(tmp_path)
+    false, true, _ = roc_curve([one.member for one in scored], [one.score for one in scored])
+    assert len(false) > POINTS >= len(points) and points[0] == [0, 0] and points[-1] == [1, 1]
+    x, y = np.array(points).T
+    assert (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all()
+    assert np.trapezoid(y, x) == pytest.approx(np.trapezoid(true, false), abs=0.003)
+    for rate in (0.001, 0.01, 0.05, 0.1, 0.3, 0.7):
+        assert y[x <= rate + 1e-9].max() == pytest.approx(true[false <= rate].max(), abs=0.02)
+
+
+@pytest.mark.parametrize("verdict, p, says, never", [
+    ("leak", 0.01, "evidence, and no proof", "no evidence"), ("no evidence", 0.04, "weak evidence", "no proof:"),
+    ("other difference", 0.01, "no evidence that it was used, because a control", "proof"),
+    ("no evidence", 0.4, "no evidence that it was used.", "weak"),
+    ("undecided", 0.4, "no evidence that it was used.", "weak")])
+def test_a_claim_is_answered_as_its_verdict_says(verdict, p, says, never):
+    found = {"claim": True, "collection": {"p": p, "groups": [20, 20], "needed": None}, "defenses": [{}],
+             "answer": {"verdict": verdict, "detectable": 0.7, "auc": 0.6, "interval": None},
+             "settings": {"--claim": "x"}, "controls": [], "images": {"groups": {"members": 20, "non_members": 20}}}
+    text = collection(found)
+    assert says in text and never not in text
+    assert "safety" not in meaning(found) and "at least 10" not in meaning(found)
+    steps = " ".join(advice(found))
+    assert "defense" not in steps and "--compare" not in steps and "null of the same place" in steps
+
+
+def test_advice_is_accepted_by_the_script(audit):
+    """References are trained for images that the audit knows by lists, and not for a stored tree."""
+    found = json.loads((audit[0] / "audit.json").read_text())
+    assert not any("--train-references" in step for step in advice(found))
+    listed = advice(found | {"settings": found["settings"] | {"--members": "x"}})
+    assert any("--train-references 4" in step and "calibrated" in step for step in listed)
 
 
 # References that the audit trains
