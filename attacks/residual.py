@@ -32,8 +32,8 @@ class Residual(Attack):
     It reads `features` of image and label and, with references, the logarithm of the mean loss of each of them and, for
     each class, the sum of the losses of their mean posterior at its positions over the number of known positions.
     References that were trained on an image say nothing about it (`loss_columns`). The regularisation has the lowest
-    squared error when each image is left out. The score of an image depends on the others: a list of images that differ
-    from those of another list gets other scores.
+    squared error when each image is left out; then all images are fitted. The same image gets another score among other
+    images. Membership is not read, so the interval needs no correction.
 
     Raises `UserError` if there are fewer than `FEWEST` images, or every reference was trained on one of them.
     """
@@ -82,8 +82,12 @@ def class_losses(output: torch.Tensor, sample: Sample, floor: float) -> list[flo
 def loss_columns(losses: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Losses (n, K) of K references, each standardised over the images that it was not trained on.
 
-    seen: bool (n, K), whether a reference was trained on an image. There the mean of the others stands for its loss.
+    seen: bool (n, K), whether a reference was trained on an image. There the mean of the others stands for its loss; a
+    reference that was trained on all images has no column.
     """
-    scaled = StandardScaler().fit_transform(np.where(seen, np.nan, losses)) if losses.size else losses
-    others = np.nanmean(scaled, axis=1, keepdims=True) if losses.size else losses
-    return np.where(seen, others, scaled)
+    useful = ~seen.all(axis=0)
+    if not useful.any():
+        return losses[:, useful]
+    losses, seen = losses[:, useful], seen[:, useful]
+    scaled = StandardScaler().fit_transform(np.where(seen, np.nan, losses))
+    return np.where(seen, np.nanmean(scaled, axis=1, keepdims=True), scaled)

@@ -2,7 +2,7 @@
 
 ENOUGH = 10  # groups of a side, for an interval
 MORE = "Give more images, or split files whose third column names their groups."
-BOUND = "upper bound: trained on the lists"
+BOUND = "bound: trained on the lists"
 
 # What each attack does, for a reader who has not read a paper.
 ATTACKS = {
@@ -23,8 +23,8 @@ ATTACKS = {
     "agreement": "whether the predicted classes stay right when the image is changed a little",
     "augmented": "the loss over several changed versions of the image",
     "repeated": "the mean answer of several queries, against noise of a defense",
-    "residual": "the loss, compared with what the images of both lists, without their membership, and models which did "
-                "not see the image (if there are some) lead to expect",
+    "residual": "the loss, minus what a regression on all images of both lists expects; it does not know which list an "
+                "image is on, and reads the losses of other models if there are some",
     "gradient": "how strongly the image would still change the weights of the model",
     "membership-error": "the loss, minus what is hard to predict in this image for any model",
     "membership-error-weighted": "the same; how much the difficulty counts is chosen on another model",
@@ -48,8 +48,8 @@ GLOSSARY = {
     "output, posterior": "what the model answers at a position: a probability for each class",
     "loss": "minus the logarithm of the probability that the model gives the true class: low where the model fits well",
     "evidence": "what an attack reads at one position of an image; the mean over the image is the score of the image",
-    "upper bound": "an attack that was trained on the lists themselves; it finds more than an attacker can who has no "
-                   "lists",
+    "bound": "an attack that was trained on the lists themselves, which an attacker does not have; with many images no "
+             "model of its kind finds more, but another attack can",
     "ROC curve": "the TPR at each FPR, for all thresholds of an attack",
     "p": "the probability that a test finds so much if nothing is there",
     "defense": "a change of the answers: argmax (only the predicted class), gauss (noise), rounding, top-k (only the k "
@@ -115,7 +115,9 @@ def collection(found: dict) -> str:
     need, verdict = one["needed"], found["answer"]["verdict"]
     if one["p"] > 0.05:
         read = "This is no evidence that it was used."
-    elif verdict == "other difference":
+    elif verdict == "undecided":
+        read = "This is weak evidence: there are too few groups for an interval and for a comparison with the controls."
+    elif verdict != "leak" and any(row["interval"] and row["interval"][0] > 0.5 for row in found["controls"]):
         read = ("This is no evidence that it was used, because a control that must find nothing tells the claim and "
                 "the null apart as well.")
     elif verdict == "no evidence":
@@ -166,8 +168,8 @@ def advice(found: dict) -> list[str]:
     if not {"--references", "--train-references"} & given:
         train = ("Train reference models (--train-references 4 --reference-images LIST), or give some as --references"
                  if {"--members", "--claim"} & given else "Give reference models as --references")
-        steps.append(f"{train}: the attacks calibrated, rmia, lira and statistics compare the model with them, and "
-                     "usually find more than those without.")
+        steps.append(f"{train}: the attacks calibrated, rmia, lira, statistics and residual compare the model with "
+                     "them, and usually find more than those without.")
     if verdict == "leak" and len(found["defenses"]) < 2 and not found["claim"]:
         steps.append("Measure what a defense would change: --try argmax gauss:0.1.")
     if verdict in ("no evidence", "undecided"):

@@ -21,8 +21,10 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     from reproduce.forms import read, results_of
     from reproduce.packed import pack_results
+    from utils.files import lock_run
 
     scale = read(args.scale, args.again)
+    lock_run(scale.runs)  # no run may write results meanwhile
     count = pack_results(results_of(scale))
     print(f"{scale.results}: {count} results packed")
 

@@ -31,6 +31,7 @@ rule attacker:
 rule report:
     input:
         MEASURED,
+        PACKED,
         sorted(str(path) for path in Path(workflow.basedir).glob("*.py"))
     output:
         REPORT

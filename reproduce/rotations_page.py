@@ -26,7 +26,7 @@ class Bed:
 
     def __init__(self, scale: Rotations):
         self.scale, self._read = scale, cache(read_result)
-        self.cells = {name: cell for name, cell in scale.cells.items() 
+        self.cells = {name: cell for name, cell in scale.cells.items()
                       if has_result(scale.results / f"{name}.json")}
 
     def results(self, cell: BedCell) -> dict:

@@ -29,6 +29,7 @@ rule dimension:  # the attack has stored the outputs
 rule report:
     input:
         MEASURED,
+        PACKED,
         sorted(str(path) for path in Path(workflow.basedir).glob("*.py"))
     output:
         REPORT

@@ -36,7 +36,8 @@ rule attacker:
 rule report:
     input:
         MEASURED,
-        sorted(map(str, scale.again_folder.rglob("*.json"))),
+        PACKED,
+        sorted(map(str, scale.again_folder.rglob("*.json*"))),
         sorted(str(path) for path in Path(workflow.basedir).glob("*.py"))
     output:
         REPORT

@@ -308,11 +308,14 @@ def test_a_roc_curve_with_few_points_is_that_of_all_images(tmp_path):
     ("leak", 0.01, "evidence, and no proof", "no evidence"), ("no evidence", 0.04, "weak evidence", "no proof:"),
     ("other difference", 0.01, "no evidence that it was used, because a control", "proof"),
     ("no evidence", 0.4, "no evidence that it was used.", "weak"),
-    ("undecided", 0.4, "no evidence that it was used.", "weak")])
+    ("undecided", 0.4, "no evidence that it was used.", "weak"),
+    ("undecided", 0.01, "weak evidence: there are too few groups", "no proof:")])
 def test_a_claim_is_answered_as_its_verdict_says(verdict, p, says, never):
+    blind = {"name": "blind", "interval": [0.6, 0.7], "minus_interval": None}
     found = {"claim": True, "collection": {"p": p, "groups": [20, 20], "needed": None}, "defenses": [{}],
              "answer": {"verdict": verdict, "detectable": 0.7, "auc": 0.6, "interval": None},
-             "settings": {"--claim": "x"}, "controls": [], "images": {"groups": {"members": 20, "non_members": 20}}}
+             "settings": {"--claim": "x"}, "controls": [blind] if verdict == "other difference" else [],
+             "images": {"groups": {"members": 20, "non_members": 20}}}
     text = collection(found)
     assert says in text and never not in text
     assert "safety" not in meaning(found) and "at least 10" not in meaning(found)
@@ -320,7 +323,7 @@ def test_a_claim_is_answered_as_its_verdict_says(verdict, p, says, never):
     assert "defense" not in steps and "--compare" not in steps and "null of the same place" in steps
 
 
-def test_advice_is_accepted_by_the_script(audit):
+def test_references_are_advised_to_be_trained_for_lists_alone(audit):
     """References are trained for images that the audit knows by lists, and not for a stored tree."""
     found = json.loads((audit[0] / "audit.json").read_text())
     assert not any("--train-references" in step for step in advice(found))

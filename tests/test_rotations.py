@@ -245,6 +245,13 @@ def test_packed_results(simulated):
         read_result(path)
 
 
+def test_no_committed_result_exists_twice():
+    for common in (FOLDER / "results").rglob("all.jsonl"):
+        names = [name for line in common.read_text().splitlines() for name in json.loads(line)]
+        alone = {path.stem for path in common.parent.glob("*.json")}
+        assert len(names) == len(set(names)) and not alone & set(names), common
+
+
 def test_variances_of_a_bed(simulated):
     """Cells of repeats are in the table of variances only. There, shadow and attacker of the tiny bed are one thing."""
     bed = Bed(simulated)

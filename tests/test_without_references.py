@@ -1,5 +1,6 @@
 """Attacks that need no reference model, no probability or no ground truth: slow versions, simulations, the script."""
 
+import csv
 import math
 import shutil
 from dataclasses import replace
@@ -369,6 +370,27 @@ def test_known_non_members_of_a_target_model_that_is_queried(world, quantile, tm
     assert scores(tmp_path / "run") == scores(run)
     controls = [(folder / "controls.csv").read_text() for folder in (tmp_path / "run", run)]
     assert controls[0] == controls[1] and "blind" in controls[0]
+
+
+def test_residual_of_a_target_model_that_is_queried(world, live, tmp_path):
+    """With and without references; a control has a regression of its own, and pseudo-labels read no label."""
+    def attack(out, *flags):
+        return script("attack.py", "--attack", "residual", *live, *flags, "--out", tmp_path / out)
+
+    must(attack("alone", "--control", world / "shadow"))
+    must(attack("references", "--references", world / "shadow"))
+    must(attack("labels", "--pseudo-labels"))
+    found = [scores(tmp_path / name) for name in ("alone", "references", "labels")]
+    assert len({tuple(one[name][1] for one in found) for name in found[0]}) == 16
+    assert found[0] != found[1] and found[0] != found[2]
+    assert {"blind", "model"} <= results(tmp_path / "alone")["controls"].keys()
+    must(script("attack.py", "--attack", "residual", *live, "--allow", "unseen", "--victim",
+                world / "shadow" / "last.pth.tar", "--out", tmp_path / "other"))
+    other = {name: score for name, (_, score) in scores(tmp_path / "other").items()}
+    with (tmp_path / "alone" / "controls.csv").open() as file:
+        control = {row["image"]: float(row["model"]) for row in csv.DictReader(file)}
+    assert control == pytest.approx(other, abs=1e-4)
+    assert_refused(attack("population", "--population", world / "shadow"), "--population")
 
 
 def test_known_non_members_on_disk(tmp_path):

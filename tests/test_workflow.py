@@ -246,6 +246,7 @@ def test_a_killed_run_resumes(small_scale):
     pack_results(results_of(read_scale(small_scale)))  # nor are those that have no file of their own any more
     assert not cells_of(results)
     planned = finished(reproduce(small_scale, "--dry-run"))
+    assert "rule model_results" not in planned and "rule report" in planned
     for defense, wanted in (("argmax", True), ("none", False)):
         batch = f"psp_{next(name for name in read_scale(small_scale).attackers if f'_{defense}_' in name)}"
         assert (f"reproduce.measure {small_scale} {batch}" in planned) == wanted
