@@ -96,7 +96,7 @@ def keep_outputs(source: Source, population: Source | None, run: AttackRun,
     """
     if run.keep and source.predictor.reads_images:
         source = replace(source, predictor=cache_outputs(Path(run.keep), source.predictor, source.records,
-                                                         existing_files([run.victim]), compute))
+                                                         existing_files([run.victim]), compute, label_classes(source)))
     if run.keep_references:
         source = keep_references(source, Path(run.keep_references), compute)
         population = population and keep_references(population, Path(run.keep_references) / "population", compute)
@@ -113,9 +113,15 @@ def keep_references(source: Source, folder: Path, compute: bool) -> Source:
         if not file or not reference.predictor.reads_images:
             return reference
         tree = folder / f"{file.parent.name}-{fingerprint([file])[:8]}"
-        return replace(reference, predictor=cache_outputs(tree, reference.predictor, source.records, [file], compute))
+        return replace(reference, predictor=cache_outputs(tree, reference.predictor, source.records, [file], compute,
+                                                          label_classes(source)))
 
     return replace(source, references=tuple(map(kept, source.references)))
+
+
+def label_classes(source: Source) -> int | None:
+    """Number of classes of the labels of a source; None if it is that of the outputs."""
+    return len(source.label_view.space) if source.label_view else None
 
 
 def existing_files(places: Sequence[str | None]) -> list[Path]:

@@ -18,10 +18,11 @@ MARKER = "made-from"
 
 
 def cache_outputs(tree: Path, predictor: Predictor, records: Sequence[Record], made_from: Sequence[Path],
-                  compute: bool = True) -> Predictor:
+                  compute: bool = True, classes: int | None = None) -> Predictor:
     """Store the outputs of `predictor` in `tree`, and return the predictor that reads them.
 
-    Without `compute` nothing is queried: if an output is missing, `predictor` itself is returned.
+    Without `compute` nothing is queried: if an output is missing, `predictor` itself is returned. `classes`: number of
+    classes of the labels, if it is another one than that of the outputs.
 
     Posteriors become float16, and translated images PNG of 8 bits. What is already stored is not computed again, so a
     second call resumes an interrupted one. `made_from`: the files of the model. If these files, the records, the pixels
@@ -46,7 +47,7 @@ def cache_outputs(tree: Path, predictor: Predictor, records: Sequence[Record], m
         if translated:
             write_triple(tree / side, name, answer.query.image, output, answer.record.load_truth())
         else:
-            write_posterior(tree, side, name, output, answer.load_label())
+            write_posterior(tree, side, name, output, answer.load_label(classes))
     barrier()
     kept = TriplePredictor(tree, paths, options) if translated else StoredPredictor(tree, options, paths=paths)
     kept.cached = True

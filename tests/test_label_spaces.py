@@ -242,8 +242,11 @@ def shadow_posteriors(foreign, live):
 
 @pytest.mark.slow
 def test_references_and_control_of_other_classes(foreign, live, tmp_path):
-    must(script("attack.py", "--attack", "calibrated", "--references", foreign / "shadow", *live, "--stride", 4,
-                "--patch-size", 12, "--keep", tmp_path / "tree", "--out", tmp_path / "run"))
+    flags = ["--attack", "calibrated", "--references", foreign / "shadow", *live, "--stride", 4, "--patch-size", 12]
+    must(script("attack.py", *flags, "--keep", tmp_path / "tree", "--out", tmp_path / "run"))
+    must(script("attack.py", *flags, "--keep-references", tmp_path / "answers", "--out", tmp_path / "kept"))
+    found, kept = (scores(tmp_path / name) for name in ("run", "kept"))
+    assert all(kept[name][1] == pytest.approx(score, abs=2e-3) for name, (_, score) in found.items())
     names = results(tmp_path / "run")["classes"]
     assert set(names) == set(streets.CLASSES) & set(IN_CAMVID) - {"rider", "bicycle"} | {"bicyclist"}
     names = [IN_CAMVID.get(name, name) for name in names]
