@@ -162,7 +162,8 @@ class Rotations:
     attacked (0: all); the others are shadows and references alone. `learned` and `direct`: attacks by name. `repeats`:
     more cells of some learned attackers. `independent`: models of another data set. `defenses`: by name; their attacks
     are in `direct`, too, as `ATTACK-under-DEFENSE`. `minutes`: minutes of one core for: model, attacker and attack.
-    `count`: patches of an image of learned attackers.
+    `count`: patches of an image of learned attackers. `stored`: start of the name of the folders of posteriors in the
+    run of a model; a scale of another stride than that of the scale it shares its runs with needs another one.
     """
 
     OF_MODELS = ("models",)  # the folders of results of models
@@ -184,6 +185,7 @@ class Rotations:
     minutes: dict[str, float]
     attacked: int = 0
     count: int = 10
+    stored: str = "posteriors"
     repeats: dict[str, Repeats] = field(default_factory=dict)
     independent: Independent | None = None
     defenses: dict[str, Defended] = field(default_factory=dict)
@@ -310,7 +312,7 @@ class Rotations:
             words += ["--allow", "unbalanced"] if self.is_oracle(cell) else []
             words += ["--references", *(str(self.runs / one.name) for one in references)]
             words += [] if asks else ["--keep-references", str(self.runs / "answers" / cell.model.part)]
-        keep = [] if asks else ["--keep", str(self.runs / asked.name / f"posteriors-{cell.model.part}")]
+        keep = [] if asks else ["--keep", str(self.runs / asked.name / f"{self.stored}-{cell.model.part}")]
         return ["attack.py", "--out", str(self.run_of(cell)), "--victim", str(self.runs / asked.name / "last.pth.tar"),
                 *keep, "--root", self.root, "--members", self.parts[cell.model.part], "--non-members",
                 self.parts[PARTNER[cell.model.part]], "--seed", str(self.seed_of(cell)), *words, *self.attack.split()]

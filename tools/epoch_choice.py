@@ -30,14 +30,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from datasets.pairs import deal
     from predictors.samples import tree_source
+    from training.held_out import folds
     from utils.files import write_json
 
     records = tree_source(args.tree).records
-    sides = {group: {r.member for r in records if r.group == group} for group in {r.group for r in records}}
-    strata = [str(sorted(sides[r.group])) for r in records]
-    fold = deal([r.group for r in records], (1,) * args.folds, args.seed, strata)
+    fold = folds(records, args.folds, args.seed)
     trainings = []
     for seed in range(args.seeds):
         for part in range(args.folds):

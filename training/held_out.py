@@ -47,6 +47,13 @@ def hold_out(records: Sequence[Record], seed: int) -> tuple[list[Record], list[R
     return rest, held
 
 
+def folds(records: Sequence[Record], count: int, seed: int) -> list[int]:
+    """Deal D^S into folds, with the same share of members in each. All images of a group go to the same fold."""
+    groups = [record.group for record in records]
+    sides = {group: {record.member for record in records if record.group == group} for group in set(groups)}
+    return deal(groups, (1,) * count, seed, [str(sorted(sides[group])) for group in groups])
+
+
 def candidate_taus(samples: Sequence[Sample], size: int, seed: int) -> list[float]:
     """Quantiles of the confidence of patches of the held-out part. Raises `UserError` if no patch has a label."""
     confidences = []
