@@ -148,13 +148,13 @@ def attacks(bed: Bed) -> str:
         cell = next(one for one in bed.cells.values() if one.method == method)
         row = [method, str(sum(len(one.arms[0]) for one in strata))]
         for metric in METRICS:
-            row.append(_value(strata, metric))
+            row.append(show_metric(strata, metric))
         against = bed.strata(method, BASE) if method not in (BASE, CONTROL) else []
         if against:
             found = pooled_difference(against)
             low, high = found["interval"] or UNKNOWN
             mark = "**" if low > 0 or high < 0 else ""
-            row += [f"{mark}{100 * found['difference']:+.1f}{mark}{_interval(found['interval'], '+')}",
+            row += [f"{mark}{100 * found['difference']:+.1f}{mark}{show_interval(found['interval'], '+')}",
                     DASH if found["detectable"] is None else f"{100 * found['detectable']:.1f}"]
         else:
             row += [DASH, DASH]
@@ -172,17 +172,17 @@ def queries_of(scale: Rotations, cell: BedCell) -> int:
     return ATTACKS.load(given.attack).queries_of_target(given.queries)
 
 
-def _value(strata: list[Stratum], metric: str) -> str:
+def show_metric(strata: list[Stratum], metric: str) -> str:
     """A metric in % with its interval, which is cut at 0 and 100; a dash if the non-members are too few for it."""
     fewest = min(int((~one.member).sum()) for one in strata)
     if fewest * RATES.get(metric, 1) < 1:
         return DASH
     found = pooled_difference(strata, metric)
     interval = found["interval"] and np.clip(found["interval"], 0, 1).tolist()
-    return f"{100 * found['difference']:.1f}{_interval(interval)}"
+    return f"{100 * found['difference']:.1f}{show_interval(interval)}"
 
 
-def _interval(interval: list[float] | None, sign: str = "") -> str:
+def show_interval(interval: list[float] | None, sign: str = "") -> str:
     return "" if interval is None else " [{}]".format(", ".join(f"{100 * end:{sign}.1f}" for end in interval))
 
 
@@ -198,7 +198,7 @@ def claims(bed: Bed) -> str:
     rows = []
     for (claim, one), (verdict, _), p in zip(found, tested, holm([p for _, p in tested]), strict=True):
         rows.append([claim["text"], f"{claim['first']} − {claim['second']}", METRICS[claim.get("metric", "auc")],
-                     claim.get("paper", DASH), f"{100 * one['difference']:+.1f}{_interval(one['interval'], '+')}",
+                     claim.get("paper", DASH), f"{100 * one['difference']:+.1f}{show_interval(one['interval'], '+')}",
                      DASH if one["detectable"] is None else f"{100 * one['detectable']:.1f}", f"{p:.2g}",
                      f"**{verdict if p <= LEVEL else OPEN}**"])
     return markdown(["claim", "attacks", "metric", "the paper", "difference", "detectable", "p (Holm)", "verdict"],
@@ -228,7 +228,7 @@ def defenses(bed: Bed) -> str:
         inside = defense and not defense.plain and plain and plain[0][0] <= miou[1] <= plain[-1][0]
         rows.append([name or "none", f"{defense.model} {defense.answer}".strip() if defense else DASH,
                      *(f"{100 * value:.1f}" for value in miou), method.removesuffix(f"-under-{name}"),
-                     *(_value(strata, metric) for metric in METRICS),
+                     *(show_metric(strata, metric) for metric in METRICS),
                      f"{100 * np.interp(miou[1], *zip(*plain, strict=True)):.1f}" if inside else DASH])
     return markdown(["defense", "flags", "mIoU, training images", "mIoU, other images", "strongest attack",
                      *METRICS.values(), "AUC, a plain model of this mIoU"], rows)
