@@ -8,7 +8,7 @@ SCALE ?= tiny
 
 .PHONY: demo test test-slow weights lint help reproduce constraints
 help:
-	@echo "make demo     attack the shipped examples in five ways, and audit them (one to two minutes)"
+	@echo "make demo     attack the shipped examples in six ways, and audit them (under a minute)"
 	@echo "make test     run the tests"
 	@echo "make test-slow   run the tests that take over ten seconds each"
 	@echo "make reproduce SCALE=NAME   make tables and figures at a scale of reproduce/scales: tiny, camvid, table1, ..."
@@ -25,19 +25,7 @@ $(STAMP): constraints.txt requirements.txt requirements-dev.txt requirements-aud
 	@touch $@
 
 demo: $(STAMP)
-	@echo "== attack 1 of 5: learned, on structured loss maps"
-	@$(RUN) attack.py --out runs/demo-loss
-	@echo "== attack 2 of 5: learned, on posterior and label concatenated (C+GT)"
-	@$(RUN) attack.py -resume weights/concate.pth.tar -input concate --out runs/demo-concate
-	@echo "== attack 3 of 5: a threshold on the loss, which learns nothing"
-	@$(RUN) attack.py --attack loss --out runs/demo-threshold
-	@echo "== attack 4 of 5: membership error, which corrects the loss by how hard the image is to predict"
-	@$(RUN) attack.py --attack membership-error --out runs/demo-error
-	@echo "== attack 5 of 5: the loss, compared with that of two reference models"
-	@$(RUN) attack.py --attack calibrated --references weights/reference-0 weights/reference-1 --out runs/demo-calibrated
-	@echo "== curves: roc.png and precision-recall.png in runs/demo-{loss,concate,threshold,error,calibrated}"
-	@echo "== audit: the answer on one page, with controls and under a defense"
-	@$(RUN) audit.py --attacks loss confidence --try argmax --out runs/demo-audit
+	@$(RUN) -m examples.demo
 
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal

@@ -8,14 +8,10 @@ code that it has read, but its cells name the commit at the time of each attack.
 """
 
 import argparse
-import runpy
 import shlex
-import sys
-from collections.abc import Sequence
 
 from utils.cli import UserError, natural, new_parser, run
-from utils.distributed import WARNED
-from utils.files import ROOT
+from utils.scripts import run_script
 
 STOPPED = 128  # exit codes from here on are those of a signal
 
@@ -48,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     for number, cell in enumerate(missing, 1):
         print(f"cell {number} of {len(missing)}: {cell.name}", flush=True)
         try:
-            call(scale.cell_command(cell))
+            run_script(scale.cell_command(cell))
             write_cell(scale.run_of(cell), scale.results / f"{cell.name}.json", **scale.cell_arguments(cell))
         except (SystemExit, UserError) as error:
             if isinstance(error, SystemExit) and error.code >= STOPPED:
@@ -56,20 +52,6 @@ def main(args: argparse.Namespace) -> None:
             failed.append(cell.name if isinstance(error, SystemExit) else f"{cell.name} ({error})")
     if failed:
         raise UserError(f"{len(failed)} of {len(missing)} cells could not be measured: {', '.join(failed)}")
-
-
-def call(words: Sequence[str]) -> None:
-    """Run a script with its arguments, `words`, in this process. Raises `SystemExit` if the script fails."""
-    before = sys.argv
-    sys.argv = list(words)
-    WARNED.clear()  # as in a new process
-    try:
-        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
-    finally:
-        sys.argv = before
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ import csv
 import io
 import json
 import os
-import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from datasets.pairs import Pair, read_split, write_split
 from models.attacker import Attacker
 from utils.checkpoints import save_checkpoint
 from utils.device import CPU, OVERRIDE, resolve_precision
-from utils.distributed import WARNED
+from utils.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [*ROOT.glob("*.py"), *(file for init in ROOT.glob("*/__init__.py") for file in init.parent.rglob("*.py"))]
@@ -35,16 +33,12 @@ VIEW = {"input": "loss", "size": 12, "floor": 1e-30, "void": "zero", "stride": 4
 
 def script(name, *args, cwd=ROOT):
     """Run a script like `python NAME ARGS`, but in this process, which saves the time of the imports."""
-    out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
-    WARNED.clear()  # as in a new process
-    sys.argv = [str(ROOT / name), *map(str, args)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            run_script([name, *map(str, args)])
         except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            sys.argv = argv
+            code = stop.code
     return subprocess.CompletedProcess([name, *args], code, out.getvalue(), err.getvalue())
 
 

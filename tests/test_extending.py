@@ -20,6 +20,7 @@ from attacks import ATTACKS, REPRESENTATIONS
 from datasets import DATASETS
 from datasets.pairs import read_split
 from defenses import DEFENSES, DefenseEntry
+from examples.demo import STEPS
 from models import MODELS, TRANSLATORS, ModelEntry
 from predictors import PREDICTORS
 from utils.tables import Entry
@@ -316,11 +317,10 @@ def test_usage_names_every_flag_of_attack_py_and_every_data_set():
 
 def test_the_readme_prints_what_the_demo_prints(tmp_path):
     """Within 0.005: the kernels of another processor round differently."""
-    demo = PAGES["README.md"].split("== attack 1 of 5")[1].split("\n\n")[0]
+    demo = PAGES["README.md"].split("    == attack 1 of 6")[1].split("\n\n")[0]
     printed = [re.findall(r"\d\.\d{3}", line) for line in demo.splitlines() if line.strip().startswith("image")]
-    makefile = (ROOT / "Makefile").read_text().replace("$(RUN)", "python").replace("\t@", "")
-    calls = [words for name, *words in commands(makefile) if name == "attack.py"]
-    assert len(printed) == len(calls) == 5
+    calls = [shlex.split(command)[1:] for command in STEPS.values() if command.startswith("attack.py")]
+    assert len(printed) == len(calls) == 6 and all(f"== {title}" in PAGES["README.md"] for title in STEPS)
     for values, words in zip(printed, calls, strict=True):
         must(script("attack.py", *words[:-1], tmp_path / words[-1], "--precision", "fp32"))
         found = results(tmp_path / words[-1])
@@ -330,8 +330,7 @@ def test_the_readme_prints_what_the_demo_prints(tmp_path):
 
 
 def test_the_demo_ends_with_a_page(tmp_path):
-    makefile = (ROOT / "Makefile").read_text().replace("$(RUN)", "python").replace("\t@", "")
-    [words] = [words for name, *words in commands(makefile) if name == "audit.py"]
+    [words] = [shlex.split(command)[1:] for command in STEPS.values() if command.startswith("audit.py")]
     printed = must(script("audit.py", *words[:-1], tmp_path / "audit", "--precision", "fp32")).stdout
     page = f"page: {tmp_path / 'audit'}/report.html; also report.md and audit.json"
     assert page in printed and page.replace(str(tmp_path / "audit"), words[-1]) in PAGES["README.md"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, must, script
 
+from examples.demo import STEPS
 from tools.fault_campaign.scripts import LINES
 from tools.fault_campaign.workspace import COMMANDS
 from tools.same_bytes import attacks, trainings
@@ -86,7 +87,7 @@ def shown_lines():
         text = re.sub(r"\\+\n\s*", "", file.read_text()).replace("$input", "loss")
         yield from (f"{name} {words}" for name, words in COMMAND.findall(text)
                     if "..." not in words and ".py" not in words)
-    yield from RELEASE.splitlines()
+    yield from (*RELEASE.splitlines(), *STEPS.values())
     yield from (f"attack.py {flags}" for flags in attacks().values())
     yield from trainings().values()
     yield from COMMANDS.values()
