@@ -84,10 +84,10 @@ def _index(label: torch.Tensor, classes: int) -> torch.Tensor:
 def concatenation(posterior: torch.Tensor, label: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
     """Posterior and one-hot label (void = all zero): (..., C, H, W) and (..., H, W) -> (..., 2C, H, W)."""
     *batch, classes, height, width = posterior.shape
-    out = posterior.new_zeros(*batch, 2 * classes, height, width)
+    out = posterior.new_empty(*batch, 2 * classes, height, width)
     out[..., :classes, :, :] = posterior
-    known = (label != VOID).to(posterior.dtype).unsqueeze(-3)
-    out[..., classes:, :, :].scatter_(-3, _index(label, classes), known)
+    numbers = torch.arange(classes, dtype=label.dtype, device=label.device)[:, None, None]
+    torch.eq(label.unsqueeze(-3), numbers, out=out[..., classes:, :, :])
     return out
 
 
