@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
     about = {"patch_size": args.patch_size, "steps": args.steps, "folds": args.folds, "seed": args.seed,
              "trees": [len(args.train), len(args.test)]}
-    known = read_json(args.out) if args.out.exists() else about | {"scores": {}}
+    known = read_json(args.out) if args.out.exists() else about | {"images": {}, "scores": {}}
     if {name: known.get(name) for name in about} != about:
         raise UserError(f"{args.out} has another patch size, steps, folds, seed or number of trees; give another --out")
     records = tree_source(args.train[0]).records
@@ -64,16 +64,19 @@ def main(args: argparse.Namespace) -> None:
             if f"{name}/{part}" not in known["scores"]:
                 test = {group for group, own in fold.items() if own == part}
                 options = SETTINGS[name] | {"patch_size": args.patch_size, "steps": args.steps, "seed": args.seed}
-                known["scores"][f"{name}/{part}"] = transfer(args.train, args.test, test, options)
+                known["scores"][f"{name}/{part}"], images = transfer(args.train, args.test, test, options)
+                known["images"] |= {f"{part}/{tree}": one for tree, one in images.items()}
                 write_json(args.out, known)
     for name in args.settings:
-        print(line(name, known["scores"], args.folds), flush=True)
+        print(line(name, known), flush=True)
 
 
-def transfer(train: Sequence[str], test: Sequence[str], groups: set[str], changes: dict) -> dict[str, list]:
+def transfer(train: Sequence[str], test: Sequence[str], groups: set[str],
+             changes: dict) -> tuple[dict[str, list[float]], dict[str, dict]]:
     """Train an attacker on images of other groups, and attack the trees of `test` with those of `groups`.
 
-    Returns for each selection and tree, as `SELECTION/TREE`, the rows [score, member, group] of the images.
+    Returns the scores of the images for each selection and tree, as `SELECTION/TREE`, and for each tree the "member" (a
+    text of 0 and 1) and "group" of its images.
     """
     import tempfile
     from dataclasses import replace
@@ -95,45 +98,44 @@ def transfer(train: Sequence[str], test: Sequence[str], groups: set[str], change
     with tempfile.TemporaryDirectory() as folder:
         train_attacker(options, data, spec, Path(folder), compute, {})
         attacker = load_attacker(f"{folder}/best.pth.tar")
-    found = {}
+    scores, images = {}, {}
     for tree, each in enumerate(map(tree_source, test)):
         samples = list(replace(each, records=[one for one in each.records if one.group in groups]).samples())
         for scheme in SELECTIONS:
             selection = Selection(scheme, VALIDATION_PATCHES, seed=options.seed)
-            found[f"{scheme}/{tree}"] = [[round(float(score), 6), bool(member), group] for score, member, group
-                                         in score_held_out(samples, attacker.model, spec, selection, compute)]
-    return found
+            score, member, group = zip(*score_held_out(samples, attacker.model, spec, selection, compute), strict=True)
+            scores[f"{scheme}/{tree}"] = [round(float(one), 5) for one in score]
+            images[str(tree)] = {"member": "".join("01"[bool(one)] for one in member), "group": group}
+    return scores, images
 
 
-def line(name: str, scores: dict, folds: int) -> str:
+def line(name: str, known: dict) -> str:
     """The AUCs of a setting, and their differences to the setting of its representation without changes."""
     from evaluation.pooled import pooled_difference
 
-    words = []
+    words, plain = [], name.partition(",")[0]
     for scheme in SELECTIONS:
-        value = pooled_difference(strata(scores, name, None, scheme, folds))
-        words.append(f"{scheme} {100 * value['difference']:.1f}")
-        plain = name.partition(",")[0]
-        if name != plain and f"{plain}/0" in scores:
-            found = pooled_difference(strata(scores, name, plain, scheme, folds))
+        words.append(f"{scheme} {100 * pooled_difference(strata(known, name, None, scheme))['difference']:.1f}")
+        if name != plain and f"{plain}/0" in known["scores"]:
+            found = pooled_difference(strata(known, name, plain, scheme))
             low, high = found["interval"] or (float("nan"),) * 2
             words[-1] += f" ({100 * found['difference']:+.1f} [{100 * low:.1f}, {100 * high:.1f}])"
     return f"{name}: {', '.join(words)}"
 
 
-def strata(scores: dict, first: str, second: str | None, scheme: str, folds: int) -> "list[Stratum]":
+def strata(known: dict, first: str, second: str | None, scheme: str) -> "list[Stratum]":
     """A stratum for each fold and each attacked tree; with `second`, of the difference of two settings."""
     import numpy as np
 
     from evaluation.pooled import Stratum, contrast
 
     found = []
-    for part in range(folds):
-        for key in (key for key in scores[f"{first}/{part}"] if key.startswith(f"{scheme}/")):
-            columns = [[np.array([row[0] for row in scores[f"{name}/{part}"][key]])] if name else []
-                       for name in (first, second)]
-            _, member, group = zip(*scores[f"{first}/{part}"][key], strict=True)
-            found.append(Stratum("all", [[contrast(*columns)]], np.array(member), group))
+    for place, images in known["images"].items():
+        part, tree = place.split("/")
+        columns = [[np.array(known["scores"][f"{name}/{part}"][f"{scheme}/{tree}"])] if name else []
+                   for name in (first, second)]
+        member = np.array([mark == "1" for mark in images["member"]])
+        found.append(Stratum("all", [[contrast(*columns)]], member, images["group"]))
     return found
 
 
