@@ -23,6 +23,7 @@ ATTACKS = Table("attack", {
     "calibrated": Entry("attacks.calibrated:CalibratedScore", "log-posterior minus c times that of --references"),
     "calibrated-weighted": Entry("attacks.calibrated:WeightedCalibratedScore", "the same, with a c that is chosen on "
                                  "--population"),
+    "base": Entry("attacks.calibrated:Base", "calibrated with c = 1 (Lassila et al.)"),
     "rmia": Entry("attacks.calibrated:RMIA", "log-ratio of the posterior and its mean over models (Zarifzadeh et al.)"),
     "lira": Entry("attacks.lira:LiRA", "likelihood under --references that did not see an image (Carlini et al.)"),
     "lira-online": Entry("attacks.lira:OnlineLiRA", "likelihood ratio of --references that saw an image and others"),

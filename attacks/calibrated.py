@@ -35,8 +35,7 @@ class ReferenceAttack(MapAttack):
 class CalibratedScore(ReferenceAttack):
     """Score d = log p_V - c log(mean_k p_k) of each position; p_k: posteriors of the labelled class of K references.
 
-    References that were trained on an image are left out of its mean. Raises `UserError` if none is left. With c = 1 it
-    is the score of BASE (Lassila et al., NeurIPS 2025, arXiv 2505.24089) at each position.
+    References that were trained on an image are left out of its mean. Raises `UserError` if none is left.
     """
 
     reads = frozenset({"floor", "c"})
@@ -58,12 +57,24 @@ class CalibratedScore(ReferenceAttack):
 
 
 class ReferencesAlone(CalibratedScore):
-    """A control: the mean loss of the references alone, which must find nothing, because they saw neither side."""
+    """A control: minus the mean loss of the references alone, which must find nothing: they saw neither side.
+
+    It is above chance if the members are easier than the non-members for models that were trained on neither.
+    """
 
     reads = frozenset({"floor"})
 
     def evidence(self, sample: Sample) -> torch.Tensor:
-        return self.losses(sample)[1]
+        return -self.losses(sample)[1]
+
+
+class Base(CalibratedScore):
+    """BASE (Lassila et al., NeurIPS 2025, arXiv 2505.24089): the calibrated score with c = 1."""
+
+    reads = frozenset({"floor"})
+
+    def __init__(self, settings: AttackSettings):
+        super().__init__(replace(settings, c=1.0))
 
 
 class WeightedCalibratedScore(CalibratedScore):

@@ -164,6 +164,7 @@ class Agreement(Augmented):
     """
 
     reads = frozenset({"queries"})
+    label_only = True
 
     def read(self, output: torch.Tensor) -> torch.Tensor:
         return argmax(output)

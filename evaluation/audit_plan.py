@@ -28,7 +28,7 @@ BOUNDS = ("statistics-crossfit", "learned-crossfit")  # that know more than an a
 NO_ANSWER = ("--attacks {}: controls, upper bounds and attacks on a defense alone do not answer the question; add an "
              "attack on the model without a defense, such as loss")
 # they need an attacker or images that are certainly no members, or repeat another attack
-LEFT_OUT = ("learned", "quantile", "reconstruction", "membership-error-released")
+LEFT_OUT = ("learned", "base", "quantile", "reconstruction", "membership-error-released")
 WITH_WEIGHTS = ("checkpoint", "torchvision", "smp", "hf")  # kinds of models whose gradients can be computed
 ON_DISK = ("stored", "folder")  # kinds of models whose answers are on disk
 QUERIED_ONCE = (*ON_DISK, "http", "https")  # and endpoints of others

@@ -94,14 +94,13 @@ def metrics(bed: "Bed | None", method: str) -> str:
 def streets(name: str | None) -> str:
     """AUC and TPR at an FPR of 0.1 % on *streets*, from the file NAME.json."""
     from reproduce.packed import read_result
-    from reproduce.rotations_page import show_interval
+    from reproduce.rotations_page import show_percent
     from reproduce.tables import DASH
 
     if not name:
         return DASH
     found = read_result(STREETS / f"{name}.json")["image"]
-    return " / ".join(f"{100 * found[key]:.1f}{show_interval(found[f'{key}_interval'])}"
-                      for key in ("auc", "tpr_at_0.1_fpr"))
+    return " / ".join(show_percent(found[key], found[f"{key}_interval"]) for key in ("auc", "tpr_at_0.1_fpr"))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -26,7 +26,8 @@ ELSEWHERE = ("E", "F")  # two parts of another data set, for independent attacks
 PARTNER = {"A": "B", "B": "A", "C": "D", "D": "C", "E": "F", "F": "E"}
 OTHERS = {"A": "CD", "B": "DC", "C": "AB", "D": "BA"}  # the parts of the shadows; a single shadow is of the first
 CONTROL = "control"
-KEPT = ("image", "members", "non_members", "blocks", "miou", "defense", "controls")  # of the results of an attack
+# of the results of an attack; its metrics are computed from its scores
+KEPT = ("members", "non_members", "blocks", "miou", "defense", "controls", "auc_by_queries")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The report of a bed of models, from its committed cells."""
 
 import argparse
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -18,6 +19,7 @@ from reproduce.verdicts import ABOVE, LEVEL, OPEN, PROVISIONAL, UNKNOWN, holm
 from utils.cli import UserError
 
 BASE = "loss"  # the attack with which the others are compared
+PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")  # Okabe and Ito
 METRICS = {"auc": "AUC", "tpr_at_5_fpr": "TPR at 5 % FPR", "tpr_at_1_fpr": "TPR at 1 % FPR"}
 
 
@@ -75,13 +77,13 @@ class Bed:
         images = self._read(self.scale.results / "images" / f"{part}.json")
         return np.array([mark == "1" for mark in images["member"]]), images["group"]
 
-    def strata(self, first: str, second: str | None = None) -> list[Stratum]:
+    def strata(self, first: str, second: str | None = None, parts: Sequence[str] = PARTS) -> list[Stratum]:
         """The contrast of two attacks within each model that has both, one stratum for each part.
 
         Without `second`, that of `first` alone. The groups of all parts belong to one set of images.
         """
         strata = []
-        for part in PARTS:
+        for part in parts:
             ours, others = self.scores(first, part), self.scores(second, part) if second else None
             arm = [contrast(ours[seed], others[seed] if second else []) for seed in ours
                    if others is None or seed in others]
@@ -131,6 +133,13 @@ def bed_page(bed: Bed) -> str:
            "whose mIoU on other images is next to that of the row; a dash where there is none on one side. The "
            "strongest attack is chosen on these images, so its metrics are slightly too high.", "",
            defenses(bed), ""] if scale.defenses else []),
+        "## Do the two sides differ without a model?", "",
+        "AUC in % with 95 % intervals. *Blind*: classifiers that see image and label but no model. *References alone*: "
+        "minus the loss of all references, which saw neither side. B against A and D against C have 100 minus these "
+        "values, because they read the same images and models; so their mean over the parts is 50 and says nothing. "
+        f"*{CONTROL}*: the loss threshold on models of the other parts.", "", sides(bed), "",
+        *(["## AUC by the number of queries", "", "Means over models, in %.", "", by_queries(bed), ""]
+          if by_queries(bed) else []),
         "## AUC of each part", "",
         "AUC in %, the models of a part in the order of their seeds (means over attacker seeds). What makes one part "
         "easier than its partner cancels in the mean of the two.", "", parts(bed),
@@ -178,8 +187,12 @@ def show_metric(strata: list[Stratum], metric: str) -> str:
     if fewest * RATES.get(metric, 1) < 1:
         return DASH
     found = pooled_difference(strata, metric)
-    interval = found["interval"] and np.clip(found["interval"], 0, 1).tolist()
-    return f"{100 * found['difference']:.1f}{show_interval(interval)}"
+    return show_percent(found["difference"], found["interval"] and np.clip(found["interval"], 0, 1).tolist())
+
+
+def show_percent(value: float, interval: list[float] | None) -> str:
+    """A metric in % with its interval."""
+    return f"{100 * value:.1f}{show_interval(interval)}"
 
 
 def show_interval(interval: list[float] | None, sign: str = "") -> str:
@@ -255,6 +268,31 @@ def parts(bed: Bed) -> str:
     return markdown(["attack", *(f"{part} against {PARTNER[part]}" for part in PARTS)], rows)
 
 
+def sides(bed: Bed) -> str:
+    """What tells the members of A and of C from their non-members, and knows no model that was trained on one side."""
+    rows = []
+    for part in ("A", "C"):
+        blind = next((found for cell in bed.cells.values() if cell.model.part == part
+                      and (found := bed.results(cell).get("controls", {}).get("blind"))), None)
+        models = (show_metric(strata, "auc") if (strata := bed.strata(method, parts=(part,))) else DASH
+                  for method in ("references-alone", CONTROL))
+        rows.append([f"{part} against {PARTNER[part]}", show_percent(blind["auc"], blind["auc_interval"]) if blind
+                     else DASH, *models])
+    return markdown(["sides", "blind", "references alone", CONTROL], rows)
+
+
+def by_queries(bed: Bed) -> str:
+    """The AUC of each attack that queries a model several times, by the first N queries; empty if there is none."""
+    found: dict[str, list[dict]] = {}
+    for cell in bed.cells.values():
+        if curve := bed.results(cell).get("auc_by_queries"):
+            found.setdefault(cell.method, []).append(curve)
+    counts = sorted({int(count) for curves in found.values() for count in curves[0]})
+    rows = [[method, *(f"{100 * np.mean([curve[str(count)] for curve in curves]):.1f}" if str(count) in curves[0]
+                       else DASH for count in counts)] for method, curves in found.items()]
+    return markdown(["attack", *map(str, counts)], rows) if rows else ""
+
+
 def models(bed: Bed) -> str:
     """mIoU of each training, in % on its own part and on its partner."""
     rows = [[name, *(f"{100 * found[f'miou_{side}']:.1f}" for side in ("in", "out")), str(found["in"]),
@@ -265,18 +303,19 @@ def models(bed: Bed) -> str:
 
 
 def draw_roc(bed: Bed) -> None:
-    """Draw roc.png: the mean TPR over models at each FPR, linear and log-log."""
+    """Draw roc.png: the mean TPR over models at each FPR, linear and log-log, for the attacks of the claims."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     grid = np.unique(np.concatenate([np.logspace(-3, 0, 200), np.linspace(0, 1, 200)]))
     axes = figure.subplots(1, 2)
-    for number, method in enumerate(bed.methods()):
+    shown = compared(bed.scale) or bed.methods()
+    for number, method in enumerate(method for method in bed.methods() if method in shown):
         curves = [_tpr(column, one.member, grid) for one in bed.strata(method) for each in one.arms[0]
                   for column in each.columns]
         for panel in axes:
-            panel.plot(100 * grid, 100 * np.mean(curves, axis=0), color=f"C{number % 10}",
-                       linestyle=("-", "--", ":", "-.")[number // 10 % 4], linewidth=1.3, label=method)
+            panel.plot(100 * grid, 100 * np.mean(curves, axis=0), color=PALETTE[number % len(PALETTE)],
+                       linestyle=("-", "--", ":")[number // len(PALETTE) % 3], linewidth=1.3, label=method)
     axes[0].plot([0, 100], [0, 100], color="grey", linewidth=0.8)
     axes[0].set(xlabel="FPR, %", ylabel="TPR, %", xlim=(0, 100), ylim=(0, 100))
     axes[1].plot([0.1, 100], [0.1, 100], color="grey", linewidth=0.8)

@@ -34,7 +34,7 @@ from utils.cli import UserError
 
 OFFLINE, ONLINE = ("lira", "lira-bayes"), ("lira-online", "lira-bayes-online")
 FITTED = ("calibrated-weighted", "statistics")
-ALL = ("calibrated", "calibrated-weighted", "rmia", *OFFLINE, *ONLINE, "statistics")
+ALL = ("calibrated", "base", "calibrated-weighted", "rmia", *OFFLINE, *ONLINE, "statistics")
 
 
 # Simulated models
@@ -184,8 +184,27 @@ def test_rmia(case, a):
     [scored] = RMIA(AttackSettings(floor=floor, offline_a=a)).score([sample])
     assert scored.score == pytest.approx(sum(values) / len(values), rel=1e-9, abs=1e-9)
     if a == 1:
-        [same] = build_attack("calibrated", AttackSettings(floor=floor, c=1)).score([sample])
+        [same] = build_attack("base", AttackSettings(floor=floor)).score([sample])
         assert scored.score == pytest.approx(same.score, rel=1e-4, abs=1e-4)
+
+
+@given(calibration_cases())
+@settings(max_examples=40, deadline=None)
+def test_references_alone(case):
+    sample, _, floor = case
+    used = [reference for reference, seen in zip(sample.references, sample.in_reference, strict=True) if not seen]
+    values = [math.log(max(sum(float(reference[label, i, j]) for reference in used) / len(used), floor))
+              for i, j in product(*map(range, sample.truth.shape)) if (label := int(sample.truth[i, j])) != 255]
+    [scored] = build_attack("references-alone", AttackSettings(floor=floor)).score([sample])
+    assert scored.score == pytest.approx(sum(values) / len(values), rel=1e-4, abs=1e-4)
+
+
+def test_controls_are_above_chance_where_members_are_easier():
+    """Without a leak, images that every model finds easier are called members by the loss, and by its control."""
+    victim = simulate(9, 0.0, 200)
+    order = sorted(victim, key=lambda one: run("references-alone", [one])[one.name])
+    easier = [replace(one, member=rank >= 100) for rank, one in enumerate(order)]
+    assert auc(easier, run("references-alone", easier)) == 1 and auc(easier, run("loss", easier)) > 0.9
 
 
 def test_rmia_counts_of_the_paper_rank_as_the_ratio():
