@@ -46,6 +46,8 @@ ATTACKS = Table("attack", {
                       "and label, minus the loss; fitted on --population (Bertran et al.)"),
     "residual": Entry("attacks.residual:Residual", "expected minus observed loss: a regression on image, label and, if "
                       "given, --references, fitted on the attacked images without their membership"),
+    "repeated-residual": Entry("attacks.residual:RepeatedResidual", "residual of the mean posterior over queries under "
+                               "a defense that draws noise"),
     "correctness": Entry("attacks.label_only:Correctness", "share of positions whose argmax is right; with "
                          "--references, minus theirs"),
     "gradient": Entry("attacks.gradient:GradientNorm", "minus the log norm of the gradient of the loss in the weights; "
@@ -88,8 +90,8 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
                        "the references (default: 0.75)")
     own.add_argument("--offline-a", type=float, default=0.3, metavar="A", help="--attack rmia: how far the mean over "
                        "references is that over models that were trained on an image, too, 0 to 1 (default: 0.3)")
-    own.add_argument("--queries", type=thousands, default=6, metavar="N", help="--attack augmented, agreement and "
-                       "repeated: number of queries about each image (default: 6)")
+    own.add_argument("--queries", type=thousands, default=6, metavar="N", help="--attack augmented, agreement, "
+                       "repeated and repeated-residual: number of queries about each image (default: 6)")
     own.add_argument("--weight", type=number(0), default=1.0, help="--attack membership-error: weight of the "
                        "predictability error (default: 1)")
     own.add_argument("--features", choices=FEATURES, default="efficientnet_lite0", help="--attack membership-error: "

@@ -188,8 +188,14 @@ class Repeated(QueryAttack):
     needs = QueryAttack.needs | {"noise"}
 
     def maps(self, sample: Sample) -> Iterator[torch.Tensor]:
-        image, total = sample.image.permute(1, 2, 0).numpy(), sample.output.double()
-        for number in range(self.settings.queries):
-            if number:
-                total += next(sample.ask(image, number))
-            yield self.evidence(replace(sample, output=(total / (number + 1)).to(sample.output)))
+        for output in mean_answers(sample, self.settings.queries):
+            yield self.evidence(replace(sample, output=output))
+
+
+def mean_answers(sample: Sample, queries: int) -> Iterator[torch.Tensor]:
+    """Yield the output (C, h, w) of one query, the mean of two equal queries, and so on."""
+    image, total = sample.image.permute(1, 2, 0).numpy(), sample.output.double()
+    for number in range(queries):
+        if number:
+            total += next(sample.ask(image, number))
+        yield (total / (number + 1)).to(sample.output)

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from attacks.calibrated import check_unseen, unseen_outputs
 from attacks.quantile import STRENGTHS, features, log_loss
+from attacks.queries import mean_answers
 from attacks.representation import loss_map
 from attacks.sample import Attack, Sample, Scored
 from utils.cli import UserError
@@ -70,6 +71,20 @@ class Residual(Attack):
         expected = make_pipeline(StandardScaler(), RidgeCV(STRENGTHS)).fit(table, observed).predict(table)
         return [replace(one, score=float(score), statistics={})
                 for one, score in zip(scored, expected - observed, strict=True)]
+
+
+class RepeatedResidual(Residual):
+    """The residual of the mean posterior of `queries` equal queries, under a defense that draws noise for each.
+
+    References are queried once.
+    """
+
+    needs = Residual.needs | {"queries", "noise"}
+    reads = Residual.reads | {"queries"}
+
+    def columns(self, sample: Sample) -> dict[str, list[float]]:
+        *_, output = mean_answers(sample, self.settings.queries)
+        return super().columns(replace(sample, output=output))
 
 
 def class_losses(output: torch.Tensor, sample: Sample, floor: float) -> list[float]:

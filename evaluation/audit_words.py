@@ -25,6 +25,7 @@ ATTACKS = {
     "repeated": "the mean answer of several queries, against noise of a defense",
     "residual": "the loss, minus what a regression on all images of both lists expects; it does not know which list an "
                 "image is on, and reads the losses of other models if there are some",
+    "repeated-residual": "the same for the mean answer of several queries, against noise of a defense",
     "gradient": "how strongly the image would still change the weights of the model",
     "membership-error": "the loss, minus what is hard to predict in this image for any model",
     "membership-error-weighted": "the same; how much the difficulty counts is chosen on another model",

@@ -52,7 +52,9 @@ class Direct:
     In the flags, {shadow} is the run of the shadow of the same seed, whose images an attack can learn from, and {other}
     is the split file of its part, whose images the target model was not trained on. `asks`: whether the attack queries
     the models itself, so that no outputs are stored. `resume`: the learned attacker to whose classes it is restricted,
-    for references of another data set. `defense`: the one of `Rotations.defenses` that the attack knows.
+    for references of another data set. `defense`: the one of `Rotations.defenses` that the attack knows. Against a
+    change of the answers: `undoes`: the attack knows how to undo it, so that it reads the answers without it; `clean`:
+    the answers of the references are not changed.
     """
 
     flags: str
@@ -60,6 +62,8 @@ class Direct:
     asks: bool = False
     resume: str = ""
     defense: str = ""
+    undoes: bool = False
+    clean: bool = False
 
 
 @dataclass(frozen=True)
@@ -390,9 +394,11 @@ def read_rotations(path: str | Path) -> Rotations:
 
 
 def _under(name: str, defense: Defended, attack: Direct) -> Direct:
-    """An attack on a model under a defense. References that are asked many times, too, answer without it."""
-    known = "--defend-references" if defense.answer and attack.references != "none" and not attack.asks else ""
-    return replace(attack, flags=" ".join(filter(None, (attack.flags, defense.answer, known))), defense=name)
+    """An attack on a model under a defense. The references of an attack that asks the models answer without it."""
+    clean = attack.clean or attack.asks or attack.references == "none"
+    changed = [defense.answer, "" if clean or not defense.answer else "--defend-references"]
+    flags = [attack.flags] if attack.undoes else [attack.flags, *changed]
+    return replace(attack, flags=" ".join(filter(None, flags)), defense=name)
 
 
 def _check(bed: Rotations, path: Path) -> None:

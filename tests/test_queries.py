@@ -202,6 +202,16 @@ def test_scores_by_the_number_of_queries(name, references):
     assert len(set(found)) > 1 and len(scored.patch_scores) == 6
 
 
+@pytest.mark.parametrize("references", [0, 2])
+def test_the_repeated_residual_reads_the_mean_answer(references):
+    sample, answers = ask_random((21, 26), 4, references)
+    found = build_attack("repeated-residual", AttackSettings(queries=3)).columns(sample)
+    mean = sum(answers[number][0].double() for number in range(3)) / 3
+    expected = build_attack("residual", AttackSettings()).columns(replace(sample, output=mean.float()))
+    assert list(answers) == [0, 1, 2] and found == expected
+    assert found != build_attack("residual", AttackSettings()).columns(sample)
+
+
 def test_queries_that_there_are():
     with pytest.raises(UserError, match="--queries 19: there are 18 transformations"):
         build_attack("augmented", AttackSettings(queries=19))

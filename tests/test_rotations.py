@@ -124,6 +124,10 @@ def test_models_and_attacks_under_defenses():
     assert changed[changed.index("-rounding") + 1] == "0.1" and "--defend-references" in changed
     alone = bed.cell_command(bed.cells["loss-under-rounding/B1_0"])
     assert "-rounding" in alone and not {"--references", "--defend-references"} & set(alone)
+    clean = bed.cell_command(bed.cells["residual-one-clean-under-rounding/B1_0"])
+    assert {"-rounding", "--references"} < set(clean) and "--defend-references" not in clean
+    undone = bed.cell_command(bed.cells["residual-one-undone-under-temperature/B1_0"])
+    assert "--references" in undone and not {"-temperature", "--defend-references"} & set(undone)
     assert len([cell for cell in bed.cells.values() if cell.method == "loss-under-rounding"]) == 8
 
 
@@ -149,8 +153,10 @@ def test_queries_of_the_cells_of_a_bed(name):
     bed = read_rotations(name)
     bed.direct["more"] = replace(bed.direct["loss"], flags="--attack agreement --queries 18", asks=True)
     bed.direct["noise"] = replace(bed.direct["loss"], flags="--attack repeated -gauss 0.1", asks=True)
-    expected = {"more": 18, "noise": 6} | dict.fromkeys(("augmented", "augmented-one", "agreement"), 6)
-    expected |= {method: 6 for method in bed.direct if method.startswith("repeated-under-")}
+    many = re.compile("--attack (augmented|agreement|repeated)")
+    expected = {method: int(given[1]) if (given := re.search(r"--queries (\d+)", one.flags)) else 6
+                for method, one in bed.direct.items() if many.match(one.flags)}
+    assert (expected["more"], expected["noise"]) == (18, 6)
     cells = {cell.method: cell for cell in bed.cells.values()}
     assert {"more", "noise", CONTROL} <= cells.keys()
     assert any(map(bed.attacker_of, cells.values())) == bool(bed.learned)
