@@ -5,7 +5,8 @@
 
 The parts `official/` and `dependent/` are those of Cityscapes and of section 2.4 of the first paper: their two sides
 are of different cities. `block/` divides train into sequences of `BLOCK` images, of which the first and the last are
-left out, so every part has images of all cities. The group of an image is its sequence.
+left out, and deals the sequences at random without regard to their city, so a part lacks some small cities. The group
+of an image is its sequence.
 """
 
 from pathlib import Path
