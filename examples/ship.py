@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets.pairs import Pair
 
 QUALITY = 85  # of the JPEG images, at full resolution of the colours; they differ from the streets by 4 of 255 levels
-REFERENCES = ("reference-0", "reference-1")
+REFERENCES = ("reference-*", "online-*")  # runs of reference models; those of the second kind saw half of examples/
 RUN_FILES = ("in.txt", "out.txt", "results.json")  # of a run of train_shadow.py, beside its checkpoint and provenance
 NOTE = "All images are drawn, so these hashes are not private."
 DPSGD_SHARE = 2  # one of so many images has posteriors of the DPSGD victim, which limits the size of a checkout
@@ -25,8 +25,8 @@ DPSGD_SHARE = 2  # one of so many images has posteriors of the DPSGD victim, whi
 def parser() -> argparse.ArgumentParser:
     flags = new_parser(__doc__, "examples.ship")
     flags.add_argument("--runs", default="runs/demo",
-                       help="folder with the runs victim, victim-dpsgd, reference-0, reference-1, loss and concate "
-                            "(default: runs/demo)")
+                       help="folder with the runs victim, victim-dpsgd, loss, concate, and those references that are "
+                            "trained (default: runs/demo)")
     flags.add_argument("--count", type=positive, default=60,
                        help="images of each side, the first of the split (default: 60)")
     flags.add_argument("--root", default="data/streets", help="folder of the streets (default: data/streets)")
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     runs, weights = Path(args.runs), Path("weights")
     for name, file in (("victim", "last"), ("loss", "best"), ("concate", "best")):
         write_half(load_checkpoint(runs / name / f"{file}.pth.tar"), weights / f"{name}.pth.tar")
-    for name in REFERENCES:
+    for name in (path.name for pattern in REFERENCES for path in sorted(runs.glob(pattern))):
         trained, folder = load_checkpoint(runs / name / "last.pth.tar"), weights / name
         folder.mkdir(exist_ok=True)
         write_half(trained, folder / "last.pth.tar", args={"root": trained["args"]["root"]})

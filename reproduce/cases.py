@@ -84,14 +84,14 @@ class Value:
 def pool(cases: Sequence[Case], metric: str = "auc") -> Value | None:
     """The mean over the cases; None if there are none, or if the non-members are too few for a TPR at this FPR.
 
-    Each case is a stratum of `evaluation.pooled`. The variance between trainings is that between trainings of the
-    models. If each case has only one, it is that between attackers, without the variance of victims and shadows.
+    Each case is a stratum of `evaluation.pooled`, and a group of images that several cases have counts once. The
+    variance between trainings is that between trainings of the models. If each case has only one, it is that between
+    attackers, without the variance of victims and shadows.
     """
     if not cases or any(not decidable(RATES.get(metric, 1), int((~case.member).sum())) for case in cases):
         return None
     several = any(len(case.trainings) > 1 for case in cases)
-    strata = [Stratum(" ".join(dict.fromkeys(case.group)),
-                      [[mean_contrast(seeds) for seeds in case.trainings] if several else case.trainings[0]],
+    strata = [Stratum("scale", [[mean_contrast(seeds) for seeds in case.trainings] if several else case.trainings[0]],
                       case.member, case.group) for case in cases]
     found = pooled_difference(strata, metric)
     signs = [np.asarray(case.trainings[0][0].signs) for case in cases]

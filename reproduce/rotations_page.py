@@ -214,8 +214,22 @@ def claims(bed: Bed) -> str:
                      claim.get("paper", DASH), f"{100 * one['difference']:+.1f}{show_interval(one['interval'], '+')}",
                      DASH if one["detectable"] is None else f"{100 * one['detectable']:.1f}", f"{p:.2g}",
                      f"**{verdict if p <= LEVEL else OPEN}**"])
-    return markdown(["claim", "attacks", "metric", "the paper", "difference", "detectable", "p (Holm)", "verdict"],
-                    rows)
+    return "\n".join([markdown(["claim", "attacks", "metric", "the paper", "difference", "detectable", "p (Holm)",
+                               "verdict"], rows), *rejected(bed)])
+
+
+def rejected(bed: Bed) -> list[str]:
+    """For each attacker with both selections, the share of images whose score rejection changes."""
+    lines = []
+    for name in bed.scale.learned:
+        changed = [float(np.mean(one != other)) for part in PARTS for seed, scores in bed.scores(
+            f"{name}-random", part).items() for one, other in zip(scores, bed.scores(
+                f"{name}-rejection", part).get(seed, []), strict=False)]
+        if changed:
+            low, mean, high = (100 * float(one(changed)) for one in (min, np.mean, max))
+            lines += ["", f"{name}: rejection changes the scores of {low:.0f} to {high:.0f} % of the images of a model; "
+                      f"the mean is {mean:.0f} %."]
+    return lines
 
 
 def compared(scale: Rotations) -> list[str]:

@@ -352,6 +352,27 @@ def test_figure_of_the_membership_error_is_drawn(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ATTACKS if not ATTACKS.load(name).needs & {"population",
+                                                                                             "non-members"}])
+def test_each_attack_runs_on_the_shipped_examples(tmp_path, name):
+    """Those that need a population read the drawn streets, too: see the commands of docs/attacks.md."""
+    needs, live = ATTACKS.load(name).needs, []
+    if needs & {"queries", "weights"}:
+        for side in ("train", "val"):
+            images = sorted((ROOT / "examples" / side / "img").glob("*.jpg"))[:10]
+            (tmp_path / f"{side}.txt").write_text("".join(f"{side}/img/{path.name} {side}/label/{path.stem}.png\n"
+                                                          for path in images))
+        live = ["--victim", "weights/victim.pth.tar", "--root", "examples", "--members", tmp_path / "train.txt",
+                "--non-members", tmp_path / "val.txt", "--stride", 4, "--allow", "unseen"]
+    kind = "online" if name.endswith("-online") else "reference"
+    references = ["--references", f"weights/{kind}-0", f"weights/{kind}-1"] if "references" in needs else []
+    noise = ["-gauss", 0.1] if "noise" in needs else []
+    must(script("attack.py", "--attack", name, *live, *references, *noise, "--precision", "fp32", "--out",
+                tmp_path / "run"))
+    assert len(set(results(tmp_path / "run")["image"]) & {"auc", "max_f"}) == 2
+
+
+@pytest.mark.slow
 def test_our_folders_hide_no_installed_package(tmp_path):
     """`datasets`, `models` and `utils` are names of packages that others install; Hugging Face's datasets is one."""
     for name in ("datasets", "models", "utils"):

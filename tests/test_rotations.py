@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import must, results, scores, script
+from sklearn.metrics import roc_auc_score
 from test_workflow import finished, parse, reproduce
 
 from reproduce.cells import pack
@@ -145,6 +146,17 @@ def test_beds_of_the_same_models_train_them_equally(name, other):
 def test_independent_attacks_are_named_in_the_report(simulated):
     named = "those of calibrated-independent, loss-independent-random, loss-independent-full are models of another"
     assert named in bed_page(Bed(simulated))
+
+
+@pytest.mark.parametrize("name, method", [
+    ("rotations-camvid", "residual-all"), ("rotations-cityscapes", "loss-all-full"), ("independent-cityscapes", "rmia")])
+def test_committed_scores_give_the_table_of_the_report(name, method):
+    """By scikit-learn, from the scores of each model."""
+    bed = Bed(read(name))
+    aucs = [np.mean([roc_auc_score(bed.images(part)[0], score) for scores in bed.scores(method, part).values()
+                     for score in scores]) for part in PARTS]
+    row = row_of((bed.scale.results / "report.md").read_text().split("## Do the two sides")[0], method)
+    assert float(row[2].split(" [")[0]) == pytest.approx(100 * np.mean(aucs), abs=0.051) and row[1] == "8"
 
 
 @pytest.mark.parametrize("name", BEDS)

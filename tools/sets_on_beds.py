@@ -4,8 +4,8 @@
 
 For each attack, over the attacked models of a bed: how often random halves of the groups of non-members have a p-value
 of at most 1, 5 and 10 %; and, for claims of as many groups as a side has, of which 0, 50 or 100 % are members, the mean
-share that is found, and how often its interval contains the true share (with 0 and 100 % a model has one such claim). The
-population of known membership is the attack on a model of the other two parts.
+share that is found, and how often its interval contains the true share (with 0 and 100 % a model has one such claim).
+The population of known membership is the attack on a model of the other two parts.
 """
 
 import argparse
