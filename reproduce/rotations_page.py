@@ -227,8 +227,8 @@ def rejected(bed: Bed) -> list[str]:
                 f"{name}-rejection", part).get(seed, []), strict=False)]
         if changed:
             low, mean, high = (100 * float(one(changed)) for one in (min, np.mean, max))
-            lines += ["", f"{name}: rejection changes the scores of {low:.0f} to {high:.0f} % of the images of a model; "
-                      f"the mean is {mean:.0f} %."]
+            lines += ["", f"{name}: rejection changes the scores of {low:.0f} to {high:.0f} % of the images of a "
+                      f"model; the mean is {mean:.0f} %."]
     return lines
 
 
