@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 LOSS, CONCATE = {"input": "loss"}, {"input": "concate"}
 SETTINGS = {  # of `training.options.AttackerTraining`
     "loss": LOSS, "loss, mixed sizes": LOSS | {"mixed_sizes": 0.5},
-    "loss, strong augmentation": LOSS | {"augment": "strong"},
+    "loss, strong augmentation": LOSS | {"augment": "strong"}, "loss, width 0.5": LOSS | {"width": 0.5},
+    "loss, rate 3e-3": LOSS | {"lr": 3e-3},
     "concate": CONCATE, "concate, width 0.5": CONCATE | {"width": 0.5}, "concate, rate 3e-4": CONCATE | {"lr": 3e-4},
     "concate, rate 3e-3": CONCATE | {"lr": 3e-3}, "concate, weight decay 0.3": CONCATE | {"weight_decay": 0.3},
     "concate, dropout 0.5": CONCATE | {"dropout": 0.5}, "concate, mixed sizes": CONCATE | {"mixed_sizes": 0.5},
+    "concate, width 1": CONCATE | {"width": 1.0}, "concate, width 0.5, rate 3e-3": CONCATE | {"width": 0.5, "lr": 3e-3},
     "concate, strong augmentation": CONCATE | {"augment": "strong"}, "log-concate": {"input": "log-concate"},
     "log-concate, strong augmentation": {"input": "log-concate", "augment": "strong"}}
 SELECTIONS = ("random", "full")
