@@ -159,6 +159,14 @@ def test_committed_scores_give_the_table_of_the_report(name, method):
     assert float(row[2].split(" [")[0]) == pytest.approx(100 * np.mean(aucs), abs=0.051) and row[1] == "8"
 
 
+@pytest.mark.slow
+def test_the_table_of_all_attacks_is_that_of_the_docs():
+    """The page has what `reproduce.overview` prints."""
+    rows = [line for line in must(script("reproduce/overview.py")).stdout.splitlines() if line.startswith("| ")]
+    page = (FOLDER.parent / "docs" / "results.md").read_text()
+    assert len(rows) > 40 and all(row in page for row in rows if "---" not in row)
+
+
 @pytest.mark.parametrize("name", BEDS)
 def test_queries_of_the_cells_of_a_bed(name):
     """An attack queries the target model once about each image, or as often as --queries says (default 6)."""
