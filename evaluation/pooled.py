@@ -69,8 +69,12 @@ class Stratum:
         return [np.array([one.value(metric, self.member) for one in arm]) for arm in self.arms]
 
 
-def pooled_difference(strata: Sequence[Stratum], metric: str = "auc") -> dict[str, object]:
+def pooled_difference(strata: Sequence[Stratum], metric: str = "auc",
+                      others: Sequence[Sequence[np.ndarray]] = ()) -> dict[str, object]:
     """The mean over strata, with its interval over groups of images and over trainings.
+
+    `others`: trainings of another kind, such as attackers that several targets share. The estimate is the mean of
+    independent parts, and each part has one array: its value by each training. Their variance is added.
 
     Returns {"difference", "interval": [low, high], "detectable", "trainings", "error", "freedom"}. `detectable`: the
     smallest difference that would have been found with a probability of 80 %. `trainings`: the degrees of freedom of
@@ -89,11 +93,13 @@ def pooled_difference(strata: Sequence[Stratum], metric: str = "auc") -> dict[st
     if None in parts:
         return found
     images, of_images, shared = zip(*parts, strict=True)
-    variance = sum(images) + max(between - sum(shared), 0.0)
+    another, more = _over_trainings(others)
+    variance = sum(images) + max(between - sum(shared), 0.0) + another
     if variance == 0:
         return found | {"interval": [difference, difference], "detectable": 0.0, "error": 0.0, "freedom": 1.0}
     squares = [one**2 / count for one, count in zip(images, of_images, strict=True)]
-    freedom = variance**2 / (sum(squares) + (between**2 / trainings if trainings else 0.0))
+    squares += [one**2 / count for one, count in ((between, trainings), (another, more)) if count]
+    freedom = variance**2 / sum(squares)
     step = stats.t.ppf(1 - TAIL, freedom) * np.sqrt(variance)
     interval: Interval = [float(difference - step), float(difference + step)]
     return found | {"interval": interval, "error": float(np.sqrt(variance)), "freedom": float(freedom),

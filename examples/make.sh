@@ -4,8 +4,8 @@
 # Draws the streets; trains the victim, the DPSGD victim, the shadow, both attackers and two small reference models in
 # runs/demo, where finished runs are kept; then writes victim, attackers and references to weights/, and to examples/ the
 # images, the labels and the posteriors of the victim for the first 60 members and 60 non-members, and the posteriors of
-# the DPSGD victim for the first 30 of each. Then trains two tiny reference models for online attacks on half of these
-# images each, and writes them to weights/, too.
+# the DPSGD victim for the first 30 of each. Then trains four tiny reference models for online attacks, two on each half
+# of these images, and writes them to weights/, too.
 set -e
 cd "$(dirname "$0")/.."
 python=${1:-python3}
@@ -27,8 +27,11 @@ for half in 0 1; do
     (cd examples && ls train/img/*.jpg val/img/*.jpg) | awk "NR % 2 == $half" |
         sed "p; s/img/label/; s/jpg/png/" | paste -d " " - - > $runs/half-$half.txt
 done
-for half in 0 1; do
-    test -f $runs/online-$half/results.json || $python train_shadow.py --root examples --train $runs/half-$half.txt \
-        --test $runs/half-$((1 - half)).txt --model unet --width 4 --epochs 60 --seed $half --out $runs/online-$half
+for seed in 0 1; do
+    for half in 0 1; do
+        out=$runs/online-$half-$seed
+        test -f $out/results.json || $python train_shadow.py --root examples --train $runs/half-$half.txt \
+            --test $runs/half-$((1 - half)).txt --model unet --width 2 --epochs 20 --seed $seed --out $out
+    done
 done
 $python -m examples.ship --runs $runs --count 60

@@ -88,7 +88,7 @@ def metrics(bed: "Bed | None", method: str) -> str:
     from reproduce.rotations_page import show_metric
     from reproduce.tables import DASH
 
-    return " / ".join(show_metric(bed.strata(method), name) for name in ("auc", "tpr_at_1_fpr")) if bed else DASH
+    return " / ".join(show_metric(bed, method, name) for name in ("auc", "tpr_at_1_fpr")) if bed else DASH
 
 
 def streets(name: str | None) -> str:

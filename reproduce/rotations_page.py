@@ -91,10 +91,35 @@ class Bed:
                 strata.append(Stratum("bed", [arm], *self.images(part)))
         return strata
 
+    def pooled(self, first: str, second: str | None = None, metric: str = "auc", parts: Sequence[str] = PARTS) -> dict:
+        """`pooled_difference` of two attacks, or of one alone, over images, victims and attackers."""
+        return pooled_difference(self.strata(first, second, parts), metric, self._by_attacker(first, second, metric))
+
+    def _by_attacker(self, first: str, second: str | None, metric: str) -> list[list[np.ndarray]]:
+        """For A and B, and for C and D, which share attackers: the contrast by each of several attacker seeds."""
+        found = []
+        for pair in ("AB", "CD"):
+            columns = []
+            for part in pair:
+                arms = [self.scores(method, part) for method in (first, second) if method]
+                columns += [(self.images(part)[0], [arm[seed] for arm in arms]) for seed in arms[0]
+                            if all(seed in arm for arm in arms)]
+            count = min((max(map(len, arms)) for _, arms in columns), default=0)
+            values = [[contrast(*_pick(arms, number)).value(metric, member) for member, arms in columns]
+                      for number in range(count)]
+            found += [[np.mean(values, axis=1)]] if count > 1 else []
+        return found
+
     def commits(self) -> list[str]:
         """The commits of all attacks, models and attackers."""
         return sorted({one["commit"] for cell in map(self.results, self.cells.values())
                        for one in (cell, cell["victim"], cell.get("attacker", cell))})
+
+
+def _pick(arms: list[list[np.ndarray]], number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The scores by one attacker seed of one or two attacks, for `contrast`. An attack without an attacker has one."""
+    first, *second = ([arm[number % len(arm)]] for arm in arms)
+    return first, second[0] if second else []
 
 
 def bed_page(bed: Bed) -> str:
@@ -116,7 +141,8 @@ def bed_page(bed: Bed) -> str:
            "classes of its labels." if bed.independent() else "."), "",
         "## Attacks", "",
         "Means over parts of the means over models, in %. The 95 % interval covers groups of images, which are left "
-        "out of all parts at once, and the trainings of models. *Minus loss*: paired difference in AUC to the loss "
+        "out of all parts at once, the trainings of models and, where an attacker has several seeds, the trainings of "
+        "attackers. *Minus loss*: paired difference in AUC to the loss "
         "threshold; bold: its interval excludes 0. *Detectable*: the smallest difference that would have been found "
         "with a probability of 80 %. *Queries*: those of the target model about each attacked image. "
         f"*{CONTROL}*: the loss threshold on a model that saw none of the images. *references-alone* is a control, "
@@ -157,10 +183,9 @@ def attacks(bed: Bed) -> str:
         cell = next(one for one in bed.cells.values() if one.method == method)
         row = [method, str(sum(len(one.arms[0]) for one in strata))]
         for metric in METRICS:
-            row.append(show_metric(strata, metric))
-        against = bed.strata(method, BASE) if method not in (BASE, CONTROL) else []
-        if against:
-            found = pooled_difference(against)
+            row.append(show_metric(bed, method, metric))
+        if method not in (BASE, CONTROL) and bed.strata(method, BASE):
+            found = bed.pooled(method, BASE)
             low, high = found["interval"] or UNKNOWN
             mark = "**" if low > 0 or high < 0 else ""
             row += [f"{mark}{100 * found['difference']:+.1f}{mark}{show_interval(found['interval'], '+')}",
@@ -181,12 +206,12 @@ def queries_of(scale: Rotations, cell: BedCell) -> int:
     return ATTACKS.load(given.attack).queries_of_target(given.queries)
 
 
-def show_metric(strata: list[Stratum], metric: str) -> str:
-    """A metric in % with its interval, which is cut at 0 and 100; a dash if the non-members are too few for it."""
-    fewest = min(int((~one.member).sum()) for one in strata)
-    if fewest * RATES.get(metric, 1) < 1:
+def show_metric(bed: Bed, method: str, metric: str, parts: Sequence[str] = PARTS) -> str:
+    """A metric of an attack in % with its interval, which is cut at 0 and 100; a dash if it cannot be measured."""
+    strata = bed.strata(method, parts=parts)
+    if not strata or min(int((~one.member).sum()) for one in strata) * RATES.get(metric, 1) < 1:
         return DASH
-    found = pooled_difference(strata, metric)
+    found = bed.pooled(method, metric=metric, parts=parts)
     return show_percent(found["difference"], found["interval"] and np.clip(found["interval"], 0, 1).tolist())
 
 
@@ -203,9 +228,8 @@ def claims(bed: Bed) -> str:
     """The claims of the scale file: the paper's words, the pooled difference, and the verdict."""
     found = []
     for claim in bed.scale.claims:
-        strata = bed.strata(claim["first"], claim["second"])
-        if strata:
-            found.append((claim, pooled_difference(strata, claim.get("metric", "auc"))))
+        if bed.strata(claim["first"], claim["second"]):
+            found.append((claim, bed.pooled(claim["first"], claim["second"], claim.get("metric", "auc"))))
     tested = [(OPEN, 1.0) if one["error"] is None else ABOVE.test(one["difference"], one["error"], one["freedom"])
               for _, one in found]
     rows = []
@@ -251,11 +275,11 @@ def defenses(bed: Bed) -> str:
                    if not name or scale.defenses[name].plain)
     rows = []
     for name, (method, miou) in sorted(found.items(), key=lambda one: -one[1][1][1]):
-        strata, defense = bed.strata(method), scale.defenses.get(name)
+        defense = scale.defenses.get(name)
         inside = defense and not defense.plain and plain and plain[0][0] <= miou[1] <= plain[-1][0]
         rows.append([name or "none", f"{defense.model} {defense.answer}".strip() if defense else DASH,
                      *(f"{100 * value:.1f}" for value in miou), method.removesuffix(f"-under-{name}"),
-                     *(show_metric(strata, metric) for metric in METRICS),
+                     *(show_metric(bed, method, metric) for metric in METRICS),
                      f"{100 * np.interp(miou[1], *zip(*plain, strict=True)):.1f}" if inside else DASH])
     return markdown(["defense", "flags", "mIoU, training images", "mIoU, other images", "strongest attack",
                      *METRICS.values(), "AUC, a plain model of this mIoU"], rows)
@@ -263,7 +287,7 @@ def defenses(bed: Bed) -> str:
 
 def _mean(bed: Bed, method: str) -> float:
     """AUC of an attack, the mean over parts of the means over models."""
-    return pooled_difference(bed.strata(method))["difference"]
+    return bed.pooled(method)["difference"]
 
 
 def _miou(bed: Bed, method: str) -> tuple[float, float]:
@@ -288,8 +312,7 @@ def sides(bed: Bed) -> str:
     for part in ("A", "C"):
         blind = next((found for cell in bed.cells.values() if cell.model.part == part
                       and (found := bed.results(cell).get("controls", {}).get("blind"))), None)
-        models = (show_metric(strata, "auc") if (strata := bed.strata(method, parts=(part,))) else DASH
-                  for method in ("references-alone", CONTROL))
+        models = (show_metric(bed, method, "auc", (part,)) for method in ("references-alone", CONTROL))
         rows.append([f"{part} against {PARTNER[part]}", show_percent(blind["auc"], blind["auc_interval"]) if blind
                      else DASH, *models])
     return markdown(["sides", "blind", "references alone", CONTROL], rows)

@@ -85,7 +85,7 @@ def shown_lines():
     files = [ROOT / "README.md", *pages, ROOT / "Makefile", ROOT / "examples" / "make.sh", *ROOT.glob("*.py")]
     for file in files:
         text = re.sub(r"\\+\n\s*", "", file.read_text()).replace("$input", "loss")
-        text = re.sub(r"\$\(\(.*?\)\)|\$half", "0", text)  # of a loop over 0 and 1
+        text = re.sub(r"\$\(\(.*?\)\)|\$(half|seed)", "0", text)  # of loops over 0 and 1
         yield from (f"{name} {words}" for name, words in COMMAND.findall(text)
                     if "..." not in words and ".py" not in words)
     yield from (*RELEASE.splitlines(), *STEPS.values())

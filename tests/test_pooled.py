@@ -46,6 +46,17 @@ def test_error_and_freedom_give_the_interval():
     assert found["interval"] == pytest.approx([found["difference"] - step, found["difference"] + step])
 
 
+def test_trainings_of_another_kind_add_their_variance():
+    """Two independent parts with three attackers each: the variance of the mean of their means."""
+    strata = [two_attacks(0, 2, spread=0.1), two_attacks(1, 2, spread=0.1)]
+    values = [np.array([0.1, 0.2, 0.4]), np.array([0.0, 0.3, 0.3])]
+    plain, found = pooled_difference(strata), pooled_difference(strata, others=[[one] for one in values])
+    pooled = np.mean([one.var(ddof=1) for one in values])
+    assert found["difference"] == plain["difference"]
+    assert found["error"] ** 2 == pytest.approx(plain["error"] ** 2 + pooled / 3 / 2)
+    assert pooled_difference(strata, others=[[values[0][:1]]])["interval"] == plain["interval"]
+
+
 def test_mean_of_contrasts():
     stratum = two_attacks(0, 3)
     arm = stratum.arms[0]
