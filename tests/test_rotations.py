@@ -12,7 +12,8 @@ from conftest import must, results, scores, script
 from sklearn.metrics import roc_auc_score
 from test_workflow import finished, parse, reproduce
 
-from reproduce.cells import pack
+from evaluation.pooled import pooled_difference
+from reproduce.cells import pack, unpack
 from reproduce.forms import FORMS, batches, form_of, missing_cells, read
 from reproduce.packed import read_result
 from reproduce.plan import FOLDER
@@ -226,6 +227,22 @@ def test_difficulty_cancels_in_the_mean_over_partners(simulated):
     low, high = (float(value) for value in re.search(r"\[(.*), (.*)\]", control[2]).groups())
     assert low < 50 < high and high - low < 25 and control[1] == "8"
     assert (simulated.results / "roc.png").stat().st_size > 10_000
+
+
+def test_intervals_contain_the_trainings_of_attackers(simulated):
+    """A second attacker seed whose scores find members: the two differ, which one attacker alone cannot show."""
+    learned = simulated.learned | {"loss-all": replace(simulated.learned["loss-all"], seeds=2)}
+    bed = replace(simulated, learned=learned)
+    for name, cell in bed.cells.items():
+        if cell.method == "loss-all-random" and cell.seed == 1:
+            found = read_result(bed.results / f"{name.removesuffix('1')}0.json")
+            better = unpack(found["scores"]) + np.repeat([1.0, 0.0], 30)
+            write_json(bed.results / f"{name}.json", found | {"scores": pack(better)})
+    one, two = Bed(simulated), Bed(bed)
+    found = two.pooled("loss-all-random", "loss")
+    alone = pooled_difference(two.strata("loss-all-random", "loss"))
+    assert found["difference"] == alone["difference"] and found["error"] > 1.5 * alone["error"]
+    assert one.pooled("loss-all-random", "loss") == pooled_difference(one.strata("loss-all-random", "loss"))
 
 
 def test_claims_of_a_bed(simulated):
