@@ -21,7 +21,9 @@ BEDS = {"CamVid": ("rotations-camvid",), "Cityscapes": ("rotations-cityscapes", 
 ELSEWHERE = {"CamVid": ("independent-camvid",), "Cityscapes": ("independent-cityscapes",)}
 DRAWN = {  # attack -> its scores on *streets*
     "loss": "loss", "loss-all-random": "loss-map", "loss-all-full": "loss-map-full", "concate-all-random": "concate",
-    "concate-all-full": "concate-full", "residual": "residual", "lira-bayes": "lira-bayes", "rmia": "rmia",
+    "concate-all-full": "concate-full", "loss-all-rejection": "loss-map-rejection",
+    "concate-all-rejection": "concate-rejection", "calibrated-one": "calibrated-one", "rmia-one": "rmia-one",
+    "residual-one": "residual-one", "residual": "residual", "lira-bayes": "lira-bayes", "rmia": "rmia",
     "calibrated-all": "calibrated", "residual-all": "residual-two", "references-alone": "references-alone"}
 NAMES = {
     "confidence": "confidence threshold", "loss": "loss threshold", "loss-all-full": "loss map, full",
