@@ -1,6 +1,6 @@
 """What each part of the residual is worth: leave it out, on the models of a bed that are never attacked there.
 
-    python -m tools.ablation rotations-camvid --out tools/results/ablation.json        # half an hour on one core
+    python -m tools.ablation rotations-camvid --out tools/results/ablation.json        # half an hour on one core; the models are kept
 
 The models of the other seeds of each part serve as targets, and all models of the two other parts as references. One
 row for each variant: AUC, its difference to the complete attack, and TPR at an FPR of 1 %, the mean over these models
@@ -106,7 +106,7 @@ def variants(samples: "Sequence[Sample]") -> "Iterator[tuple[str, list[Scored]]]
     for count in COUNTS:
         few = [replace(one, references=one.references[:count], in_reference=one.in_reference[:count])
                for one in samples]
-        yield f"residual, {count} references", columns(few)
+        yield f"residual, {count} reference{'' if count == 1 else 's'}", columns(few)
     plain = len(features(samples[0]))
     yield f"{WHOLE}, without what image and label show", columns(samples, lambda found: found | {
         "features": found["features"][plain:]})
