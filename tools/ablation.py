@@ -1,6 +1,6 @@
 """What each part of the residual is worth: leave it out, on the models of a bed that are never attacked there.
 
-    python -m tools.ablation rotations-camvid --out tools/results/ablation.json        # half an hour on one core; the models are kept
+    python -m tools.ablation rotations-camvid --out tools/results/ablation.json        # half an hour on one core
 
 The models of the other seeds of each part serve as targets, and all models of the two other parts as references. One
 row for each variant: AUC, its difference to the complete attack, and TPR at an FPR of 1 %, the mean over these models
