@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> None:
     for model in progress(models, "models"):
         if model.name not in known["scores"]:
             found, images = measure(scale, model)
-            known["scores"][model.name] = {name: pack(np.array(scores)) for name, scores in found.items()}
+            known["scores"][model.name] = {name: pack(np.array(scores), "float16")
+                                            for name, scores in found.items()}
             known["images"][model.part] = images
             write_json(args.out, known)
 
