@@ -93,14 +93,16 @@ class Bed:
 
     def pooled(self, first: str, second: str | None = None, metric: str = "auc", parts: Sequence[str] = PARTS) -> dict:
         """`pooled_difference` of two attacks, or of one alone, over images, victims and attackers."""
-        return pooled_difference(self.strata(first, second, parts), metric, self._by_attacker(first, second, metric))
+        return pooled_difference(self.strata(first, second, parts), metric,
+                                 self._by_attacker(first, second, metric, parts))
 
-    def _by_attacker(self, first: str, second: str | None, metric: str) -> list[list[np.ndarray]]:
+    def _by_attacker(self, first: str, second: str | None, metric: str,
+                     parts: Sequence[str]) -> list[list[np.ndarray]]:
         """For A and B, and for C and D, which share attackers: the contrast by each of several attacker seeds."""
         found = []
         for pair in ("AB", "CD"):
             columns = []
-            for part in pair:
+            for part in (part for part in pair if part in parts):
                 arms = [self.scores(method, part) for method in (first, second) if method]
                 columns += [(self.images(part)[0], [arm[seed] for arm in arms]) for seed in arms[0]
                             if all(seed in arm for arm in arms)]
@@ -161,9 +163,9 @@ def bed_page(bed: Bed) -> str:
            defenses(bed), ""] if scale.defenses else []),
         "## Do the two sides differ without a model?", "",
         "AUC in % with 95 % intervals. *Blind*: classifiers that see image and label but no model. *References alone*: "
-        "minus the loss of all references, which saw neither side. B against A and D against C have 100 minus these "
-        "values, because they read the same images and models; so their mean over the parts is 50 and says nothing. "
-        f"*{CONTROL}*: the loss threshold on models of the other parts.", "", sides(bed), "",
+        "minus the loss of all references, which saw neither side. For B against A and D against C these two have 100 "
+        "minus the value, because they read the same images and models; so the mean of each over all parts is 50 and "
+        f"says nothing. *{CONTROL}*: the loss threshold on models of the other parts.", "", sides(bed), "",
         *(["## AUC by the number of queries", "", "Means over models, in %.", "", by_queries(bed), ""]
           if by_queries(bed) else []),
         "## AUC of each part", "",

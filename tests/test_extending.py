@@ -373,6 +373,19 @@ def test_each_attack_runs_on_the_shipped_examples(tmp_path, name):
 
 
 @pytest.mark.slow
+def test_settings_of_attackers_are_compared_by_transfer(tmp_path):
+    """Again with the same file nothing is trained; other steps are refused."""
+    words = ["tools/transfer.py", "--train", "examples", "--test", "examples", "--settings", "loss", "loss, rate 3e-3",
+             "--out", tmp_path / "scores.json", "--steps"]
+    first = must(script(*words, 2)).stdout.splitlines()[-2:]
+    assert first[0].startswith("loss: random ") and first[1].startswith("loss, rate 3e-3: random ") and "[" in first[1]
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert sum(len(images["group"]) for images in found["images"].values()) == 120
+    assert must(script(*words, 2)).stdout.splitlines() == first
+    assert "has another patch size" in script(*words, 3).stderr
+
+
+@pytest.mark.slow
 def test_our_folders_hide_no_installed_package(tmp_path):
     """`datasets`, `models` and `utils` are names of packages that others install; Hugging Face's datasets is one."""
     for name in ("datasets", "models", "utils"):

@@ -243,6 +243,8 @@ def test_intervals_contain_the_trainings_of_attackers(simulated):
     alone = pooled_difference(two.strata("loss-all-random", "loss"))
     assert found["difference"] == alone["difference"] and found["error"] > 1.5 * alone["error"]
     assert one.pooled("loss-all-random", "loss") == pooled_difference(one.strata("loss-all-random", "loss"))
+    of_a, of_b = (two._by_attacker("loss-all-random", None, "auc", part) for part in "AB")
+    assert of_a[0][0].tolist() != of_b[0][0].tolist()  # of this part alone
 
 
 def test_claims_of_a_bed(simulated):
