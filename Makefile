@@ -8,7 +8,7 @@ SCALE ?= tiny
 
 .PHONY: demo test test-slow weights lint help reproduce constraints
 help:
-	@echo "make demo     attack the shipped examples in six ways, and audit them (about a minute)"
+	@echo "make demo     attack the shipped examples in six ways, and audit them (one to two minutes)"
 	@echo "make test     run the tests"
 	@echo "make test-slow   run the tests that take over ten seconds each"
 	@echo "make reproduce SCALE=NAME   make tables and figures at a scale of reproduce/scales: tiny, camvid, table1, ..."

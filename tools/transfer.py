@@ -5,7 +5,7 @@
 
 Each tree has the posteriors of a shadow on D^S; all have the same images. D^S is divided into folds by groups. For each
 fold, an attacker of each setting is trained on the trees of --train without the images of the fold, and attacks the
-trees of --test with these images alone. So neither a target model nor its images are used. Prints the AUC of random
+trees of --test with these images alone. With shadows in both places no target model is used. Prints the AUC of random
 patches and of the complete map, the mean over folds and trees, and its difference to the setting without changes of the
 same representation. A stopped run resumes from --out.
 """
