@@ -321,6 +321,7 @@ def test_the_readme_prints_what_the_demo_prints(tmp_path):
     printed = [re.findall(r"\d\.\d{3}", line) for line in demo.splitlines() if line.strip().startswith("image")]
     calls = [shlex.split(command)[1:] for command in STEPS.values() if command.startswith("attack.py")]
     assert len(printed) == len(calls) == 6 and all(f"== {title}" in PAGES["README.md"] for title in STEPS)
+    assert "\n\t@$(RUN) -m examples.demo\n" in (ROOT / "Makefile").read_text().split("\ndemo:")[1]
     for values, words in zip(printed, calls, strict=True):
         must(script("attack.py", *words[:-1], tmp_path / words[-1], "--precision", "fp32"))
         found = results(tmp_path / words[-1])
